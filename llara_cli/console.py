@@ -1,0 +1,95 @@
+"""What the user sees: one result on stdout, progress and notes on stderr, errors as one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+
+class LlaraError(Exception):
+    """The work failed: shown as one ``error: ...`` line, exit code 1."""
+
+    exit_code = 1
+
+
+class UserError(LlaraError):
+    """The caller's mistake: the message says what, where and how to mend it; exit code 2."""
+
+    exit_code = 2
+
+
+@dataclass
+class Bar:
+    """One running progress bar; ``advance`` moves it, ``show`` sets the text at its end."""
+
+    progress: Progress
+    task: TaskID
+
+    def advance(self, amount: float = 1) -> None:
+        self.progress.advance(self.task, amount)
+
+    def show(self, text: str) -> None:
+        self.progress.update(self.task, detail=text)
+
+
+@dataclass
+class Console:
+    """Where a command prints. ``as_json``: exactly one JSON object on stdout."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def result(self, payload: Mapping[str, Any], render: Callable[[], RenderableType]) -> None:
+        """Print the command's result: ``payload`` under ``--json``, else what ``render`` draws."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(payload, ensure_ascii=False) + "\n")
+        else:
+            self._rich(stderr=False).print(render())
+        sys.stdout.flush()
+
+    def note(self, message: str) -> None:
+        """A line of log on stderr; silent under ``--quiet``."""
+        if not self.quiet:
+            self._rich(stderr=True).print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A warning on stderr: the work goes on, but the user should know."""
+        self._rich(stderr=True).print(
+            f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def detail(self, message: str) -> None:
+        """A line that only ``--verbose`` shows."""
+        if self.verbose:
+            self.note(message)
+
+    @contextmanager
+    def bar(self, label: str, total: float, *, done: float = 0, unit: str = "") -> Iterator[Bar]:
+        """A progress bar on stderr with rate and time left, starting at ``done`` of ``total``."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[detail]}", style="dim"),
+        ]
+        with Progress(*columns, console=self._rich(stderr=True), disable=self.quiet) as progress:
+            yield Bar(progress, progress.add_task(label, total=total, completed=done, detail=""))
+
+    @staticmethod
+    def _rich(*, stderr: bool) -> Any:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=stderr)

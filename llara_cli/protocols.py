@@ -1,0 +1,158 @@
+"""What a backend is: the three interfaces that entry points implement.
+
+A package adds a backend by declaring an entry point in the group ``llara.training``, ``llara.encoder`` or
+``llara.index`` that names a subclass of the matching class below. The docstrings here are the whole contract;
+``tests/conformance`` runs the same checks on every backend installed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from llara_cli.model.source import ModelSource
+    from llara_cli.settings import AdapterSettings
+
+Role = Literal["query", "passage"]
+Vectors = NDArray[np.float32]
+"""(rows, dim), C order, L2-normalised."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What an index answers.
+
+    ``scores``: (queries, k) float32 inner products, falling along each row; ``rows``: (queries, k) int64 positions of
+    the vectors in the order they were added. Equal scores are ordered by ascending row. Where fewer than k vectors
+    exist, the tail is row ``-1`` with score ``-inf``.
+    """
+
+    scores: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
+class VectorBlocks(Protocol):
+    """A stream of (rows, dim) float32 blocks that may be walked more than once (to train, then to add)."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Vectors]: ...
+
+
+Parameters = Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How to build or open an index: a backend's own ``spec``, its ``--set`` parameters, and the device."""
+
+    spec: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+    device: str = "cpu"
+
+
+class IndexBackend(ABC):
+    """Stores L2-normalised vectors and finds the nearest by inner product."""
+
+    name: ClassVar[str]
+    build_parameters: ClassVar[Mapping[str, type]] = {}
+    """Names and types of what ``llara index --set`` accepts."""
+    search_parameters: ClassVar[Mapping[str, type]] = {}
+    """Names and types of what ``llara search --set`` accepts; those given at build become the saved defaults."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, vectors: VectorBlocks, options: IndexOptions) -> IndexBackend:
+        """Index every vector of the stream. Raises ``UserError`` for a spec or parameter that it does not know."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the backend's own files into the existing, empty ``folder``."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, options: IndexOptions) -> IndexBackend:
+        """Open what ``save`` wrote. Raises ``LlaraError`` for damaged files."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Vectors stored."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of a vector."""
+
+    @abstractmethod
+    def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
+        """The k nearest of each query (queries, dim). Raises ``UserError`` where the width is not ``dim``."""
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How to run an encoder. Lengths are total tokens, prompt and special tokens included."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    query_length: int | None = None
+    passage_length: int | None = None
+    batch_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """``vectors``: (texts, dim) float32, L2-normalised, in the order given; the rest counts what happened."""
+
+    vectors: Vectors
+    tokens: int
+    cut: int
+    empty: int
+
+
+class EncoderBackend(ABC):
+    """Turns texts into vectors."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: ModelSource, options: EncoderOptions) -> EncoderBackend:
+        """Load the model. Raises ``UserError`` where a length does not fit the model or its prompt."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of a vector."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str], role: Role) -> Encoded:
+        """Encode texts; an empty text is the bare prompt, a long one is cut (the prompt never)."""
+
+
+class TrainingBackend(ABC):
+    """Decides which weights train, and how a trained model becomes a checkpoint."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def load(self, source: ModelSource, adapter: AdapterSettings, new_tokens: Sequence[int]) -> PreTrainedModel:
+        """The causal LM with fp32 trainable weights; ``new_tokens`` are ids whose embedding rows must train."""
+
+    @abstractmethod
+    def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+        """Write a checkpoint that any Hugging Face tool loads (safetensors and config) into ``folder``."""

@@ -1,0 +1,74 @@
+"""Finds backends by entry point, and knows what to install when one is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from llara_cli.console import UserError
+
+GROUPS = {"training": "llara.training", "encoder": "llara.encoder", "index": "llara.index"}
+EXTRAS = {"faiss": "faiss", "hnsw": "hnsw"}
+"""Backend name -> the extra of this package that brings what it needs."""
+
+
+def install_hint(extra: str) -> str:
+    """The one command that installs an extra."""
+    return f"pip install 'llara[{extra}]'"
+
+
+def missing_extra(what: str, extra: str) -> UserError:
+    """The error for something that an extra of ours would bring."""
+    return UserError(f"{what} is not installed: {install_hint(extra)}")
+
+
+def _points(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUPS[kind])}
+
+
+def names(kind: str) -> list[str]:
+    """Backends of a kind that are registered, whether or not their libraries are installed."""
+    return sorted(_points(kind))
+
+
+def load(kind: str, name: str) -> Any:
+    """The backend class called ``name``.
+
+    Raises ``UserError`` naming the known ones where it is unknown, and the install command where its library is absent.
+    """
+    points = _points(kind)
+    if name not in points:
+        raise UserError(f"unknown {kind} backend {name!r}: known are {', '.join(sorted(points))}")
+    try:
+        return points[name].load()
+    except ImportError as error:
+        if name in EXTRAS:
+            raise missing_extra(f"the {kind} backend {name!r}", EXTRAS[name]) from error
+        raise UserError(f"the {kind} backend {name!r} cannot be imported: {error}") from error
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend is usable here, and what to do where it is not."""
+
+    kind: str
+    name: str
+    package: str
+    usable: bool
+    hint: str
+
+
+def availability() -> list[Availability]:
+    """Every registered backend with its state, for ``llara backends`` and ``llara doctor``."""
+    found = []
+    for kind in GROUPS:
+        for name, point in sorted(_points(kind).items()):
+            package = point.dist.name if point.dist else "?"
+            try:
+                load(kind, name)
+            except UserError as error:
+                found.append(Availability(kind, name, package, False, str(error).partition(": ")[2]))
+            else:
+                found.append(Availability(kind, name, package, True, ""))
+    return found

@@ -1,0 +1,151 @@
+"""Every knob, typed. ``None`` means: chosen to fit the model, and written down in the manifest once chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from llara_cli.console import UserError
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
+DEFAULT_LENGTH = 512
+MAX_STEPS = 10_000
+"""Optimiser steps that a run without ``--max-steps`` and ``--epochs`` takes at most (the paper's number)."""
+LARGE_MODEL = 1_000_000_000
+"""Parameters from which on the paper's settings (for 7 B) are the defaults."""
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """LoRA, on all linear layers (RepLLaMA's values)."""
+
+    rank: int = 64
+    alpha: int = 16
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with linear warm-up and linear decay.
+
+    ``batch_size`` counts texts (queries, when fine-tuning) per optimiser step; ``micro_batch_tokens`` bounds memory.
+    """
+
+    name: str = "adamw"
+    learning_rate: float | None = None
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    batch_size: int | None = None
+    micro_batch_tokens: int | None = None
+    max_steps: int | None = None
+    epochs: float | None = None
+    seed: int = 42
+    gradient_checkpointing: bool = False
+    save_every: int | None = None
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        positive = ("learning_rate", "max_grad_norm", "batch_size", "micro_batch_tokens", "max_steps", "epochs", "save_every")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"--warmup-ratio must lie between 0 and 1, not {self.warmup_ratio}")
+        if self.weight_decay < 0:
+            raise UserError(f"--weight-decay must not be negative, not {self.weight_decay}")
+        if self.max_steps is not None and self.epochs is not None:
+            raise UserError("--max-steps and --epochs exclude each other")
+        if self.name != "adamw":
+            raise UserError(f"unknown optimizer {self.name!r}: known are adamw")
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """``llara pretrain``: the adaptation with EBAE and EBAR."""
+
+    backend: str = "full"
+    recipe: str | None = None
+    max_length: int | None = None
+    dtype: str = "auto"
+    targets: Literal["all", "unique"] | None = None
+    drop_stop_words: bool | None = None
+    adapter: AdapterSettings = AdapterSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+
+    def fitted(self, parameters: int, max_positions: int | None) -> PretrainSettings:
+        """With the model's size (parameters) and positions known, every open value chosen."""
+        large = parameters >= LARGE_MODEL
+        length = self.max_length or min(1024 if large else 256, max_positions or 1024)
+        batch = self.optimiser.batch_size or (256 if large else 64)
+        rate = self.optimiser.learning_rate or learning_rate(self.backend, parameters)
+        return replace(
+            self, max_length=length, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate)
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """``llara finetune``: InfoNCE over cosine / temperature."""
+
+    backend: str = "lora"
+    recipe: str | None = None
+    query_length: int = 64
+    passage_length: int = 160
+    negatives: int = 15
+    temperature: float = 0.01
+    chunk_size: int | None = None
+    in_batch_negatives: bool = True
+    mask_false_negatives: bool = True
+    dtype: str = "auto"
+    adapter: AdapterSettings = AdapterSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+
+    def fitted(self, parameters: int, max_positions: int | None) -> FinetuneSettings:
+        """With the model's size (parameters) and positions known, every open value chosen."""
+        batch = self.optimiser.batch_size or 32
+        rate = self.optimiser.learning_rate or (3e-4 if self.backend != "full" else learning_rate("full", parameters))
+        return replace(self, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate))
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        self.optimiser.check()
+        if self.temperature <= 0:
+            raise UserError(f"--temperature must be positive, not {self.temperature}")
+        if self.negatives < 0:
+            raise UserError(f"--negatives must not be negative, not {self.negatives}")
+        if not self.in_batch_negatives and self.negatives == 0:
+            raise UserError("--negatives 0 with --no-in-batch-negatives leaves nothing to contrast with")
+        if self.chunk_size is not None and self.chunk_size <= 0:
+            raise UserError(f"--chunk-size must be positive, not {self.chunk_size}")
+
+
+def learning_rate(backend: str, parameters: int) -> float:
+    """The default peak learning rate: the paper's 1e-5 for 7 B under full training, more for smaller models."""
+    if backend != "full":
+        return 1e-4
+    return 1e-5 if parameters >= 3 * LARGE_MODEL else 2e-5 if parameters >= LARGE_MODEL else 5e-5
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"max_length": 1024, "batch_size": 256, "max_steps": 10_000, "learning_rate": 1e-5, "warmup_ratio": 0.1},
+}
+"""``--preset``: values for flags that were not given."""
+
+
+def as_json(settings: PretrainSettings | FinetuneSettings) -> dict[str, Any]:
+    """Flat JSON values for a manifest; what changes results by float noise at most (memory bounds) is left out."""
+    flat = asdict(settings)
+    for part in ("adapter", "optimiser"):
+        flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
+    silent = ("optimiser.micro_batch_tokens", "optimiser.save_every", "optimiser.gradient_checkpointing", "chunk_size")
+    return {key: value for key, value in flat.items() if key not in silent}
+
+
+def encode_settings(role: str, length: int, dtype: str, store: str, shard_size: int, backend: str) -> Mapping[str, Any]:
+    """What an embeddings manifest records."""
+    return {
+        "as": role, "max_length": length, "dtype": dtype, "store": store, "shard_size": shard_size, "encoder": backend,
+    }  # fmt: skip
