@@ -1,0 +1,1 @@
+"""The model: recipes, tokens, layouts, the backbone and the encoder."""

@@ -1,0 +1,150 @@
+"""Sequences, rows, masks and positions: pure functions of lengths.
+
+One text and its prompts are a *tree*: a trunk (start token, prefix, text) and one or two branches (SELF, NEXT). The
+trunk is computed once; every branch sees the trunk and itself, never its sibling, and its positions begin where the
+trunk ends. So one forward over a tree equals one forward per branch (arXiv 2312.15503, section 3.2; the authors' code
+has the same mask for Llama ids and left padding only). Trees of one batch may share a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One trunk with its branches, in token ids; the last ``slots`` ids of a branch carry its answer."""
+
+    trunk: Sequence[int]
+    branches: Sequence[Sequence[int]]
+    slots: int = 1
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(len(branch) for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Trees laid out in ``R`` rows of ``L`` tokens, padded on the right.
+
+    Attributes:
+        ids: (R, L) token ids; padding is 0.
+        tree: (R, L) index of the tree within the batch, -1 for padding.
+        branch: (R, L) 0 in a trunk, 1.. in the branches.
+        positions: (R, L) position ids.
+        slots: (branches of all trees, slots) flat indices into ``R * L``; trees in batch order, branches in theirs.
+        trunks: (trees,) flat index of each trunk's first token.
+        plain: each row is one tree with at most one branch, so the model's own causal mask is right as it is.
+    """
+
+    ids: Ids
+    tree: Ids
+    branch: Ids
+    positions: Ids
+    slots: Ids
+    trunks: Ids
+    plain: bool
+
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """(R, L) True where a token is no padding."""
+        return self.tree != PADDING
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Sequences into rows of at most ``capacity`` tokens: first fit, longest first; a longer one has its own row.
+
+    Returns the sequence numbers of each row, longest row first.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, left in enumerate(room) if left >= lengths[number]), None)
+        if row is None:
+            rows.append([])
+            room.append(max(capacity, lengths[number]))
+            row = len(rows) - 1
+        rows[row].append(number)
+        room[row] -= lengths[number]
+    return rows
+
+
+def micro_batches(row_lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows into batches of at most ``budget`` tokens, padding counted (one row at least); longest rows first."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(row_lengths)), key=lambda i: (-row_lengths[i], i)):
+        width = row_lengths[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * width <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None) -> Layout:
+    """Place trees into rows (``rows``: tree numbers of each; left out, one tree a row in the order given)."""
+    rows = [[number] for number in range(len(trees))] if rows is None else rows
+    width = max(sum(len(trees[number]) for number in row) for row in rows)
+    shape = (len(rows), width)
+    ids, branch, positions = (np.zeros(shape, np.int64) for _ in range(3))
+    tree = np.full(shape, PADDING, np.int64)
+    starts = np.zeros(len(trees), np.int64)
+    for r, row in enumerate(rows):
+        at = 0
+        for number in row:
+            here = slice(at, at + len(trees[number]))
+            ids[r, here] = _flat_ids(trees[number])
+            branch[r, here], positions[r, here] = branch_and_position(trees[number])
+            tree[r, here] = number
+            starts[number] = r * width + at
+            at = here.stop
+    plain = all(len(row) == 1 and len(trees[row[0]].branches) <= 1 for row in rows)
+    return Layout(ids, tree, branch, positions, _slots(trees, starts), starts, plain)
+
+
+def _flat_ids(tree: Tree) -> list[int]:
+    return [*tree.trunk, *(token for branch in tree.branches for token in branch)]
+
+
+def branch_and_position(tree: Tree) -> tuple[Ids, Ids]:
+    """Branch number and position of each token of a tree: every branch continues where the trunk ends."""
+    trunk = len(tree.trunk)
+    lengths = [len(branch) for branch in tree.branches]
+    numbers = np.repeat(np.arange(len(lengths) + 1), [trunk, *lengths])
+    positions = np.concatenate([np.arange(trunk), *(trunk + np.arange(length) for length in lengths)])
+    return numbers, positions
+
+
+def _slots(trees: Sequence[Tree], starts: Ids) -> Ids:
+    found = []
+    for start, tree in zip(starts, trees, strict=True):
+        end = start + len(tree.trunk)
+        for branch in tree.branches:
+            end += len(branch)
+            found.append(np.arange(end - tree.slots, end))
+    return np.stack(found) if found else np.zeros((0, 1), np.int64)
+
+
+def visible(layout: Layout, window: int | None = None) -> NDArray[np.bool_]:
+    """(R, L, L) True where query token i may see key token j.
+
+    Same tree, not later, and the key in the trunk or in the query's own branch; with a sliding ``window`` also fewer
+    than ``window`` positions back. Padding sees itself only, so that no row of the mask is empty.
+    """
+    tree, branch, positions = layout.tree, layout.branch, layout.positions
+    query, key = (slice(None), slice(None), None), (slice(None), None, slice(None))
+    index = np.arange(tree.shape[1])
+    seen = (tree[query] == tree[key]) & (index[:, None] >= index[None, :])
+    seen &= (branch[key] == 0) | (branch[key] == branch[query])
+    if window is not None:
+        seen &= positions[query] - positions[key] < window
+    seen &= layout.real[query]
+    result: NDArray[np.bool_] = seen | (index[:, None] == index[None, :])
+    return result

@@ -1,0 +1,153 @@
+"""Recipes as data: what is written around a text, which hidden states are its embedding, and what they must predict.
+
+``PAPER`` is the method as published (arXiv 2312.15503, section 3); ``RELEASED`` is what the authors' code and the
+BAAI/LLARA-* checkpoints do. Both are values of one type, saved with a checkpoint in ``llara.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from llara_cli.console import UserError
+
+RECIPE_FILE = "llara.json"
+Branch = Literal["self", "next"]
+"""SELF asks for the text itself (EBAE), NEXT for the text that follows (EBAR)."""
+BRANCHES: tuple[Branch, Branch] = ("self", "next")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What follows a text. The hidden states at ``slots`` are the answer; no slots: at one end token (the EOS)."""
+
+    text: str
+    slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to turn a text into an embedding and to train it.
+
+    Attributes:
+        prefix: written before every text (after the tokenizer's own start token).
+        prompts: SELF and NEXT.
+        logits_pooling: how the slots' logits become one row: ``last`` slot, or element-wise ``max`` over all.
+        embedding_pooling: how the slots' hidden states become one vector: ``last`` or ``mean``.
+        targets: a target text counts ``all`` its tokens, or each ``unique`` one that is not special once.
+        drop_stop_words: take English stop words and punctuation out of target texts first.
+        language_model_loss: add the causal-LM loss over the text's own tokens.
+        pretext_weight: factor on EBAE and on EBAR.
+        pretext_mean: total = mean of the two terms instead of their sum.
+        target_limit: ready rows' targets are cut at the tokens left for the ``text``, or at the ``total`` length.
+        roles: which prompt a query and a passage get.
+    """
+
+    name: str
+    prefix: str
+    prompts: Mapping[Branch, Prompt]
+    logits_pooling: Literal["last", "max"]
+    embedding_pooling: Literal["last", "mean"]
+    targets: Literal["all", "unique"]
+    drop_stop_words: bool
+    language_model_loss: bool
+    pretext_weight: float
+    pretext_mean: bool
+    target_limit: Literal["text", "total"]
+    roles: Mapping[str, Branch] = field(default_factory=lambda: {"query": "next", "passage": "self"})
+
+    @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """Tokens that the tokenizer must have as special tokens, SELF's before NEXT's."""
+        return tuple(token for branch in BRANCHES for token in self.prompts[branch].slots)
+
+
+PAPER = Recipe(
+    name="paper",
+    prefix="",
+    prompts={"self": Prompt("The original sentence: "), "next": Prompt("The next sentence: ")},
+    logits_pooling="last",
+    embedding_pooling="last",
+    targets="all",
+    drop_stop_words=False,
+    language_model_loss=False,
+    pretext_weight=1.0,
+    pretext_mean=False,
+    target_limit="text",
+)
+RELEASED = Recipe(
+    name="released",
+    prefix='"',
+    prompts={
+        "self": Prompt(
+            '", summarize the above passage within eight words: ', tuple(f"<s{i}>" for i in range(1, 9))
+        ),
+        "next": Prompt(
+            '", predict the following passage within eight words: ', tuple(f"<s{i}>" for i in range(9, 17))
+        ),
+    },
+    logits_pooling="max",
+    embedding_pooling="mean",
+    targets="unique",
+    drop_stop_words=True,
+    language_model_loss=True,
+    pretext_weight=0.1,
+    pretext_mean=True,
+    target_limit="total",
+)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PAPER, RELEASED)}
+
+
+def by_name(name: str) -> Recipe:
+    """The recipe called ``name``. Raises ``UserError`` naming the known ones."""
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def to_json(recipe: Recipe, dim: int) -> dict[str, Any]:
+    """What ``llara.json`` holds: the recipe and the width of the embedding."""
+    return {"version": 1, "dim": dim, "recipe": asdict(recipe)}
+
+
+def from_json(data: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that ``to_json`` wrote. Raises ``UserError`` where it is not one."""
+    try:
+        fields = dict(data["recipe"])
+        prompts = {branch: Prompt(fields["prompts"][branch]["text"], tuple(fields["prompts"][branch]["slots"])) for branch in BRANCHES}
+        return Recipe(**(fields | {"prompts": prompts}))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where}: not a recipe that this version reads: {error}") from error
+
+
+def read_recipe(folder: Path) -> Recipe | None:
+    """The recipe of a checkpoint folder: from its ``llara.json``; ``RELEASED`` where its tokenizer has the 16 slots."""
+    saved = folder / RECIPE_FILE
+    if saved.is_file():
+        try:
+            data = json.loads(saved.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{saved}: not JSON: {error}") from error
+        return from_json(data, str(saved))
+    return RELEASED if set(RELEASED.new_tokens) <= _special_tokens(folder) else None
+
+
+def _special_tokens(folder: Path) -> set[str]:
+    """Tokens added on top of a checkpoint's vocabulary, read from its files without loading the tokenizer."""
+    found: set[str] = set()
+    for name, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "added_tokens_decoder")):
+        path = folder / name
+        if path.is_file():
+            entries = json.loads(path.read_text(encoding="utf-8")).get(key) or []
+            tokens = entries.values() if isinstance(entries, dict) else entries
+            found |= {token["content"] for token in tokens}
+    added = folder / "added_tokens.json"
+    return found | set(json.loads(added.read_text(encoding="utf-8")) if added.is_file() else ())
+
+
+def with_roles(recipe: Recipe, roles: Mapping[str, Branch]) -> Recipe:
+    """The recipe with another role-to-prompt mapping, for symmetric tasks."""
+    return replace(recipe, roles=dict(roles))

@@ -1,0 +1,99 @@
+"""Where a model comes from: a workspace name, a local folder, a ``.gguf`` file, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llara_cli.console import UserError
+from llara_cli.model.recipe import PAPER, Recipe, read_recipe
+from llara_cli.workspace import MANIFEST, Workspace, sha256_file, slug
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to load.
+
+    Attributes:
+        name: short, for naming artifacts.
+        location: a folder, or a hub id.
+        gguf_file: the file's name inside ``location``, for GGUF.
+        saved_recipe: the recipe saved with (or recognised from) the checkpoint.
+        remote_code: the user allowed the checkpoint's own Python code to run.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+    saved_recipe: Recipe | None = None
+    remote_code: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe to encode with: the saved one, else the paper's."""
+        return self.saved_recipe or PAPER
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie on this machine."""
+        return Path(self.location).is_dir()
+
+    @property
+    def path(self) -> str:
+        """The argument that names this model again from anywhere."""
+        base = str(Path(self.location).resolve()) if self.is_local else self.location
+        return str(Path(base) / self.gguf_file) if self.gguf_file else base
+
+    def fingerprint(self) -> str:
+        """What tells this model from any other: sha256 over its files (a workspace model: over its manifest)."""
+        folder = Path(self.location)
+        if self.gguf_file:
+            return sha256_file(folder / self.gguf_file)
+        if (folder / MANIFEST).is_file():
+            return sha256_file(folder / MANIFEST)
+        if not folder.is_dir():
+            return f"hub:{self.location}@{_hub_commit(self.location)}"
+        files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+        digests = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _hub_commit(repo_id: str) -> str:
+    """The commit of a hub model in the local cache; loading it first puts it there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo_id, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else "main"
+
+
+def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -> ModelSource:
+    """The model that a command-line argument names.
+
+    Raises ``UserError`` where it is none of: a finished model of the workspace, a folder with a ``config.json``, a
+    ``.gguf`` file, something that could be a hub id.
+    """
+    if artifact := workspace.find("models", argument):
+        return ModelSource(argument, str(artifact.path), None, read_recipe(artifact.path), remote_code)
+    path = Path(argument).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelSource(slug(path.stem), str(path.parent), path.name)
+    if path.is_dir():
+        return _from_folder(path, remote_code)
+    if path.suffix == ".gguf" or path.is_absolute() or argument.startswith((".", "~")) or argument.count("/") > 1:
+        raise UserError(f"no such model: {argument}")
+    if not _HUB_ID.fullmatch(argument):
+        raise UserError(f"{argument!r} is not a model name, folder, .gguf file or hub id")
+    if (workspace.root / "models" / argument).is_dir():
+        raise UserError(f"model {argument!r} is unfinished: run the command that began it again")
+    return ModelSource(slug(argument.rpartition("/")[2]), argument, None, None, remote_code)
+
+
+def _from_folder(path: Path, remote_code: bool) -> ModelSource:
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a model folder (no config.json)")
+    return ModelSource(slug(path.resolve().name), str(path), None, read_recipe(path), remote_code)
