@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +50,8 @@ class Console:
     def result(self, payload: Mapping[str, Any], render: Callable[[], RenderableType]) -> None:
         """Print the command's result: ``payload`` under ``--json``, else what ``render`` draws."""
         if self.as_json:
+            import json  # milliseconds that --help need not pay
+
             sys.stdout.write(json.dumps(payload, ensure_ascii=False) + "\n")
         else:
             self._rich(stderr=False).print(render())
@@ -73,8 +74,8 @@ class Console:
             self.note(message)
 
     @contextmanager
-    def bar(self, label: str, total: float, *, done: float = 0, unit: str = "") -> Iterator[Bar]:
-        """A progress bar on stderr with rate and time left, starting at ``done`` of ``total``."""
+    def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
+        """A progress bar on stderr with rate and time left; ``total`` None: unknown."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = [
@@ -86,7 +87,7 @@ class Console:
             TextColumn("{task.fields[detail]}", style="dim"),
         ]
         with Progress(*columns, console=self._rich(stderr=True), disable=self.quiet) as progress:
-            yield Bar(progress, progress.add_task(label, total=total, completed=done, detail=""))
+            yield Bar(progress, progress.add_task(label, total=total, detail=""))
 
     @staticmethod
     def _rich(*, stderr: bool) -> Any:

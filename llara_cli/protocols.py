@@ -8,7 +8,7 @@ A package adds a backend by declaring an entry point in the group ``llara.traini
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llara_cli.settings import AdapterSettings
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from llara_cli.model.source import ModelSource
-    from llara_cli.settings import AdapterSettings
+    from llara_cli.model.tokens import TextTokenizer
 
 Role = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
@@ -140,8 +142,24 @@ class EncoderBackend(ABC):
         """Width of a vector."""
 
     @abstractmethod
-    def encode(self, texts: Sequence[str], role: Role) -> Encoded:
-        """Encode texts; an empty text is the bare prompt, a long one is cut (the prompt never)."""
+    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
+        """Encode texts; an empty text is the bare prompt, a long one is cut (the prompt never).
+
+        ``progress`` is told how many more texts are done.
+        """
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a training backend is told: tokens whose embedding rows must train, the seed of their start, the adapter.
+
+    ``dtype`` is the compute dtype: frozen weights may be kept in it, trainable ones are fp32.
+    """
+
+    dtype: torch.dtype
+    new_tokens: tuple[str, ...] = ()
+    seed: int = 0
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
 
 
 class TrainingBackend(ABC):
@@ -150,9 +168,15 @@ class TrainingBackend(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def load(self, source: ModelSource, adapter: AdapterSettings, new_tokens: Sequence[int]) -> PreTrainedModel:
-        """The causal LM with fp32 trainable weights; ``new_tokens`` are ids whose embedding rows must train."""
+    def load(self, source: ModelSource, tokenizer: TextTokenizer, setup: TrainingSetup) -> PreTrainedModel:
+        """The causal LM, ready to train: trainable weights are fp32 and have ``requires_grad``.
+
+        ``setup.new_tokens`` are added to model and ``tokenizer`` where they lack them.
+        """
 
     @abstractmethod
     def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-        """Write a checkpoint that any Hugging Face tool loads (safetensors and config) into ``folder``."""
+        """Write a checkpoint that any Hugging Face tool loads (safetensors and config) into ``folder``.
+
+        Called once, at the end: the model need not be usable afterwards.
+        """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -47,7 +46,15 @@ class OptimiserSettings:
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
-        positive = ("learning_rate", "max_grad_norm", "batch_size", "micro_batch_tokens", "max_steps", "epochs", "save_every")
+        positive = (
+            "learning_rate",
+            "max_grad_norm",
+            "batch_size",
+            "micro_batch_tokens",
+            "max_steps",
+            "epochs",
+            "save_every",
+        )
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -81,9 +88,7 @@ class PretrainSettings:
         length = self.max_length or min(1024 if large else 256, max_positions or 1024)
         batch = self.optimiser.batch_size or (256 if large else 64)
         rate = self.optimiser.learning_rate or learning_rate(self.backend, parameters)
-        return replace(
-            self, max_length=length, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate)
-        )
+        return replace(self, max_length=length, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate))
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def learning_rate(backend: str, parameters: int) -> float:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"max_length": 1024, "batch_size": 256, "max_steps": 10_000, "learning_rate": 1e-5, "warmup_ratio": 0.1},
+    "paper": {"max_length": 1024, "batch_size": 256, "max_steps": 10_000, "learning_rate": 1e-5},
 }
 """``--preset``: values for flags that were not given."""
 
@@ -144,8 +149,22 @@ def as_json(settings: PretrainSettings | FinetuneSettings) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in silent}
 
 
-def encode_settings(role: str, length: int, dtype: str, store: str, shard_size: int, backend: str) -> Mapping[str, Any]:
-    """What an embeddings manifest records."""
-    return {
-        "as": role, "max_length": length, "dtype": dtype, "store": store, "shard_size": shard_size, "encoder": backend,
-    }  # fmt: skip
+def apply_preset(settings: PretrainSettings, preset: str | None) -> PretrainSettings:
+    """``--preset``: its values where no flag spoke. Raises ``UserError`` for an unknown one."""
+    if preset is None:
+        return settings
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
+    values = PRESETS[preset]
+    optimiser = settings.optimiser
+    steps = None if optimiser.epochs is not None else optimiser.max_steps or values["max_steps"]
+    return replace(
+        settings,
+        max_length=settings.max_length or values["max_length"],
+        optimiser=replace(
+            optimiser,
+            batch_size=optimiser.batch_size or values["batch_size"],
+            max_steps=steps,
+            learning_rate=optimiser.learning_rate or values["learning_rate"],
+        ),
+    )

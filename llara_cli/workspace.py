@@ -47,6 +47,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def input_record(path: Path) -> dict[str, Any]:
+    """An input file as manifests name it. Raises ``UserError`` where it cannot be read."""
+    try:
+        return {"name": path.name, "sha256": sha256_file(path)}
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}") from error
+
+
 def dump(data: Mapping[str, Any]) -> str:
     """The one JSON form of manifests, so that equal data give equal bytes."""
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -176,7 +184,9 @@ class Workspace:
             return found
         there = ", ".join(artifact.name for artifact in self.artifacts(kind)) or "none yet"
         state = "unfinished" if (self.root / kind / name).is_dir() and name else "unknown"
-        raise UserError(f"{state} {kind.removesuffix('s').removesuffix('e')} {name!r} in {self.root}; finished: {there}")
+        raise UserError(
+            f"{state} {kind.removesuffix('s').removesuffix('e')} {name!r} in {self.root}; finished: {there}"
+        )
 
     def artifacts(self, kind: Kind) -> list[Artifact]:
         """Finished artifacts, oldest first."""
@@ -189,7 +199,9 @@ class Workspace:
         return sorted(path.parent for path in (self.root / kind).glob(f"*/{PENDING}"))
 
     @contextmanager
-    def build(self, kind: Kind, name: str, blueprint: Blueprint, *, restart: bool = False) -> Iterator[Build | Artifact]:
+    def build(
+        self, kind: Kind, name: str, blueprint: Blueprint, *, restart: bool = False
+    ) -> Iterator[Build | Artifact]:
         """Hold the artifact's lock and give either the finished artifact (equal run: nothing to do) or a ``Build``.
 
         Raises ``UserError`` where an artifact of that name, finished or not, came from other settings, and where

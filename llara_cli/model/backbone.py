@@ -216,7 +216,11 @@ class Backbone:
         if self.config._attn_implementation == "sdpa":
             return seen
         # eager attention adds the mask to the scores: a boolean one would be silently wrong there
-        dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else self.body.dtype
+        dtype = (
+            torch.get_autocast_dtype(self.device.type)
+            if torch.is_autocast_enabled(self.device.type)
+            else self.body.dtype
+        )
         assert isinstance(dtype, torch.dtype)
         return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, torch.finfo(dtype).min)
 

@@ -82,12 +82,8 @@ RELEASED = Recipe(
     name="released",
     prefix='"',
     prompts={
-        "self": Prompt(
-            '", summarize the above passage within eight words: ', tuple(f"<s{i}>" for i in range(1, 9))
-        ),
-        "next": Prompt(
-            '", predict the following passage within eight words: ', tuple(f"<s{i}>" for i in range(9, 17))
-        ),
+        "self": Prompt('", summarize the above passage within eight words: ', tuple(f"<s{i}>" for i in range(1, 9))),
+        "next": Prompt('", predict the following passage within eight words: ', tuple(f"<s{i}>" for i in range(9, 17))),
     },
     logits_pooling="max",
     embedding_pooling="mean",
@@ -117,7 +113,10 @@ def from_json(data: Mapping[str, Any], where: str) -> Recipe:
     """The recipe that ``to_json`` wrote. Raises ``UserError`` where it is not one."""
     try:
         fields = dict(data["recipe"])
-        prompts = {branch: Prompt(fields["prompts"][branch]["text"], tuple(fields["prompts"][branch]["slots"])) for branch in BRANCHES}
+        prompts = {
+            branch: Prompt(fields["prompts"][branch]["text"], tuple(fields["prompts"][branch]["slots"]))
+            for branch in BRANCHES
+        }
         return Recipe(**(fields | {"prompts": prompts}))
     except (KeyError, TypeError) as error:
         raise UserError(f"{where}: not a recipe that this version reads: {error}") from error

@@ -49,6 +49,11 @@ class ModelSource:
         base = str(Path(self.location).resolve()) if self.is_local else self.location
         return str(Path(base) / self.gguf_file) if self.gguf_file else base
 
+    def argument(self, workspace: Workspace) -> str:
+        """What names this model again: a workspace model by name (the workspace may move), any other by ``path``."""
+        artifact = workspace.find("models", self.name)
+        return self.name if artifact and Path(self.location) == artifact.path else self.path
+
     def fingerprint(self) -> str:
         """What tells this model from any other: sha256 over its files (a workspace model: over its manifest)."""
         folder = Path(self.location)

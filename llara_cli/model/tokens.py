@@ -5,6 +5,7 @@ Special tokens written inside a text are plain text: only the layout of a recipe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,12 @@ class TextTokenizer:
         """The tokenizer of a model."""
         return cls(load_tokenizer(source))
 
+    def with_tokens(self, tokens: Sequence[str]) -> TextTokenizer:
+        """A copy that knows these special tokens."""
+        extended = TextTokenizer(copy.deepcopy(self.hf))
+        extended.add_tokens(tokens)
+        return extended
+
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
         """Token ids of each text, no special tokens added, cut at ``limit``."""
         if not texts:
@@ -136,7 +143,9 @@ class TextTokenizer:
         """Make these special tokens; how many were new."""
         known = self.hf.get_added_vocab()
         fresh = [token for token in tokens if token not in known]
-        return int(self.hf.add_special_tokens({"additional_special_tokens": fresh}, replace_extra_special_tokens=False)) if fresh else 0
+        if not fresh:
+            return 0
+        return int(self.hf.add_special_tokens({"additional_special_tokens": fresh}, replace_extra_special_tokens=False))
 
     def prompt_ids(self, recipe: Recipe) -> PromptIds:
         """The recipe in this tokenizer's ids. Its new tokens must have been added.
@@ -144,7 +153,10 @@ class TextTokenizer:
         Raises ``UserError`` where an end token is wanted and the tokenizer has none.
         """
         start = self.start_ids
-        prompts = {branch: tuple(self._piece(prompt.text) + self._slots(prompt.slots)) for branch, prompt in recipe.prompts.items()}
+        prompts = {
+            branch: tuple(self._piece(prompt.text) + self._slots(prompt.slots))
+            for branch, prompt in recipe.prompts.items()
+        }
         slots = max(1, len(recipe.prompts["self"].slots))
         return PromptIds((*start, *self._piece(recipe.prefix)), prompts, slots, len(start))
 

@@ -124,6 +124,7 @@ class PretextObjective:
     budget: int
     joint: bool = True
     row_tokens: int = ROW_TOKENS
+    seed: int = 0
     _counts: dict[str, int] = field(default_factory=dict, init=False)
 
     def backward(self, examples: Sequence[Example], scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Terms:
@@ -140,7 +141,9 @@ class PretextObjective:
 
     def _count(self, examples: Sequence[Example]) -> dict[str, int]:
         heads = 1 if self.prompts.head else 0
-        lm = sum(max(0, len(example.text) - 1 + heads) for example in examples) if self.recipe.language_model_loss else 0
+        lm = (
+            sum(max(0, len(example.text) - 1 + heads) for example in examples) if self.recipe.language_model_loss else 0
+        )
         ebae, ebar = (sum(1 for example in examples if example.targets[branch]) for branch in BRANCHES)
         return {"ebae": ebae, "ebar": ebar, "lm": lm}
 
@@ -168,7 +171,11 @@ class PretextObjective:
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[_Piece], Layout]]:
         pieces = self._pieces(examples)
         trees = [
-            Tree([*self.prompts.head, *piece.example.text], [self.prompts.prompts[b] for b in piece.branches], self.prompts.slots)
+            Tree(
+                [*self.prompts.head, *piece.example.text],
+                [self.prompts.prompts[b] for b in piece.branches],
+                self.prompts.slots,
+            )
             for piece in pieces
         ]
         lengths = [len(tree) for tree in trees]

@@ -1,0 +1,43 @@
+"""Encoder backend ``torch``: any Hugging Face decoder with a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, load_causal_lm
+from llara_cli.model.encoder import Encoder, Sequencer, choose_length
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
+
+
+class TorchEncoder(EncoderBackend):
+    """Length-sorted token-budget batches through the decoder's body; the vocabulary projection never runs."""
+
+    name = "torch"
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    @classmethod
+    def load(cls, source: ModelSource, options: EncoderOptions) -> TorchEncoder:
+        """Load weights and tokenizer. Raises ``UserError`` for a length that model or prompt cannot take."""
+        device = choose_device(options.device)
+        tokenizer = TextTokenizer.load(source)
+        model = load_causal_lm(source, choose_dtype(options.dtype, device))
+        backbone = Backbone(model.to(device).eval())  # type: ignore[arg-type]
+        lengths: dict[Role, int] = {
+            "query": choose_length(options.query_length, backbone.max_positions),
+            "passage": choose_length(options.passage_length, backbone.max_positions),
+        }
+        recipe = source.recipe
+        return cls(Encoder(backbone, recipe, Sequencer(tokenizer, recipe, lengths), options.batch_tokens))
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector: the model's hidden size."""
+        return self._encoder.backbone.dim
+
+    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
+        """Vectors (texts, dim) in the order of ``texts``."""
+        return self._encoder.encode(texts, role, progress)

@@ -1,0 +1,30 @@
+"""Training backend ``full``: every weight trains, on fp32 master weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llara_cli.model.backbone import add_new_tokens, load_causal_lm
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.protocols import TrainingBackend, TrainingSetup
+
+
+class FullBackend(TrainingBackend):
+    """All weights; a step of Adam at 1e-5 would vanish in bf16, so the weights that train are fp32."""
+
+    name = "full"
+
+    def load(self, source: ModelSource, tokenizer: TextTokenizer, setup: TrainingSetup) -> PreTrainedModel:
+        """The model in fp32, with its new tokens, every weight trainable."""
+        model = load_causal_lm(source, torch.float32)
+        add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
+        model.requires_grad_(True)
+        return model
+
+    def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+        """One safetensors checkpoint in ``dtype``."""
+        model.to(dtype).save_pretrained(folder)

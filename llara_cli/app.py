@@ -1,0 +1,135 @@
+"""The program: verbs, and the boundary where every error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from llara_cli import __version__
+from llara_cli.console import LlaraError
+
+SUMMARY = "Turn a language model into a dense retriever."
+
+
+class Verb(NamedTuple):
+    """A line of ``llara --help``; the verb's module is imported when the verb is used."""
+
+    panel: str
+    summary: str
+
+
+VERBS = {
+    "pretrain": Verb("Train", "Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."),
+    "finetune": Verb("Train", "Train a retriever on queries with their passages (InfoNCE)."),
+    "encode": Verb("Retrieve", "Turn a collection into vectors."),
+    "index": Verb("Retrieve", "Build an index over vectors."),
+    "search": Verb("Retrieve", "Find the passages that answer a query."),
+    "evaluate": Verb("Retrieve", "Measure a retriever on judged queries."),
+    "status": Verb("Look around", "Artifacts of the workspace, their sizes and where they came from."),
+    "doctor": Verb("Look around", "Versions, devices, backends: what works here, what would make the rest work."),
+    "backends": Verb("Look around", "Training, encoder and index backends: usable, or how to make them so."),
+}
+
+
+def load_verb(name: str) -> TyperCommand:
+    """The whole command of a verb, from ``llara_cli.commands``."""
+    from llara_cli.commands.defaults import Command
+
+    alone = typer.Typer(add_completion=False)
+    function = getattr(import_module(f"llara_cli.commands.{name}"), name)
+    alone.command(name, cls=Command, help=VERBS[name].summary, context_settings=CONTEXT)(function)
+    command: Any = typer.main.get_command(alone)
+    return command  # type: ignore[no-any-return]
+
+
+class Verbs(TyperGroup):
+    """Lists the verbs without importing them, so that ``llara --help`` answers at once."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {
+            name: TyperCommand(name, help=summary, rich_help_panel=panel) for name, (panel, summary) in VERBS.items()
+        }
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that is to run."""
+        if args and args[0] in VERBS:
+            return args[0], load_verb(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+CONTEXT = {"help_option_names": ["--help", "-h"]}
+app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, no_args_is_help=True, context_settings=CONTEXT)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"llara {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            "-w",
+            help="Where artifacts live. (env LLARA_WORKSPACE, else ./workspace)",
+            show_default=False,
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Turn a language model into a dense retriever.
+
+    Adapt it on plain text (EBAE + EBAR), fine-tune it on queries, then encode, index, search and evaluate.
+    """
+
+
+def main() -> None:
+    """Run the program and exit: 0 done, 1 the work failed, 2 the caller's mistake, 130 on Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the program; its exit code. An error is one ``error: ...`` line, with a traceback under ``-v`` only."""
+    verbose = bool({"-v", "--verbose"} & set(arguments))
+    try:
+        return int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
+    except Exception as error:
+        if verbose:
+            sys.excepthook(type(error), error, error.__traceback__)
+        message, code = explain(error)
+        sys.stderr.write(f"error: {message}\n" if message else "")
+        return code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is finished is kept, and the same command goes on from there\n")
+        return 130
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The line and exit code of an exception."""
+    if isinstance(error, LlaraError):
+        return str(error), error.exit_code
+    if isinstance(error, typer.Abort):
+        return "aborted", 130
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        return f"{format_message().rstrip('.')} (llara --help shows what there is)", 2
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk ({error.filename or 'the workspace'}); finished parts are kept", 1
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        return "", 1
+    first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {first.strip()} (-v shows where)", 1

@@ -1,0 +1,45 @@
+"""``llara backends``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from llara_cli.commands import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llara_cli.registry import Availability
+
+
+def backends(
+    ctx: typer.Context,
+    workspace: o.Workspace_ = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Training, encoder and index backends: usable, or how to make them so."""
+    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    from dataclasses import asdict
+
+    from llara_cli.registry import availability
+
+    found = availability()
+    session.console.result({"backends": [asdict(item) for item in found]}, lambda: backend_table(found))
+
+
+def backend_table(found: list[Availability]) -> Table:
+    """One line a backend."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("kind", "backend", "package", "usable"):
+        table.add_column(heading)
+    for item in found:
+        state = Text("yes", style="green") if item.usable else Text(f"no: {item.hint}", style="yellow")
+        table.add_row(item.kind, item.name, item.package, state)
+    return table

@@ -1,0 +1,65 @@
+"""Which artifact a verb takes when none is named; it is always said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llara_cli.commands.options import Session, default_model
+from llara_cli.console import UserError
+from llara_cli.data.collection import BeirFolder
+from llara_cli.model.source import ModelSource, resolve
+from llara_cli.retrieval.evaluation import Bm25Ranker, DataSet, ModelRanker, beir_data_sets
+from llara_cli.workspace import Artifact, Kind
+
+
+def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the newest pre-trained one, else the default base model."""
+    if given is None:
+        adapted = [a for a in session.workspace.artifacts("models") if a.manifest["settings"].get("task") == "pretrain"]
+        given = adapted[-1].name if adapted else default_model(session.workspace.root)
+    return resolve(given, session.workspace, remote_code=remote_code)
+
+
+def model_to_use(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the newest of the workspace. Raises ``UserError`` where there is none."""
+    if given is None:
+        given = newest(session, "models", "pretrain or finetune one, or name one with --model").name
+        session.console.note(f"model: {given} (the newest)")
+    return resolve(given, session.workspace, remote_code=remote_code)
+
+
+def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:
+    """The newest finished artifact of a kind. Raises ``UserError`` saying what to do where there is none."""
+    found: list[Artifact] = session.workspace.artifacts(kind)
+    if not found:
+        raise UserError(f"no {kind} in {session.workspace.root} yet: {otherwise}")
+    return found[-1]
+
+
+def newest_passages(session: Session) -> Artifact:
+    """The newest embeddings of passages."""
+    found = [a for a in session.workspace.artifacts("embeddings") if a.manifest["settings"]["as"] == "passage"]
+    if not found:
+        raise UserError(f"no embeddings of passages in {session.workspace.root} yet: run llara encode first")
+    session.console.note(f"embeddings: {found[-1].name} (the newest of passages)")
+    return found[-1]
+
+
+def ranker(session: Session, model: str | None, remote_code: bool) -> Bm25Ranker | ModelRanker:
+    """``bm25``, or a model."""
+    if model == "bm25":
+        return Bm25Ranker()
+    return ModelRanker(session.workspace, session.console, model_to_use(session, model, remote_code))
+
+
+def data_sets(
+    session: Session, benchmark: str, names: str, root: Path | None, split: str | None
+) -> tuple[str, list[DataSet]]:
+    """The benchmark's name and its data sets. Raises ``UserError`` for what is neither a benchmark nor a folder."""
+    if benchmark == "beir":
+        return "beir", beir_data_sets(names, root, split, session.console)
+    folder = Path(benchmark).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no benchmark or folder {benchmark!r}: known benchmarks are beir")
+    data = DataSet(BeirFolder(folder), split or "test")
+    return data.name, [data]

@@ -1,0 +1,63 @@
+"""``workspace/llara.toml``: anything a flag can set, a table per command can set too; a flag wins."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from typer.core import TyperCommand
+
+from llara_cli.commands.options import workspace_path
+from llara_cli.console import UserError
+
+FILE = "llara.toml"
+GLOBAL = {"model"}
+
+
+def read_toml(workspace: Path) -> dict[str, Any]:
+    """The workspace's defaults. Raises ``UserError`` where the file is no TOML."""
+    path = workspace / FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def command_defaults(workspace: Path, command: str, known: Mapping[str, str]) -> dict[str, Any]:
+    """A command's table as parameter names and values. ``known``: flag or parameter name -> parameter name.
+
+    Raises ``UserError`` for a key that is no flag of the command.
+    """
+    table = read_toml(workspace).get(command, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{workspace / FILE}: [{command}] must be a table")
+    unknown = [key for key in table if key not in known]
+    if unknown:
+        raise UserError(f"{workspace / FILE}: [{command}] has no setting {', '.join(unknown)}")
+    return {known[key]: value for key, value in table.items()}
+
+
+class Command(TyperCommand):
+    """A verb whose defaults come from ``llara.toml`` where the flags are silent."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer does, with the workspace's defaults known."""
+        if not {"--help", "-h"} & set(args):
+            given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            root = workspace_path(given.get("workspace"), ctx)
+            ctx.default_map = command_defaults(root, str(self.name), self._flags())
+        return super().parse_args(ctx, args)
+
+    def _flags(self) -> dict[str, str]:
+        """Long flags (as TOML keys, with dashes or underscores) -> parameter names."""
+        found: dict[str, str] = {}
+        for parameter in self.params:
+            names: Sequence[str] = [*parameter.opts, *parameter.secondary_opts, str(parameter.name)]
+            for name in names:
+                key = name.removeprefix("--")
+                found |= {key: str(parameter.name), key.replace("-", "_"): str(parameter.name)}
+        return found

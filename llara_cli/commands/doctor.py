@@ -1,0 +1,83 @@
+"""``llara doctor``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from llara_cli.commands import options as o
+
+_PACKAGES = (
+    "llara", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "ir_measures",
+    "faiss-cpu", "faiss-gpu", "hnswlib", "bitsandbytes", "gguf", "bm25s", "ir_datasets", "sentence-transformers",
+)  # fmt: skip
+
+
+def doctor(
+    ctx: typer.Context,
+    workspace: o.Workspace_ = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Versions, devices, backends: what works here and what would make the rest work."""
+    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    from dataclasses import asdict
+
+    from llara_cli.commands.backends import backend_table
+    from llara_cli.registry import availability
+
+    versions, found = _versions(), availability()
+    result = {
+        "versions": versions,
+        "devices": _devices(),
+        "backends": [asdict(item) for item in found],
+        "problems": _problems(versions),
+    }
+
+    def render() -> Any:
+        from rich.console import Group
+
+        from llara_cli.commands.show import facts
+
+        shown = {name: version or "not installed" for name, version in versions.items()}
+        problems = [f"problem: {problem}" for problem in result["problems"]]
+        return Group(facts(shown | result["devices"]), "", backend_table(found), *problems)
+
+    session.console.result(result, render)
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    found: dict[str, str | None] = {"python": python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _devices() -> dict[str, str]:
+    import os
+
+    import psutil
+    import torch
+
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GB"
+    devices = {"cpu": f"{os.cpu_count()} cores, {memory}, {torch.get_num_threads()} threads for torch"}
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        devices[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
+    return devices
+
+
+def _problems(versions: dict[str, str | None]) -> list[str]:
+    if versions["faiss-cpu"] and versions["faiss-gpu"]:
+        return [
+            "faiss-cpu and faiss-gpu own the same module and break each other: pip uninstall faiss-cpu faiss-gpu, then install one"
+        ]
+    return []

@@ -1,0 +1,50 @@
+"""``llara encode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llara_cli.commands import options as o
+from llara_cli.commands.show import show_encoding
+
+
+def encode(
+    ctx: typer.Context,
+    corpus: Annotated[
+        Path, typer.Argument(help="corpus.jsonl, queries.jsonl, tsv, parquet, or a BEIR folder.", show_default=False)
+    ],
+    model: o.Model = None,
+    name: o.Name = None,
+    role: Annotated[str, typer.Option("--as", help="passage or query.")] = "passage",
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Total tokens, prompt included. (default: 512, or the model's positions)", show_default=False
+        ),
+    ] = None,
+    store: Annotated[str, typer.Option(help="fp32 or fp16 vectors on disk.")] = "fp32",
+    batch_tokens: o.BatchTokens = None,
+    shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
+    encoder: o.Encoder = "torch",
+    dtype: o.Dtype = "auto",
+    trust_remote_code: o.RemoteCode = False,
+    restart: o.Restart = False,
+    dry_run: o.DryRun = False,
+    workspace: o.Workspace_ = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Turn a collection into vectors."""
+    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    from llara_cli.commands.choose import model_to_use
+    from llara_cli.retrieval.encoding import EncodeSettings, Encoding
+
+    chosen: Any = role
+    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size)
+    source = model_to_use(session, model, trust_remote_code)
+    run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
+    show_encoding(session.console, run.plan() if dry_run else run.run(restart=restart))

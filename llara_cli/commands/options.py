@@ -1,0 +1,125 @@
+"""Flags that several verbs share, and what every verb opens first."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llara_cli.console import Console, UserError
+
+_TRAINING, _MODEL, _ADAPTER = "Training", "Model", "LoRA"
+
+Workspace_ = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace", "-w", help="Where artifacts live. (env LLARA_WORKSPACE, else ./workspace)", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes, and a traceback on an error.")]
+Name = Annotated[
+    str | None, typer.Option(help="The artifact's name; derived from the inputs if left out.", show_default=False)
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Build anew beside the old artifact and swap when finished.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (memory, steps, time, disk) and stop.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoint run its own Python code.")]
+Dtype = Annotated[str, typer.Option(help="Compute dtype: auto, fp32, bf16 or fp16.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A workspace name, a folder, a hub id or a .gguf file.", show_default=False, rich_help_panel=_MODEL
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="paper or released. (default: the model's own, else paper)", show_default=False, rich_help_panel=_MODEL
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option(help="paper: the paper's settings for 7 B.", show_default=False, rich_help_panel=_TRAINING)
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Texts (queries) per optimiser step.", show_default=False, rich_help_panel=_TRAINING)
+]
+MicroBatchTokens = Annotated[
+    int | None,
+    typer.Option(help="Tokens of one forward; bounds memory.", show_default=False, rich_help_panel=_TRAINING),
+]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default=False, rich_help_panel=_TRAINING)]
+Epochs = Annotated[
+    float | None,
+    typer.Option(
+        help="Passes over the data. (default: 1, at most 10,000 steps)", show_default=False, rich_help_panel=_TRAINING
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="Peak; fits the model's size if left out.", show_default=False, rich_help_panel=_TRAINING),
+]
+WarmupRatio = Annotated[float, typer.Option(help="Share of the steps with rising rate.", rich_help_panel=_TRAINING)]
+WeightDecay = Annotated[float, typer.Option(help="AdamW's decay.", rich_help_panel=_TRAINING)]
+MaxGradNorm = Annotated[float, typer.Option(help="Clip the gradient's norm.", rich_help_panel=_TRAINING)]
+Seed = Annotated[int, typer.Option(help="Order of the data, dropout, new embeddings.", rich_help_panel=_TRAINING)]
+Optimizer = Annotated[str, typer.Option(help="adamw.", rich_help_panel=_TRAINING)]
+GradientCheckpointing = Annotated[
+    bool,
+    typer.Option("--gradient-checkpointing", help="Less memory, about a third more time.", rich_help_panel=_TRAINING),
+]
+SaveEvery = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps between checkpoints. (default: ten minutes)", show_default=False, rich_help_panel=_TRAINING
+    ),
+]
+LoraRank = Annotated[int, typer.Option(help="Rank of the adapters.", rich_help_panel=_ADAPTER)]
+LoraAlpha = Annotated[int, typer.Option(help="Scale of the adapters.", rich_help_panel=_ADAPTER)]
+LoraDropout = Annotated[float, typer.Option(help="Dropout before the adapters.", rich_help_panel=_ADAPTER)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A backend's own setting, key=value; repeatable.", show_default=False)
+]
+BatchTokens = Annotated[int | None, typer.Option(help="Tokens of one forward.", show_default=False)]
+Encoder = Annotated[str, typer.Option("--encoder", help="Encoder backend.")]
+QueryLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Total tokens of a query, prompt included. (default: 512, or the model's positions)", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every verb opens first: the workspace, the console, and what ``llara.toml`` says."""
+
+    workspace: Any
+    console: Console
+
+
+def workspace_path(given: Path | None, ctx: Any) -> Path:
+    """``-w`` after the verb, before it, ``$LLARA_WORKSPACE``, ``./workspace``."""
+    outer = ctx.parent.params.get("workspace") if ctx.parent is not None else None
+    return Path(given or outer or os.environ.get("LLARA_WORKSPACE") or "workspace").expanduser()
+
+
+def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quiet: bool, verbose: bool) -> Session:
+    """The session of a verb. The workspace itself is created when something is first written."""
+    from llara_cli.workspace import Workspace
+
+    root = workspace_path(workspace, ctx)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"workspace {root}: is a file, not a directory")
+    return Session(Workspace(root), Console(as_json, quiet, verbose))
+
+
+def default_model(workspace_root: Path) -> str:
+    """``model`` of ``llara.toml``, else the project's default base model."""
+    from llara_cli.commands.defaults import read_toml
+    from llara_cli.settings import DEFAULT_MODEL
+
+    return str(read_toml(workspace_root).get("model", DEFAULT_MODEL))

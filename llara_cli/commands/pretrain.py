@@ -1,0 +1,76 @@
+"""``llara pretrain``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from llara_cli.commands import options as o
+from llara_cli.commands.show import show_plan, show_training
+
+
+def pretrain(
+    ctx: typer.Context,
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders, or hf:NAME[/CONFIG].", show_default=False)],
+    model: o.Model = None,
+    recipe: o.Recipe = None,
+    name: o.Name = None,
+    backend: Annotated[str, typer.Option(help="Training backend: full, lora, ...")] = "full",
+    max_length: Annotated[
+        int | None, typer.Option(help="Total tokens of a sequence, both prompts included.", show_default=False)
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="all or unique tokens of a target text. (default: the recipe's)", show_default=False),
+    ] = None,
+    drop_stop_words: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-stop-words/--keep-stop-words", help="In target texts. (default: the recipe's)", show_default=False
+        ),
+    ] = None,
+    preset: o.Preset = None,
+    batch_size: o.BatchSize = None,
+    micro_batch_tokens: o.MicroBatchTokens = None,
+    max_steps: o.MaxSteps = None,
+    epochs: o.Epochs = None,
+    learning_rate: o.LearningRate = None,
+    warmup_ratio: o.WarmupRatio = 0.1,
+    weight_decay: o.WeightDecay = 0.0,
+    max_grad_norm: o.MaxGradNorm = 1.0,
+    seed: o.Seed = 42,
+    optimizer: o.Optimizer = "adamw",
+    gradient_checkpointing: o.GradientCheckpointing = False,
+    save_every: o.SaveEvery = None,
+    lora_rank: o.LoraRank = 64,
+    lora_alpha: o.LoraAlpha = 16,
+    lora_dropout: o.LoraDropout = 0.1,
+    dtype: o.Dtype = "auto",
+    trust_remote_code: o.RemoteCode = False,
+    restart: o.Restart = False,
+    dry_run: o.DryRun = False,
+    workspace: o.Workspace_ = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."""
+    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    from llara_cli.model.source import resolve
+    from llara_cli.settings import AdapterSettings, OptimiserSettings, PretrainSettings, apply_preset
+    from llara_cli.training.pretrain import Pretraining
+
+    optimiser = OptimiserSettings(
+        optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
+        max_steps, epochs, seed, gradient_checkpointing, save_every,
+    )  # fmt: skip
+    adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout)
+    chosen: Any = targets
+    settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, adapter, optimiser)
+    source = resolve(model or o.default_model(session.workspace.root), session.workspace, remote_code=trust_remote_code)
+    run = Pretraining.of(session.workspace, session.console, source, corpus, apply_preset(settings, preset), name)
+    if dry_run:
+        show_plan(session.console, run.name, run.plan())
+    else:
+        show_training(session.console, run.run(restart=restart))

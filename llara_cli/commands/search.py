@@ -1,0 +1,71 @@
+"""``llara search``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llara_cli.commands import options as o
+from llara_cli.commands.show import show_facts, show_hits
+from llara_cli.console import UserError
+
+if TYPE_CHECKING:
+    from llara_cli.console import Console
+    from llara_cli.retrieval.searching import Searching
+
+
+def search(
+    ctx: typer.Context,
+    query: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Index of the workspace. (default: the newest)", show_default=False)
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Hits per query.")] = 10,
+    queries: Annotated[Path | None, typer.Option(help="Search every query of this file.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the run of --queries goes.", show_default=False)] = None,
+    format_: Annotated[str, typer.Option("--format", help="Of the run: trec or jsonl.")] = "trec",
+    query_length: o.QueryLength = None,
+    set_: o.Set = None,
+    model: Annotated[str | None, typer.Option(help="Refuse an index of any other model.", show_default=False)] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Ask for queries, the model kept warm.")] = False,
+    workspace: o.Workspace_ = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Find the passages that answer a query."""
+    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    if (query is not None) + (queries is not None) + interactive != 1:
+        raise UserError("give one of: a query, --queries FILE with --output FILE, --interactive")
+    if (queries is None) != (output is None):
+        raise UserError("--queries FILE and --output FILE go together")
+    from llara_cli.commands.choose import newest
+    from llara_cli.retrieval.searching import Searching
+
+    artifact = session.workspace.get("indexes", index) if index else newest(session, "indexes", "run llara index first")
+    searching = Searching(session.workspace, session.console, artifact, query_length, set_ or (), model)
+    searching.check(top_k)
+    session.console.note(f"index: {artifact.name}, model: {searching.source.name}")
+    if queries is not None and output is not None:
+        show_facts(session.console, searching.queries(queries, output, top_k, format_))
+    elif query is not None:
+        show_hits(session.console, searching.query(query, top_k))
+    else:
+        _converse(session.console, searching, top_k)
+
+
+def _converse(console: Console, searching: Searching, top_k: int) -> None:
+    """Answer queries line by line until the end of input; an empty line is passed over."""
+    _ = searching.encoder, searching.backend
+    prompt = "query> " if sys.stdin.isatty() else ""
+    while True:
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            show_hits(console, searching.query(line.strip(), top_k))

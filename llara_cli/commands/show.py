@@ -1,0 +1,150 @@
+"""Results as tables; with ``--json`` the same values as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from llara_cli.console import Console
+    from llara_cli.training.plan import Plan
+
+SNIPPET = 160
+
+
+def human_bytes(size: float) -> str:
+    """1536 -> '1.5 KB'."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """3725 -> '1 h 2 min'."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def facts(rows: Mapping[str, Any]) -> RenderableType:
+    """Name and value, a line each."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def show_facts(console: Console, result: Mapping[str, Any]) -> None:
+    """A flat result."""
+    readable = {"bytes": human_bytes, "seconds": human_seconds}
+    console.result(result, lambda: facts({key: readable.get(key, lambda v: v)(value) for key, value in result.items()}))
+
+
+def show_training(console: Console, result: Mapping[str, Any]) -> None:
+    """First and last loss, and what it took."""
+
+    def render() -> RenderableType:
+        history = result["history"]
+        first, last = history[0], history[-1]
+        losses = {
+            name: f"{first[name]:.4f} -> {last[name]:.4f}"
+            for name in ("loss", "ebae", "ebar", "lm")
+            if first[name] is not None and last[name] is not None
+        }
+        counts = {key: result[key] for key in ("steps", "texts", "tokens")}
+        speed = {"seconds": human_seconds(result["seconds"]), "tokens/s": f"{result['tokens_per_second']:,.0f}"}
+        return facts({"model": result["name"], "path": result["path"], **losses, **counts, **speed})
+
+    console.result(result, render)
+
+
+def show_encoding(console: Console, result: Mapping[str, Any]) -> None:
+    """What was encoded."""
+    show_facts(console, result)
+
+
+def show_plan(console: Console, name: str, plan: Plan) -> None:
+    """The plan of a training run."""
+    result = {"name": name, **plan.as_json()}
+
+    def render() -> RenderableType:
+        memory = {f"memory: {part}": human_bytes(size) for part, size in plan.memory.items()}
+        rows = {
+            "name": name,
+            "device": plan.device,
+            "dtype": plan.dtype,
+            "parameters trained": plan.trained_parameters,
+            "parameters frozen": plan.frozen_parameters,
+            "texts": plan.texts,
+            "tokens": plan.tokens,
+            "steps": plan.steps,
+            "FLOPs": f"{plan.flops:.2e}",
+            **memory,
+            "peak memory": human_bytes(sum(plan.memory.values())),
+            "disk": human_bytes(plan.disk),
+            "expected time": human_seconds(plan.expected_seconds),
+        }
+        return facts(rows)
+
+    console.result(result, render)
+
+
+def show_hits(console: Console, result: Mapping[str, Any]) -> None:
+    """Rank, score, id, title, snippet."""
+
+    def render() -> RenderableType:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(result["query"], style="bold"), title_justify="left", box=None, pad_edge=False)
+        for heading, justify in (
+            ("rank", "right"),
+            ("score", "right"),
+            ("id", "left"),
+            ("title", "left"),
+            ("text", "left"),
+        ):
+            table.add_column(
+                heading, justify=justify, overflow="fold", max_width=28 if heading in ("id", "title") else None
+            )
+        words = [word for word in result["query"].split() if len(word) > 2]
+        for hit in result["hits"]:
+            text = " ".join(hit["text"].split())
+            snippet = Text(text[:SNIPPET] + ("…" if len(text) > SNIPPET else ""))
+            snippet.highlight_words(words, style="bold", case_sensitive=False)
+            table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", Text(hit["id"]), Text(hit["title"]), snippet)
+        return table
+
+    console.result(result, render)
+
+
+def show_evaluation(console: Console, result: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    """One line a data set, metrics x 100, and the mean."""
+
+    def render() -> RenderableType:
+        from rich.table import Table
+
+        title = f"{result['benchmark']}: {result['model']}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table.add_column("data set")
+        for metric in metrics:
+            table.add_column(metric, justify="right")
+        table.add_column("queries", justify="right")
+        for name, found in result["datasets"].items():
+            table.add_row(name, *(f"{100 * found[metric]:.2f}" for metric in metrics), f"{found['queries']:,}")
+        if len(result["datasets"]) > 1:
+            mean = result["mean"]
+            table.add_section()
+            table.add_row(f"mean of {mean['datasets']}", f"{100 * mean[metrics[0]]:.2f}", style="bold")
+        return table
+
+    console.result(result, render)

@@ -1,0 +1,43 @@
+"""What is known of a model before its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from llara_cli.model.backbone import Backbone, load_config, quiet_transformers
+from llara_cli.model.source import ModelSource
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before its weights are loaded."""
+
+    parameters: int
+    linear_parameters: int
+    linear_widths: int
+    hidden_size: int
+    layers: int
+    vocabulary: int
+    max_positions: int | None
+
+    @classmethod
+    def of(cls, source: ModelSource) -> ModelFacts:
+        """Read the configuration and build the module without weights."""
+        config = load_config(source)
+        with quiet_transformers(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.remote_code)
+        body = Backbone(model)
+        head = model.get_output_embeddings()
+        linears = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+        return cls(
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            linear_parameters=sum(layer.weight.numel() for layer in linears),
+            linear_widths=sum(layer.in_features + layer.out_features for layer in linears),
+            hidden_size=body.dim,
+            layers=int(getattr(body.config, "num_hidden_layers", 1)),
+            vocabulary=body.vocabulary,
+            max_positions=body.max_positions,
+        )

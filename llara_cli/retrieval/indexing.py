@@ -1,0 +1,152 @@
+"""The stage ``index``: a vector store in, an index of any backend in the workspace out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llara_cli import registry
+from llara_cli.console import Console, UserError
+from llara_cli.protocols import IndexBackend, IndexOptions, Parameters, Vectors
+from llara_cli.retrieval.store import VectorStore
+from llara_cli.workspace import Artifact, Blueprint, Build, Workspace
+
+FILES = "backend"
+"""Folder, inside an index artifact, that holds the backend's own files."""
+
+
+def parse_parameters(given: Sequence[str], known: Mapping[str, type], backend: str) -> dict[str, int | float | str]:
+    """``--set key=value`` flags, typed as the backend declares.
+
+    Raises ``UserError`` for a malformed flag, an unknown key (the known ones are named) or a value of another type.
+    """
+    parsed: dict[str, int | float | str] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: write it as key=value")
+        if key not in known:
+            names = ", ".join(known) or "none"
+            raise UserError(f"--set {item}: the {backend} backend knows no {key!r} here; known are {names}")
+        try:
+            parsed[key] = known[key](value)
+        except ValueError as error:
+            raise UserError(f"--set {item}: {value!r} is no {known[key].__name__}") from error
+    return parsed
+
+
+@dataclass(frozen=True)
+class Indexing:
+    """One run of ``index``."""
+
+    workspace: Workspace
+    console: Console
+    embeddings: Artifact
+    backend: str = "exact"
+    options: IndexOptions = field(default_factory=IndexOptions)
+    name: str = ""
+
+    def run(self, *, restart: bool = False) -> dict[str, Any]:
+        """Build the index, or give the finished one's result again."""
+        backend: type[IndexBackend] = registry.load("index", self.backend)
+        name = self.name or f"{self.embeddings.name}-{self.backend}"
+        with self.workspace.build("indexes", name, self.blueprint(), restart=restart) as build:
+            if isinstance(build, Artifact):
+                self.console.note(f"indexes/{name} is finished already; nothing to do (--restart builds it anew)")
+                result: dict[str, Any] = build.run["result"]
+                return result
+            return self._build(backend, build)
+
+    def plan(self) -> dict[str, Any]:
+        """What ``run`` would do."""
+        store = VectorStore(self.embeddings)
+        name = self.name or f"{self.embeddings.name}-{self.backend}"
+        plain = store.count * store.dim * 4
+        return {
+            "name": name,
+            "backend": self.backend,
+            "count": store.count,
+            "dim": store.dim,
+            "bytes_of_plain_vectors": plain,
+        }
+
+    def blueprint(self) -> Blueprint:
+        """What makes an equal run, and which model a query must be encoded with."""
+        made = self.embeddings.manifest
+        settings = {
+            "backend": self.backend,
+            "spec": self.options.spec,
+            "parameters": dict(self.options.parameters),
+            "embeddings": self.embeddings.name,
+            "model": made["settings"]["model"],
+            "source": made["settings"]["source"],
+            "dtype": made["settings"]["dtype"],
+            "encoder": made["settings"]["encoder"],
+        }
+        parents = {"embeddings": self.embeddings.fingerprint, "model": made["parents"]["model"]}
+        return Blueprint(settings, (), parents)
+
+    def _build(self, backend: type[IndexBackend], build: Build) -> dict[str, Any]:
+        store = VectorStore(self.embeddings)
+        started = time.monotonic()
+        with self.console.bar(f"indexing ({self.backend})", store.count, unit="vectors") as bar:
+            index = backend.build(Watched(store, bar.advance), self.options)
+            aside = build.target.with_name(f".{build.name}.staging")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            try:
+                index.save(aside)
+                folder = build.open_folder() / FILES
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.replace(folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        size = sum(file.stat().st_size for file in (build.folder / FILES).rglob("*") if file.is_file())
+        result = {
+            "name": build.name,
+            "path": str(build.target),
+            "backend": self.backend,
+            "count": index.count,
+            "dim": index.dim,
+            "bytes": size,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        build.finish({"count": index.count, "dim": index.dim}, result)
+        return result
+
+
+def open_index(artifact: Artifact, device: str = "cpu") -> IndexBackend:
+    """The index of an artifact, ready to search with the parameters it was built with."""
+    settings = artifact.manifest["settings"]
+    backend: type[IndexBackend] = registry.load("index", settings["backend"])
+    parameters: Parameters = settings["parameters"]
+    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device))
+
+
+class Watched:
+    """A vector stream that tells how far it is; a second walk is not told again."""
+
+    def __init__(self, store: VectorStore, progress: Callable[[int], None]) -> None:
+        self._store = store
+        self._progress = progress
+        self._seen = 0
+
+    @property
+    def count(self) -> int:
+        return self._store.count
+
+    @property
+    def dim(self) -> int:
+        return self._store.dim
+
+    def __iter__(self) -> Iterator[Vectors]:
+        row = 0
+        for block in self._store:
+            yield block
+            row += len(block)
+            if row > self._seen:
+                self._progress(row - self._seen)
+                self._seen = row

@@ -1,0 +1,136 @@
+"""The stage ``search``: a query, or a file of them, against an index of the workspace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llara_cli.retrieval.ranking import rank
+from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
+
+from llara_cli import registry
+from llara_cli.console import Console, UserError
+from llara_cli.data.collection import read_documents
+from llara_cli.model.source import ModelSource, resolve
+from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend
+from llara_cli.retrieval.indexing import open_index, parse_parameters
+from llara_cli.retrieval.store import VectorStore
+from llara_cli.workspace import Artifact, Workspace
+
+WINDOW = 1024
+"""Queries of a file that are encoded and searched together."""
+RUN_FORMATS = {"trec": write_trec_run, "jsonl": write_jsonl_run}
+
+
+@dataclass(frozen=True)
+class Searching:
+    """An index opened for search, with the model that its vectors came from."""
+
+    workspace: Workspace
+    console: Console
+    index: Artifact
+    query_length: int | None = None
+    parameters: Sequence[str] = ()
+    model: str | None = None
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """The model recorded in the index. Raises ``UserError`` where another is asked for, or it has changed since."""
+        settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
+        source = resolve(self.model or settings["source"], self.workspace)
+        if source.fingerprint() != parents["model"]:
+            other = f"not with {source.name!r}" if self.model else "which has changed since"
+            raise UserError(
+                f"index {self.index.name!r} was made with model {settings['model']!r}, {other}; encode and index again"
+            )
+        return source
+
+    @cached_property
+    def store(self) -> VectorStore:
+        """The embeddings behind the index. Raises ``UserError`` where they are gone or were made anew."""
+        manifest = self.index.manifest
+        artifact = self.workspace.get("embeddings", manifest["settings"]["embeddings"])
+        if artifact.fingerprint != manifest["parents"]["embeddings"]:
+            raise UserError(
+                f"embeddings {artifact.name!r} have changed since index {self.index.name!r} was built; index again"
+            )
+        return VectorStore(artifact)
+
+    @cached_property
+    def backend(self) -> IndexBackend:
+        """The opened index."""
+        return open_index(self.index)
+
+    @cached_property
+    def encoder(self) -> EncoderBackend:
+        """The loaded model."""
+        settings = self.index.manifest["settings"]
+        options = EncoderOptions(dtype=settings["dtype"], query_length=self.query_length)
+        encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
+        return encoder
+
+    def check(self, k: int) -> None:
+        """Raise ``UserError`` for what can be told before the model is loaded."""
+        if k < 1:
+            raise UserError(f"--top-k must be positive, not {k}")
+        _ = self.source, self.store, self.search_parameters
+
+    @cached_property
+    def search_parameters(self) -> dict[str, int | float | str]:
+        """``--set`` as the backend types it."""
+        name = self.index.manifest["settings"]["backend"]
+        return parse_parameters(self.parameters, registry.load("index", name).search_parameters, name)
+
+    def query(self, text: str, k: int) -> dict[str, Any]:
+        """Hits of one query, with their texts."""
+        (hits,) = self._rank([text], k)
+        return {"index": self.index.name, "query": text, "hits": list(self._described(hits))}
+
+    def queries(self, path: Path, output: Path, k: int, form: str) -> dict[str, Any]:
+        """Search every query of a file and write a run. Raises ``UserError`` for a bad file or format."""
+        if form not in RUN_FORMATS:
+            raise UserError(f"unknown --format {form!r}: known are {', '.join(RUN_FORMATS)}")
+        if not output.resolve().parent.is_dir():
+            raise UserError(f"{output}: no such folder to write into")
+        queries = [(document.id, document.passage) for document in read_documents(path)]
+        started = time.monotonic()
+        with self.console.bar("searching", len(queries), unit="queries") as bar:
+            RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name)
+        seconds = round(time.monotonic() - started, 3)
+        return {
+            "index": self.index.name,
+            "queries": str(path),
+            "count": len(queries),
+            "output": str(output),
+            "seconds": seconds,
+        }
+
+    def _answers(
+        self, queries: Sequence[tuple[str, str]], k: int, progress: Any
+    ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        for start in range(0, len(queries), WINDOW):
+            window = queries[start : start + WINDOW]
+            ranked = self._rank([text for _, text in window], k)
+            for (query_id, _), hits in zip(window, ranked, strict=True):
+                progress()
+                yield query_id, hits
+
+    def _rank(self, texts: Sequence[str], k: int) -> Iterator[list[tuple[str, float]]]:
+        vectors = self.encoder.encode(texts, "query").vectors
+        return rank(self.backend, np.ascontiguousarray(vectors), self.store.ids, k, self.search_parameters)
+
+    def _described(self, hits: Sequence[tuple[str, float]]) -> Iterator[dict[str, Any]]:
+        for position, (document, score) in enumerate(hits, 1):
+            row = self.store.texts[self.store.rows[document]]
+            yield {
+                "rank": position,
+                "id": document,
+                "score": round(score, 6),
+                "title": row["title"],
+                "text": row["text"],
+            }

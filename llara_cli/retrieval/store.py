@@ -1,0 +1,72 @@
+"""The vector store: embeddings of one collection as memory-mapped shards, ids, and texts with random access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from llara_cli.console import LlaraError
+from llara_cli.data.table import Table
+from llara_cli.protocols import Vectors
+from llara_cli.workspace import Artifact
+
+IDS, TEXTS = "ids.txt", "texts.arrow"
+BLOCK_ROWS = 16384
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"vectors-{number:05d}.npy"
+
+
+class VectorStore:
+    """A finished embeddings artifact; walking it gives (rows, dim) float32 blocks."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        counts = artifact.manifest["counts"]
+        self.count: int = counts["count"]
+        self.dim: int = counts["dim"]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Document ids, in the order of the vectors."""
+        return read_ids(self.artifact.path)
+
+    @cached_property
+    def texts(self) -> Table:
+        """Rows with ``title`` and ``text``."""
+        return Table(self.artifact.path / TEXTS)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Where each id's vector and text are."""
+        return {document: row for row, document in enumerate(self.ids)}
+
+    def __iter__(self) -> Iterator[Vectors]:
+        for path in sorted(self.artifact.path.glob("vectors-*.npy")):
+            shard = _open_shard(path, self.dim)
+            for start in range(0, len(shard), BLOCK_ROWS):
+                yield np.ascontiguousarray(shard[start : start + BLOCK_ROWS], dtype=np.float32)
+
+    def matrix(self) -> Vectors:
+        """All vectors at once, (count, dim)."""
+        return np.concatenate(list(self))
+
+
+def read_ids(folder: Path) -> list[str]:
+    """The ids of an embeddings folder."""
+    return (folder / IDS).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _open_shard(path: Path, dim: int) -> np.ndarray:
+    try:
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LlaraError(f"{path}: damaged shard: {error}") from error
+    if shard.ndim != 2 or shard.shape[1] != dim:
+        raise LlaraError(f"{path}: damaged shard: shape {shard.shape}, expected (rows, {dim})")
+    return shard
