@@ -73,7 +73,7 @@ class ExampleBuilder:
         return ExampleTable(path)
 
     def _write(self, corpus: Sequence[str], path: Path, bar: Bar) -> None:
-        if not write_table(path, _SCHEMA, self._counted(self._examples(self._rows(read_corpus(corpus))), bar)):
+        if not write_table(path, _SCHEMA, self._counted(self.examples(self._rows(read_corpus(corpus))), bar)):
             raise UserError(f"{', '.join(corpus)}: no text to learn from (every text or target is empty)")
 
     @staticmethod
@@ -94,7 +94,7 @@ class ExampleBuilder:
             for passage, successor in pair_up(split_document(item.text, ends, limit)):
                 yield ReadyRow(passage, passage, successor, item.where)
 
-    def _examples(self, rows: Iterator[ReadyRow]) -> Iterator[Example]:
+    def examples(self, rows: Iterator[ReadyRow]) -> Iterator[Example]:
         limit = self.prompts.text_limit(self.max_length)
         while block := list(islice(rows, BLOCK)):
             texts = self.tokenizer.encode([row.input for row in block], limit)

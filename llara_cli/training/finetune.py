@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from llara_cli.console import Console
-from llara_cli.data.training_rows import TrainingRow, read_training_rows, training_files
+from llara_cli.data.collection import BeirFolder
+from llara_cli.data.lines import check_file
+from llara_cli.data.training_rows import TrainingRow, read_training_rows
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.facts import ModelFacts
@@ -57,6 +59,15 @@ def draw_group(row: TrainingRow, negatives: int, seed: Sequence[int]) -> Group:
     ids = [row.positive_ids[positive], *(row.negative_ids[number] for number in chosen)]
     own = frozenset[str]().union(*map(identity, row.positives, row.positive_ids))
     return Group(row.query, passages, [*map(identity, passages, ids)], own)
+
+
+def training_files(path: Path) -> list[Path]:
+    """The files behind a training argument. Raises ``UserError`` where one is missing."""
+    if not path.is_dir():
+        check_file(path)
+        return [path]
+    folder = BeirFolder(path)
+    return [folder.corpus, folder.queries, folder.qrels("train")]
 
 
 def identity(text: str, passage_id: str | None) -> frozenset[str]:

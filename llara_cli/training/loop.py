@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -157,7 +157,7 @@ class Trainer(Generic[ItemT]):
             raise LlaraError(
                 f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; lower --learning-rate"
             )
-        row = {"step": step, **_rounded(terms), "learning_rate": self.rates.get_last_lr()[0], "grad_norm": norm}
+        row = _row(step, terms, self.rates.get_last_lr()[0], norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.rates.step()
@@ -191,7 +191,16 @@ class Trainer(Generic[ItemT]):
         return done
 
 
-def _rounded(terms: Terms) -> dict[str, Any]:
-    """The terms in the order and under the names of the command line's contract."""
-    values = asdict(terms)
-    return {name: values[name] for name in ("loss", "ebae", "ebar", "lm", "texts", "tokens")}
+def _row(step: int, terms: Terms, rate: float, norm: float) -> dict[str, Any]:
+    """A history row, in the order and under the names of the command line's contract."""
+    return {
+        "step": step,
+        "loss": terms.loss,
+        "ebae": terms.ebae,
+        "ebar": terms.ebar,
+        "lm": terms.lm,
+        "learning_rate": rate,
+        "grad_norm": norm,
+        "texts": terms.texts,
+        "tokens": terms.tokens,
+    }

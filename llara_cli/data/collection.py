@@ -1,0 +1,181 @@
+"""Documents and queries to encode, one at a time, and the BEIR folders that hold them."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llara_cli.console import UserError
+from llara_cli.data.lines import COMPRESSIONS, kind, read_lines
+from llara_cli.data.records import Record, read_records
+from llara_cli.data.seen_ids import SeenIds
+
+ID_FIELDS = ("_id", "id", "docid", "doc_id", "query_id", "qid", "pid")
+TEXT_FIELDS = ("text", "contents", "query", "passage", "body")
+_TSV_COLUMNS = {2: ("id", "text"), 3: ("id", "title", "text"), 4: ("id", "url", "title", "text")}
+"""Columns of a .tsv without a header, by their number: MS MARCO's passages and queries, with title, its documents."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_LAYOUT = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to encode, document or query, under the id by which a search will return it."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def passage(self) -> str:
+        """What a model reads of it."""
+        return passage_text(self.title, self.text)
+
+
+def passage_text(title: str, text: str) -> str:
+    """Title and text as one passage, everywhere the same."""
+    return (title + " " + text).strip()
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Every document of a BEIR ``corpus.jsonl`` or ``queries.jsonl``, MS MARCO ``.tsv``, ``.parquet`` or ``.csv``.
+
+    Raises ``UserError`` at the first row without a proper id or text, at an id that was there before, and at the end
+    where there was no document at all. An empty text is a document: the bare prompt is encoded.
+    """
+    seen, document = SeenIds(), None
+    for record in _records(path):
+        document = Document(_id(record), record.optional_string("title") or "", record.string(*TEXT_FIELDS))
+        if seen.add(document.id):
+            _check_duplicate(path, record, document.id)
+        yield document
+    if document is None:
+        raise UserError(f"{path}: no document in it")
+
+
+def _check_duplicate(path: Path, record: Record, name: str) -> None:
+    """Raise ``UserError`` where ``name`` stands before ``record`` too.
+
+    ``SeenIds`` knows hashes only. Reading the file again up to here costs nothing while there is no duplicate, makes a
+    false alarm impossible, and finds the other place for the message.
+    """
+    for earlier in _records(path):
+        if earlier.where == record.where:
+            return
+        if _id(earlier) == name:
+            raise record.error(f"the id {name!r} is not unique: it is at {earlier.where} too")
+
+
+def _records(path: Path) -> Iterator[Record]:
+    if path.is_dir():
+        hint = f": name {BeirFolder(path).corpus}" if is_beir_folder(path) else ""
+        raise UserError(f"{path} is a folder, not a file of documents{hint}")
+    if kind(path)[0] == ".tsv":
+        return _read_tsv(path)
+    return read_records(path, columns=(*ID_FIELDS, "title", *TEXT_FIELDS))
+
+
+def _read_tsv(path: Path) -> Iterator[Record]:
+    """Rows of a .tsv, named by its header line where it has one, else by the number of its columns."""
+    names: tuple[str, ...] | None = None
+    for number, line in read_lines(path):
+        if not line.strip(" "):
+            continue
+        where, cells = f"{path}:{number}", line.split("\t")
+        if names is None:
+            header = tuple(cell.strip().lower() for cell in cells)
+            if set(ID_FIELDS) & set(header) and set(TEXT_FIELDS) & set(header):
+                names = header
+                continue
+            names = _columns(where, len(cells))
+        if len(cells) != len(names):
+            raise UserError(
+                f"{where}: {len(cells)} columns, but the first line has {len(names)}; is a tab in the text?"
+            )
+        yield Record(where, dict(zip(names, cells, strict=True)))
+
+
+def _columns(where: str, count: int) -> tuple[str, ...]:
+    if count not in _TSV_COLUMNS:
+        raise UserError(f"{where}: {count} columns: wanted are id<TAB>text or id<TAB>title<TAB>text")
+    return _TSV_COLUMNS[count]
+
+
+def _id(record: Record) -> str:
+    name = record.name_of(*ID_FIELDS)
+    if name is None:
+        raise record.missing(*ID_FIELDS)
+    value = record.fields[name]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise record.error(f'"{name}" must be a string or a whole number, not {reprlib.repr(value)}')
+    if not value.strip():
+        raise record.error(f'"{name}" is empty')
+    if _CONTROL.search(value):
+        # Ids are kept one a line, and in columns: such an id could not be read back.
+        raise record.error(f'"{name}" {value!r} holds a line break, a tab or another control character')
+    return value
+
+
+@dataclass(frozen=True)
+class BeirFolder:
+    """A test collection in BEIR's layout. Raises ``UserError`` that names what is missing where it is none."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise UserError(f"no such folder: {self.path}")
+        for name in ("corpus.jsonl", "queries.jsonl"):
+            if _variant(self.path / name) is None:
+                raise UserError(f"{self.path} is not a BEIR folder: {name} is missing ({_LAYOUT})")
+        if not self.splits():
+            raise UserError(f"{self.path} is not a BEIR folder: qrels/*.tsv is missing ({_LAYOUT})")
+
+    @property
+    def name(self) -> str:
+        """The data set's name: the folder's."""
+        return self.path.resolve().name
+
+    @property
+    def corpus(self) -> Path:
+        """The documents, compressed or not."""
+        return _variant(self.path / "corpus.jsonl") or self.path / "corpus.jsonl"
+
+    @property
+    def queries(self) -> Path:
+        """The queries of all splits, compressed or not."""
+        return _variant(self.path / "queries.jsonl") or self.path / "queries.jsonl"
+
+    def splits(self) -> list[str]:
+        """The splits that have judgements, such as ``dev``, ``test``, ``train``."""
+        files = (self.path / "qrels").glob("*")
+        return sorted({file.name.partition(".tsv")[0] for file in files if kind(file)[0] == ".tsv" and file.is_file()})
+
+    def qrels(self, split: str) -> Path:
+        """The judgements of a split. Raises ``UserError`` naming the splits there are where it is not one of them."""
+        found = _variant(self.path / "qrels" / f"{split}.tsv")
+        if found is None:
+            raise UserError(
+                f"{self.path} has no split {split!r} (qrels/{split}.tsv): there are {', '.join(self.splits())}"
+            )
+        return found
+
+
+def is_beir_folder(path: Path) -> bool:
+    """Whether ``path`` has BEIR's layout."""
+    try:
+        BeirFolder(path)
+    except UserError:
+        return False
+    return True
+
+
+def _variant(path: Path) -> Path | None:
+    """``path`` as it lies there, compressed or not."""
+    candidates = (path.with_name(path.name + ending) for ending in ("", *COMPRESSIONS))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -1,0 +1,197 @@
+"""Pre-training corpora: files, folders and hub data sets -> raw documents, or rows that are ready to train on.
+
+A document is all the text that belongs together: its passages are consecutive, so each is what the one before predicts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llara_cli.console import UserError
+from llara_cli.data.collection import BeirFolder, is_beir_folder
+from llara_cli.data.hub import PREFIX as HUB
+from llara_cli.data.hub import read_hub
+from llara_cli.data.lines import check_file, kind, read_lines, unreadable
+from llara_cli.data.records import Record, read_records
+from llara_cli.data.wiki_dumps import read_mediawiki, read_wikiextractor
+
+TEXT_FIELDS = ("text", "contents")
+READY_FIELDS = ("input", "output_summarize", "output_predict")
+KNOWN = (
+    ".txt, .jsonl, .json (one object a line), MediaWiki's .xml, WikiExtractor's wiki_NN, "
+    "each also as .gz, .bz2 or .zst; .parquet"
+)
+LONGEST_TEXT = 1 << 22
+"""Characters of a ``.txt`` file that become one document at most."""
+_IN_FOLDERS = (".txt", ".jsonl", ".parquet", ".xml")
+_EXTRACTED = re.compile(r"wiki_\d+", re.IGNORECASE)
+_ABOUT_THE_DATA = frozenset(
+    ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "PROVENANCE", "CITATION", "CHANGELOG", "CHANGES", "AUTHORS")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RawDocument:
+    """A text to split into consecutive passages, and ``where`` it came from."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRow:
+    """A text with its targets: itself (EBAE) and what follows it (EBAR); None: it has no such term."""
+
+    input: str
+    output_summarize: str | None
+    output_predict: str | None
+    where: str
+
+
+_KINDS: Mapping[type, str] = {RawDocument: "a raw document", ReadyRow: "a ready row (input, output_...)"}
+
+
+def corpus_files(arguments: Sequence[str]) -> list[Path]:
+    """The files that a corpus is read from, in order. Hub data sets have none."""
+    return [file for argument in arguments if not argument.startswith(HUB) for file in _files(Path(argument))]
+
+
+def read_corpus(arguments: Sequence[str]) -> Iterator[RawDocument | ReadyRow]:
+    """Every document, or every ready row, of files, folders and ``hf:`` data sets, in the order given.
+
+    Documents without a word are left out: there is nothing to learn from them. Raises ``UserError`` where documents and
+    ready rows are mixed, and at the end where there was neither.
+    """
+    first: RawDocument | ReadyRow | None = None
+    for record in _records(arguments):
+        item = _item(record)
+        if isinstance(item, RawDocument) and not item.text.strip():
+            continue
+        first = first or item
+        if type(item) is not type(first):
+            raise record.error(
+                f"{_KINDS[type(item)]}, but {first.where} is {_KINDS[type(first)]}: train on one kind only"
+            )
+        yield item
+    if first is None:
+        raise UserError(f"no document in {', '.join(arguments)}")
+
+
+def _records(arguments: Sequence[str]) -> Iterator[Record]:
+    for argument in arguments:
+        if argument.startswith(HUB):
+            yield from read_hub(argument)
+        else:
+            for file in _files(Path(argument)):
+                yield from _reader(file)(file)
+
+
+def _item(record: Record) -> RawDocument | ReadyRow:
+    if record.name_of(*TEXT_FIELDS) is None and READY_FIELDS[0] in record.fields:
+        summarize, predict = (record.optional_string(name) for name in READY_FIELDS[1:])
+        return ReadyRow(record.string(READY_FIELDS[0]), summarize, predict, record.where)
+    text, title = record.string(*TEXT_FIELDS), (record.optional_string("title") or "").strip()
+    # WikiExtractor repeats the title at the head of the text; most others do not.
+    return RawDocument(text if text.lstrip().startswith(title) else f"{title}\n{text}", record.where)
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the corpus files of a folder. Raises ``UserError`` where there is none."""
+    if not path.is_dir():
+        check_file(path)
+        _reader(path)
+        return [path]
+    if is_beir_folder(path):
+        # Its queries and judgements are no documents.
+        return [BeirFolder(path).corpus]
+    found = [path / name for name in _walk(path) if _belongs(name)]
+    if not found:
+        raise UserError(f"{path}: no corpus file in this folder: looked for {KNOWN}")
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Paths of all files below a folder, relative to it, sorted by their parts."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(Path(error.filename), error)
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted((Path(parent, name).relative_to(folder) for parent, _, names in walk for name in names), key=_parts)
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    return path.parts
+
+
+def _belongs(name: Path) -> bool:
+    """Whether a file met inside a folder is part of the corpus.
+
+    Left out are hidden files, texts about the data (README, LICENSE, PROVENANCE ...), what no reader knows, and
+    ``.json``: in a folder that is metadata more often than lines. All of them are read when they are named themselves.
+    """
+    suffix, _ = kind(name)
+    bare = name.name.partition(".")[0]
+    if any(part.startswith(".") for part in name.parts) or bare.upper() in _ABOUT_THE_DATA:
+        return False
+    return suffix in _IN_FOLDERS or (not suffix and _EXTRACTED.fullmatch(bare) is not None)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Record]]:
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+        ".txt": _read_text,
+        ".jsonl": _read_rows,
+        ".json": _read_rows,
+        ".parquet": _read_rows,
+        ".xml": read_mediawiki,
+        "": read_wikiextractor,
+    }
+    suffix, compression = kind(path)
+    if suffix not in readers or (suffix == ".parquet" and compression):
+        raise UserError(f"{path}: unknown kind of corpus: known are {KNOWN}")
+    return readers[suffix]
+
+
+def _read_rows(path: Path) -> Iterator[Record]:
+    return read_records(path, columns=("title", *TEXT_FIELDS, *READY_FIELDS))
+
+
+def _read_text(path: Path) -> Iterator[Record]:
+    """A ``.txt`` file is one document, its paragraphs kept: blank lines are too common inside one to part documents.
+
+    One too long for that (``LONGEST_TEXT``) comes in pieces, so that memory stays bounded, cut at the end of a
+    paragraph, a line or a word, whichever there is.
+    """
+    lines: list[str] = []
+    size, start = 0, 1
+    for number, line in read_lines(path):
+        lines.append(line)
+        size += len(line) + 1
+        if size > LONGEST_TEXT:
+            *pieces, rest = _pieces("\n".join(lines) + "\n")
+            yield from (Record(f"{path}:{start}", {"text": piece}) for piece in pieces)
+            lines, size, start = [rest.removesuffix("\n")], len(rest), number
+    yield Record(f"{path}:{start}", {"text": "\n".join(lines)})
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Consecutive pieces of at most ``LONGEST_TEXT`` characters, the last the shorter rest."""
+    start = 0
+    while len(text) - start > LONGEST_TEXT:
+        cut = _cut(text, start + LONGEST_TEXT // 2, start + LONGEST_TEXT)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _cut(text: str, start: int, end: int) -> int:
+    """The last place between ``start`` and ``end`` to cut at: a blank line, else a line's end, else a space."""
+    for separator in ("\n\n", "\n", " "):
+        place = text.rfind(separator, start, end)
+        if place >= 0:
+            return place
+    return end

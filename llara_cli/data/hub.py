@@ -1,0 +1,76 @@
+"""Data sets of the Hugging Face hub, streamed: nothing is downloaded beyond the rows that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from llara_cli.console import LlaraError, UserError
+from llara_cli.data.records import Record
+
+PREFIX = "hf:"
+_LONGEST_REASON = 300
+
+
+def read_hub(argument: str) -> Iterator[Record]:
+    """The rows of ``hf:NAME[/CONFIG]``, split ``train``.
+
+    A NAME has an owner (``wikimedia/wikipedia``) or, in the oldest data sets, none: two parts are taken for an owner
+    and a name, and where the hub has none such, for a name and its configuration (``hf:wikitext/wikitext-2-raw-v1``).
+    """
+    rows = iter(_open(argument))
+    number = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            # Whatever the network stack under `datasets` raises, the user's input was right up to here.
+            raise LlaraError(f"{argument}: row {number + 1} could not be fetched: {_reason(error)}") from error
+        if row is None:
+            return
+        number += 1
+        yield Record(f"{argument}: row {number}", dict(row))
+
+
+def _open(argument: str) -> Iterable[Mapping[str, Any]]:
+    reasons = []
+    for name, configuration in _candidates(argument):
+        try:
+            return _load(argument, name, configuration)
+        except FileNotFoundError as error:
+            reasons.append(_reason(error))
+    raise UserError(f"{argument}: no such data set on the hub: {reasons[0]}")
+
+
+def _load(argument: str, name: str, configuration: str | None) -> Iterable[Mapping[str, Any]]:
+    """The rows of one data set. Raises ``FileNotFoundError`` where there is none of that name, else ``UserError``."""
+    from datasets import load_dataset  # costs a second: only who reads from the hub pays it
+
+    try:
+        rows: Iterable[Mapping[str, Any]] = load_dataset(name, configuration, split="train", streaming=True)
+    except FileNotFoundError:
+        raise
+    except ConnectionError as error:
+        raise UserError(f"{argument}: the hub cannot be reached: {_reason(error)}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{argument}: cannot be opened: {_reason(error)}") from error
+    return rows
+
+
+def _candidates(argument: str) -> list[tuple[str, str | None]]:
+    """What an argument may mean, as (name, configuration)."""
+    match argument.removeprefix(PREFIX).split("/"):
+        case [name] if name:
+            return [(name, None)]
+        case [first, second] if first and second:
+            return [(f"{first}/{second}", None), (first, second)]
+        case [owner, name, configuration] if owner and name and configuration:
+            return [(f"{owner}/{name}", configuration)]
+        case _:
+            raise UserError(f"{argument!r} names no data set: write hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
+
+
+def _reason(error: Exception) -> str:
+    """The library's message on one line, of bearable length: it may list every configuration there is."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."

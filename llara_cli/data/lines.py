@@ -1,0 +1,148 @@
+"""Bytes and text lines of a user's file, compressed or not; what is wrong with them is told as ``file:line``."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from llara_cli.console import UserError
+from llara_cli.registry import missing_extra
+
+COMPRESSIONS = (".gz", ".bz2", ".zst")
+_BLOCK = 1 << 18
+_DUMP_PART = re.compile(r"-p\d+p\d+$")
+"""Wikimedia names the parts of a large dump ``...articles1.xml-p1p41242.bz2``."""
+
+
+def kind(path: Path) -> tuple[str, str]:
+    """What the name says: (format, compression), in lower case: ``Corpus.JSONL.gz`` is (".jsonl", ".gz")."""
+    name = path.name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    return _DUMP_PART.sub("", Path(name.removesuffix(compression)).suffix), compression
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed where its name ends in ``.gz``, ``.bz2`` or ``.zst``.
+
+    Raises ``UserError`` where it is missing or unreadable, and while reading where its compressed data are broken.
+    """
+    check_file(path)
+    try:
+        with _decompressed(path) as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _broken(path, error) from error
+    except OSError as error:
+        # What the decompressors find wrong with the data is an OSError without a number; the system's have one.
+        raise (_broken(path, error) if error.errno is None else unreadable(path, error)) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Every line of a UTF-8 file with its number, from 1, without its line end; a byte-order mark is dropped.
+
+    Lines end at ``\\n`` or ``\\r\\n`` and nowhere else: JSON may hold the other separators that Unicode knows.
+    """
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield number, _decoded(line.removesuffix(b"\n").removesuffix(b"\r"), f"{path}:{number}")
+
+
+def check_file(path: Path) -> None:
+    """Raise ``UserError`` where there is no file at ``path``."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
+    if not path.exists():
+        raise UserError(f"no such file: {path}")
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file that the system does not let us read."""
+    return UserError(f"{path}: cannot be read: {error.strerror}")
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    compression = kind(path)[1] or "compressed"
+    return UserError(f"{path}: broken or cut-off {compression} data ({error}): copy or download it again")
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 (byte 0x{line[error.start]:02X} at byte {error.start + 1} of the line): "
+            f"convert the file, for example: iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb", buffering=_BLOCK) as file:
+        match kind(path)[1]:
+            case ".gz":
+                yield io.BufferedReader(gzip.GzipFile(fileobj=file), _BLOCK)
+            case ".bz2":
+                yield io.BufferedReader(bz2.BZ2File(file), _BLOCK)
+            case ".zst":
+                yield io.BufferedReader(_ZstdReader(file), _BLOCK)
+            case _:
+                yield file
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompressed bytes of a .zst file: ``zstandard``'s own reader takes a cut-off file for a finished one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise missing_extra("zstandard, which reads .zst files,", "zstd") from error
+        self._file = file
+        self._fault: type[Exception] = zstandard.ZstdError
+        # Files made with `zstd --long=31` need a window this large.
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame = self._decompressor.decompressobj()
+        self._inside = False
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with what comes next; 0 at the end. Raises ``EOFError`` where that is inside a frame."""
+        while not self._ready:
+            block = self._file.read(1 << 16)
+            if not block:
+                if self._inside:
+                    raise EOFError("it ends in the middle of a frame")
+                return 0
+            self._ready = memoryview(self._feed(block))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _feed(self, block: bytes) -> bytes:
+        """Decompress a block, which may hold the end of one frame and the start of others."""
+        parts = []
+        while block:
+            try:
+                parts.append(self._frame.decompress(block))
+            except self._fault as error:
+                raise OSError(str(error)) from error
+            block = b""
+            self._inside = not self._frame.eof
+            if self._frame.eof:
+                block = self._frame.unused_data
+                self._frame = self._decompressor.decompressobj()
+        return b"".join(parts)

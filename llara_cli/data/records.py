@@ -1,0 +1,185 @@
+"""JSON lines, CSV, TSV and parquet as one stream of named fields, each with the place it came from."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llara_cli.console import UserError
+from llara_cli.data.lines import check_file, kind, read_lines, unreadable
+
+__all__ = ["Record", "read_lines", "read_records"]
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+KNOWN = ".jsonl, .json (one object a line), .csv, .tsv, each also as .gz, .bz2 or .zst; .parquet"
+_LONGEST_CELL = 1 << 26
+"""Characters. Past this a quotation mark was never closed, and the rest of the file would be read as one cell."""
+_ROWS_AT_ONCE = 1024
+_WANTED = "one object a line is wanted (of a list, \"jq -c '.[]'\" makes that)"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a file: its fields and ``where`` it stands, as ``file:line`` or ``file: row N``."""
+
+    where: str
+    fields: dict[str, Any]
+
+    def error(self, message: str) -> UserError:
+        """The user's mistake in this row."""
+        return UserError(f"{self.where}: {message}")
+
+    def name_of(self, *names: str) -> str | None:
+        """The first of ``names`` that is a field with a value; a null is no value."""
+        return next((name for name in names if self.fields.get(name) is not None), None)
+
+    def string(self, *names: str) -> str:
+        """The value of the first of ``names`` that has one. Raises ``UserError`` where none has, or it is no string."""
+        name = self.name_of(*names)
+        if name is None:
+            raise self.missing(*names)
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise self.error(f'"{name}" must be a string, not {describe(value)}')
+        return value
+
+    def optional_string(self, *names: str) -> str | None:
+        """The same, but None where no field of these names has a value."""
+        return None if self.name_of(*names) is None else self.string(*names)
+
+    def missing(self, *names: str) -> UserError:
+        """The error for a row in which none of these fields has a value."""
+        empty = next((name for name in names if name in self.fields), None)
+        if empty is not None:
+            return self.error(f'"{empty}" is null')
+        others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
+        return self.error(f'no "{names[0]}" field{others}: found {", ".join(map(str, self.fields)) or "none at all"}')
+
+
+def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator[Record]:
+    """Every row of a ``.jsonl``, ``.json`` (lines), ``.csv``, ``.tsv`` or ``.parquet`` file; blank lines are skipped.
+
+    ``columns``: the fields the caller knows. Parquet files are read no further than that, so that a column of vectors
+    beside the texts costs nothing; the other formats ignore it.
+    """
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+        ".jsonl": _read_json_lines,
+        ".json": _read_json_lines,
+        ".csv": _read_csv,
+        ".tsv": _read_tsv,
+    }
+    suffix, compression = kind(path)
+    check_file(path)
+    if suffix == ".parquet" and not compression:
+        return _read_parquet(path, columns)
+    if suffix not in readers:
+        raise UserError(f"{path}: unknown kind of file: known are {KNOWN}")
+    return readers[suffix](path)
+
+
+def describe(value: object) -> str:
+    """A value's type in the words of JSON, for messages."""
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object on one line."""
+    try:
+        value = json.loads(line)
+        if "\\u" in line:
+            # Half a surrogate pair parses, but is no text: no tokenizer and no file would take it.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: not text: half a surrogate pair (an escape like \\ud83d on its own)") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}; {_WANTED}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not a JSON object but {describe(value)}; {_WANTED}")
+    return value
+
+
+def _read_json_lines(path: Path) -> Iterator[Record]:
+    for number, line in read_lines(path):
+        if line and not line.isspace():
+            where = f"{path}:{number}"
+            yield Record(where, parse_object(line, where))
+
+
+def _read_tsv(path: Path) -> Iterator[Record]:
+    """Tab-separated with a header. A quotation mark is part of the text, as in MS MARCO: nothing is quoted."""
+    rows = ((f"{path}:{number}", line.split("\t")) for number, line in read_lines(path) if line.strip(" "))
+    return _with_header(rows)
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    """Comma-separated with a header; a quoted cell may span lines."""
+    return _with_header(_csv_rows(path))
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{where}: broken CSV: {error}; is a quotation mark not closed or not doubled?") from error
+        if cells is None:
+            return
+        if len(cells) > 1 or any(cell.strip() for cell in cells):
+            yield where, cells
+
+
+def _with_header(rows: Iterator[tuple[str, list[str]]]) -> Iterator[Record]:
+    where, header = next(rows, ("", []))
+    header = [name.strip() for name in header]
+    if len(set(header)) < len(header):
+        raise UserError(f"{where}: the header line needs a name of its own for every column: {header}")
+    for where, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(f"{where}: {len(cells)} columns, but the header line has {len(header)}")
+        yield Record(where, dict(zip(header, cells, strict=True)))
+
+
+def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Record]:
+    count = 0
+    try:
+        # A buffer makes pyarrow stream each column instead of reading a whole row group at once.
+        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            names = file.schema_arrow.names
+            wanted = [name for name in names if columns is None or name in columns]
+            # A column that is not read is there, as null: an error can name all that the file has.
+            unread = dict.fromkeys(name for name in names if name not in wanted)
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+                for fields in _rows(batch):
+                    count += 1
+                    yield Record(f"{path}: row {count}", fields | unread)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: row {count + 1}: not UTF-8 (byte 0x{error.object[error.start]:02X})") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: broken parquet file after row {count}: {reason}") from error
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        # Once more one by one: the rows before the bad one are good, and their number tells where it is.
+        for row in range(batch.num_rows):
+            yield from batch.slice(row, 1).to_pylist()
+    else:
+        yield from rows

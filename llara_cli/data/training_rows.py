@@ -1,0 +1,194 @@
+"""Fine-tuning rows, a query with its positives and hard negatives, in the formats that people have.
+
+FlagEmbedding      {"query", "pos": [...], "neg": [...], "pos_scores", "neg_scores"}
+Tevatron           {"query_id", "query", "positive_passages": [{"docid", "title", "text"}], "negative_passages": [...]}
+columns            anchor, positive, negative or negative_1 ... negative_n, as sentence-transformers has them
+BEIR               a folder with corpus.jsonl, queries.jsonl and qrels/train.tsv
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llara_cli.console import UserError
+from llara_cli.data.collection import BeirFolder, passage_text, read_documents
+from llara_cli.data.qrels import Judgement, read_qrels
+from llara_cli.data.records import Record, describe, read_records
+
+QUERY_FIELDS = ("query", "anchor", "question")
+POSITIVE_FIELDS = ("pos", "positive", "answer")
+NEGATIVE_FIELDS = ("neg", "negative")
+_NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A query, what answers it and what does not. Ids and scores lie beside their passages, in the same order.
+
+    A passage that is among both is kept in both: whether it counts is the loss' business.
+    """
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    positive_ids: tuple[str | None, ...]
+    negative_ids: tuple[str | None, ...]
+    query_id: str | None = None
+    positive_scores: tuple[float, ...] | None = None
+    negative_scores: tuple[float, ...] | None = None
+
+
+def read_training_rows(path: Path) -> Iterator[TrainingRow]:
+    """Every row of a file (jsonl, csv, tsv, parquet; the format is told by its fields) or of a BEIR folder.
+
+    Raises ``UserError`` at the first row that is none, and at the end where there was no row at all.
+    """
+    row = None
+    for row in _beir_rows(BeirFolder(path)) if path.is_dir() else map(_row, read_records(path)):
+        yield row
+    if row is None:
+        raise UserError(f"{path}: no training row in it")
+
+
+def _row(record: Record) -> TrainingRow:
+    return _tevatron_row(record) if "positive_passages" in record.fields else _plain_row(record)
+
+
+def _plain_row(record: Record) -> TrainingRow:
+    """FlagEmbedding's rows and sentence-transformers' columns: they differ in the names only."""
+    name = record.name_of(*POSITIVE_FIELDS)
+    if name is None:
+        raise record.missing(*POSITIVE_FIELDS, "positive_passages")
+    positives = _checked(record, name, _texts(record, name))
+    negatives = tuple(text for field in _negative_fields(record) for text in _texts(record, field))
+    return TrainingRow(
+        query=record.string(*QUERY_FIELDS),
+        positives=positives,
+        negatives=negatives,
+        positive_ids=_ids(record, "pos_ids", len(positives)),
+        negative_ids=_ids(record, "neg_ids", len(negatives)),
+        query_id=_id(record, record.fields.get("query_id"), "query_id"),
+        positive_scores=_scores(record, "pos_scores", len(positives)),
+        negative_scores=_scores(record, "neg_scores", len(negatives)),
+    )
+
+
+def _negative_fields(record: Record) -> list[str]:
+    """The fields that hold negatives, the numbered ones in the order of their numbers."""
+    numbered = [(int(match[1]), name) for name in record.fields if (match := _NUMBERED_NEGATIVE.fullmatch(name))]
+    present = [name for name in NEGATIVE_FIELDS if name in record.fields]
+    return present + [name for _, name in sorted(numbered)]
+
+
+def _texts(record: Record, name: str) -> tuple[str, ...]:
+    """A field that holds one text or a list of them. Null, or an empty cell of a table, is no text."""
+    value = record.fields[name]
+    if value is None or value == "":
+        return ()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise record.error(f'"{name}" must be a string or a list of strings, not {describe(value)}')
+    for text in texts:
+        if not isinstance(text, str):
+            raise record.error(f'"{name}" holds {describe(text)}: every passage must be a string')
+    return tuple(texts)
+
+
+def _checked(record: Record, name: str, positives: Sequence[str]) -> tuple[str, ...]:
+    if not positives:
+        raise record.error(f'"{name}" is empty: a training row needs a positive passage')
+    return tuple(positives)
+
+
+def _scores(record: Record, name: str, count: int) -> tuple[float, ...] | None:
+    value = record.fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != count:
+        found = f"{len(value)} scores" if isinstance(value, list) else describe(value)
+        raise record.error(f'"{name}" must be a list of {count} numbers, one a passage, not {found}')
+    for score in value:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise record.error(f'"{name}" holds {score!r}: every score must be a finite number')
+    return tuple(map(float, value))
+
+
+def _ids(record: Record, name: str, count: int) -> tuple[str | None, ...]:
+    """Passage ids beside the passages, as mined rows have them; None for each where there are none."""
+    value = record.fields.get(name)
+    if value is None:
+        return (None,) * count
+    if not isinstance(value, list) or len(value) != count:
+        raise record.error(f'"{name}" must be a list of {count} ids, one a passage')
+    return tuple(_id(record, item, name) for item in value)
+
+
+def _id(record: Record, value: Any, name: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise record.error(f'"{name}" must be a string or a whole number, not {describe(value)}')
+
+
+def _tevatron_row(record: Record) -> TrainingRow:
+    positives = _tevatron_passages(record, "positive_passages")
+    negatives = _tevatron_passages(record, "negative_passages")
+    return TrainingRow(
+        query=record.string(*QUERY_FIELDS),
+        positives=_checked(record, "positive_passages", [text for _, text in positives]),
+        negatives=tuple(text for _, text in negatives),
+        positive_ids=tuple(name for name, _ in positives),
+        negative_ids=tuple(name for name, _ in negatives),
+        query_id=_id(record, record.fields.get("query_id"), "query_id"),
+    )
+
+
+def _tevatron_passages(record: Record, name: str) -> list[tuple[str | None, str]]:
+    """(id, text) of the passages in a field."""
+    value = record.fields.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise record.error(f'"{name}" must be a list of objects with docid, title and text')
+    passages = [Record(record.where, item) for item in value]
+    return [
+        (
+            _id(record, passage.fields.get("docid"), "docid"),
+            passage_text(passage.optional_string("title") or "", passage.string("text")),
+        )
+        for passage in passages
+    ]
+
+
+def _beir_rows(folder: BeirFolder) -> Iterator[TrainingRow]:
+    """One row a query with all its positives (judged above 0), in the order of the judgements.
+
+    Only texts that are judged are kept in memory: for MS MARCO half a million passages of nine.
+    """
+    judged: dict[str, dict[str, Judgement]] = {}
+    for judgement in read_qrels(folder.qrels("train")):
+        if judgement.grade > 0:
+            judged.setdefault(judgement.query_id, {})[judgement.document_id] = judgement
+    queries = _lookup(folder.queries, judged.keys())
+    passages = _lookup(folder.corpus, {document_id for row in judged.values() for document_id in row})
+    for query_id, row in judged.items():
+        query = _found(queries, query_id, next(iter(row.values())), folder.queries)
+        positives = tuple(_found(passages, name, judgement, folder.corpus) for name, judgement in row.items())
+        yield TrainingRow(query, positives, (), tuple(row), (), query_id)
+
+
+def _lookup(path: Path, wanted: Collection[str]) -> dict[str, str]:
+    """The texts of the wanted documents, by id."""
+    return {document.id: document.passage for document in read_documents(path) if document.id in wanted}
+
+
+def _found(texts: dict[str, str], name: str, judgement: Judgement, path: Path) -> str:
+    if name not in texts:
+        raise UserError(f"{judgement.where}: {name!r} is not in {path}")
+    return texts[name]

@@ -1,0 +1,35 @@
+"""What every test shares: one thread, no hub, where the shared data lie, tiny models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["COLUMNS"] = "200"
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def shared_data() -> Path:
+    """The folder of real data beside the repository, or where LLARA_SHARED_DATA says."""
+    return Path(os.environ.get("LLARA_SHARED_DATA", REPO.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real data; the test is skipped where they are not on this machine."""
+    root = shared_data()
+    if not root.is_dir():
+        pytest.skip(f"no shared data at {root} (set LLARA_SHARED_DATA)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden(data_root: Path) -> Path:
+    """Numbers from the authors' own code."""
+    return data_root / "golden"
