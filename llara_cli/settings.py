@@ -87,7 +87,7 @@ class PretrainSettings:
         large = parameters >= LARGE_MODEL
         length = self.max_length or min(1024 if large else 256, max_positions or 1024)
         batch = self.optimiser.batch_size or (256 if large else 64)
-        rate = self.optimiser.learning_rate or learning_rate(self.backend, parameters)
+        rate = self.optimiser.learning_rate or (learning_rate(parameters) if self.backend == "full" else ADAPTER_RATE)
         return replace(self, max_length=length, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate))
 
 
@@ -108,10 +108,10 @@ class FinetuneSettings:
     adapter: AdapterSettings = AdapterSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
-    def fitted(self, parameters: int, max_positions: int | None) -> FinetuneSettings:
-        """With the model's size (parameters) and positions known, every open value chosen."""
+    def fitted(self, parameters: int) -> FinetuneSettings:
+        """With the model's size (parameters) known, every open value chosen."""
         batch = self.optimiser.batch_size or 32
-        rate = self.optimiser.learning_rate or (3e-4 if self.backend != "full" else learning_rate("full", parameters))
+        rate = self.optimiser.learning_rate or (learning_rate(parameters) if self.backend == "full" else ADAPTER_RATE)
         return replace(self, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate))
 
     def check(self) -> None:
@@ -127,10 +127,12 @@ class FinetuneSettings:
             raise UserError(f"--chunk-size must be positive, not {self.chunk_size}")
 
 
-def learning_rate(backend: str, parameters: int) -> float:
-    """The default peak learning rate: the paper's 1e-5 for 7 B under full training, more for smaller models."""
-    if backend != "full":
-        return 1e-4
+ADAPTER_RATE = 3e-4
+"""Default peak learning rate of adapters (the paper's fine-tuning)."""
+
+
+def learning_rate(parameters: int) -> float:
+    """The default peak learning rate of full training: the paper's 1e-5 for 7 B, more for smaller models."""
     return 1e-5 if parameters >= 3 * LARGE_MODEL else 2e-5 if parameters >= LARGE_MODEL else 5e-5
 
 

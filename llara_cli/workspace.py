@@ -74,7 +74,10 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What makes two runs equal: ``settings`` (JSON values), ``inputs`` (name, sha256) and ``parents`` (name -> fingerprint)."""
+    """What makes two runs equal.
+
+    ``settings`` are JSON values, ``inputs`` name and sha256 of files, ``parents`` name -> fingerprint.
+    """
 
     settings: Mapping[str, Any]
     inputs: Sequence[Mapping[str, Any]] = ()
@@ -108,6 +111,12 @@ class Artifact:
     def run(self) -> dict[str, Any]:
         """When and where it was made, and the result that was printed."""
         return _read_json(self.path / RUN) if (self.path / RUN).exists() else {}
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result that was printed when the artifact was made."""
+        found: dict[str, Any] = self.run["result"]
+        return found
 
     @property
     def fingerprint(self) -> str:

@@ -33,3 +33,11 @@ def data_root() -> Path:
 def golden(data_root: Path) -> Path:
     """Numbers from the authors' own code."""
     return data_root / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama on disk."""
+    from tiny import make_model
+
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")

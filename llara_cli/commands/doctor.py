@@ -28,13 +28,10 @@ def doctor(
     from llara_cli.commands.backends import backend_table
     from llara_cli.registry import availability
 
-    versions, found = _versions(), availability()
-    result = {
-        "versions": versions,
-        "devices": _devices(),
-        "backends": [asdict(item) for item in found],
-        "problems": _problems(versions),
-    }
+    versions, devices, found = _versions(), _devices(), availability()
+    problems = _problems(versions)
+    backends = [asdict(item) for item in found]
+    result = {"versions": versions, "devices": devices, "backends": backends, "problems": problems}
 
     def render() -> Any:
         from rich.console import Group
@@ -42,8 +39,8 @@ def doctor(
         from llara_cli.commands.show import facts
 
         shown = {name: version or "not installed" for name, version in versions.items()}
-        problems = [f"problem: {problem}" for problem in result["problems"]]
-        return Group(facts(shown | result["devices"]), "", backend_table(found), *problems)
+        told = [f"problem: {problem}" for problem in problems]
+        return Group(facts(shown | devices), "", backend_table(found), *told)
 
     session.console.result(result, render)
 
@@ -78,6 +75,7 @@ def _devices() -> dict[str, str]:
 def _problems(versions: dict[str, str | None]) -> list[str]:
     if versions["faiss-cpu"] and versions["faiss-gpu"]:
         return [
-            "faiss-cpu and faiss-gpu own the same module and break each other: pip uninstall faiss-cpu faiss-gpu, then install one"
+            "faiss-cpu and faiss-gpu own the same module and break each other:"
+            " pip uninstall faiss-cpu faiss-gpu, then install one of them"
         ]
     return []

@@ -106,16 +106,10 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
         from rich.text import Text
 
         table = Table(title=Text(result["query"], style="bold"), title_justify="left", box=None, pad_edge=False)
-        for heading, justify in (
-            ("rank", "right"),
-            ("score", "right"),
-            ("id", "left"),
-            ("title", "left"),
-            ("text", "left"),
-        ):
-            table.add_column(
-                heading, justify=justify, overflow="fold", max_width=28 if heading in ("id", "title") else None
-            )
+        for heading in ("rank", "score"):
+            table.add_column(heading, justify="right")
+        for heading, width in (("id", 24), ("title", 32), ("text", None)):
+            table.add_column(heading, overflow="fold", max_width=width)
         words = [word for word in result["query"].split() if len(word) > 2]
         for hit in result["hits"]:
             text = " ".join(hit["text"].split())

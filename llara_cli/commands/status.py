@@ -53,14 +53,8 @@ def _table(result: dict[str, Any]) -> RenderableType:
     from llara_cli.commands.show import human_bytes
 
     table = Table(title=f"workspace {result['workspace']}", title_justify="left", box=None, pad_edge=False)
-    for heading, justify in (
-        ("kind", "left"),
-        ("name", "left"),
-        ("size", "right"),
-        ("holds", "left"),
-        ("from", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")
+    for heading in ("kind", "name", "size", "holds", "from"):
+        table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
     for row in result["artifacts"]:
         counts = row["counts"]
         holds = ", ".join(
@@ -68,7 +62,6 @@ def _table(result: dict[str, Any]) -> RenderableType:
         )
         origin = ", ".join(row["parents"].values())
         table.add_row(row["kind"].removesuffix("s"), row["name"], human_bytes(row["bytes"]), holds, origin)
-    if not result["artifacts"]:
-        table.add_row("nothing yet: llara pretrain CORPUS makes the first model")
+    hint = [] if result["artifacts"] else ["nothing yet: llara pretrain CORPUS makes the first model"]
     rest = [f"unfinished: {name} (the same command resumes it)" for name in result["unfinished"]]
-    return Group(table, *rest)
+    return Group(table, *hint, *rest)

@@ -134,15 +134,20 @@ def _belongs(name: Path) -> bool:
     Left out are hidden files, texts about the data (README, LICENSE, PROVENANCE ...), what no reader knows, and
     ``.json``: in a folder that is metadata more often than lines. All of them are read when they are named themselves.
     """
-    suffix, _ = kind(name)
     bare = name.name.partition(".")[0]
     if any(part.startswith(".") for part in name.parts) or bare.upper() in _ABOUT_THE_DATA:
         return False
-    return suffix in _IN_FOLDERS or (not suffix and _EXTRACTED.fullmatch(bare) is not None)
+    return _format(name) in _IN_FOLDERS or (_format(name) == "" and _EXTRACTED.fullmatch(bare) is not None)
+
+
+def _format(path: Path) -> str | None:
+    """What the name promises; parquet is compressed inside, so ``.parquet.gz`` is no format."""
+    suffix, compression = kind(path)
+    return None if suffix == ".parquet" and compression else suffix
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Record]]:
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+    readers: dict[str | None, Callable[[Path], Iterator[Record]]] = {
         ".txt": _read_text,
         ".jsonl": _read_rows,
         ".json": _read_rows,
@@ -150,10 +155,9 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Record]]:
         ".xml": read_mediawiki,
         "": read_wikiextractor,
     }
-    suffix, compression = kind(path)
-    if suffix not in readers or (suffix == ".parquet" and compression):
+    if _format(path) not in readers:
         raise UserError(f"{path}: unknown kind of corpus: known are {KNOWN}")
-    return readers[suffix]
+    return readers[_format(path)]
 
 
 def _read_rows(path: Path) -> Iterator[Record]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from llara_cli.console import LlaraError, UserError
+from llara_cli.data.lines import one_line
 from llara_cli.data.records import Record
 
 PREFIX = "hf:"
-_LONGEST_REASON = 300
 
 
 def read_hub(argument: str) -> Iterator[Record]:
@@ -25,7 +25,7 @@ def read_hub(argument: str) -> Iterator[Record]:
             row = next(rows, None)
         except Exception as error:
             # Whatever the network stack under `datasets` raises, the user's input was right up to here.
-            raise LlaraError(f"{argument}: row {number + 1} could not be fetched: {_reason(error)}") from error
+            raise LlaraError(f"{argument}: row {number + 1} could not be fetched: {one_line(error)}") from error
         if row is None:
             return
         number += 1
@@ -38,7 +38,7 @@ def _open(argument: str) -> Iterable[Mapping[str, Any]]:
         try:
             return _load(argument, name, configuration)
         except FileNotFoundError as error:
-            reasons.append(_reason(error))
+            reasons.append(one_line(error))
     raise UserError(f"{argument}: no such data set on the hub: {reasons[0]}")
 
 
@@ -51,9 +51,9 @@ def _load(argument: str, name: str, configuration: str | None) -> Iterable[Mappi
     except FileNotFoundError:
         raise
     except ConnectionError as error:
-        raise UserError(f"{argument}: the hub cannot be reached: {_reason(error)}") from error
+        raise UserError(f"{argument}: the hub cannot be reached: {one_line(error)}") from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{argument}: cannot be opened: {_reason(error)}") from error
+        raise UserError(f"{argument}: cannot be opened: {one_line(error)}") from error
     return rows
 
 
@@ -68,9 +68,3 @@ def _candidates(argument: str) -> list[tuple[str, str | None]]:
             return [(f"{owner}/{name}", configuration)]
         case _:
             raise UserError(f"{argument!r} names no data set: write hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
-
-
-def _reason(error: Exception) -> str:
-    """The library's message on one line, of bearable length: it may list every configuration there is."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."

@@ -18,6 +18,7 @@ from llara_cli.registry import missing_extra
 
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 _BLOCK = 1 << 18
+_LONGEST_REASON = 300
 _DUMP_PART = re.compile(r"-p\d+p\d+$")
 """Wikimedia names the parts of a large dump ``...articles1.xml-p1p41242.bz2``."""
 
@@ -66,6 +67,12 @@ def check_file(path: Path) -> None:
         raise UserError(f"no such file: {path}")
 
 
+def one_line(words: object) -> str:
+    """What a library or a file says, as a part of our message: printable, on one line, of bearable length."""
+    text = " ".join("".join(mark if mark.isprintable() else " " for mark in str(words)).split())
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
+
+
 def unreadable(path: Path, error: OSError) -> UserError:
     """The error for a file that the system does not let us read."""
     return UserError(f"{path}: cannot be read: {error.strerror}")
@@ -73,7 +80,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 def _broken(path: Path, error: Exception) -> UserError:
     compression = kind(path)[1] or "compressed"
-    return UserError(f"{path}: broken or cut-off {compression} data ({error}): copy or download it again")
+    return UserError(f"{path}: broken or cut-off {compression} data ({one_line(error)}): copy or download it again")
 
 
 def _decoded(line: bytes, where: str) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.console import UserError
-from llara_cli.data.lines import check_file, kind, read_lines, unreadable
+from llara_cli.data.lines import check_file, kind, one_line, read_lines, unreadable
 
 __all__ = ["Record", "read_lines", "read_records"]
 
@@ -60,7 +60,8 @@ class Record:
         if empty is not None:
             return self.error(f'"{empty}" is null')
         others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
-        return self.error(f'no "{names[0]}" field{others}: found {", ".join(map(str, self.fields)) or "none at all"}')
+        found = one_line(", ".join(map(str, self.fields))) or "none at all"
+        return self.error(f'no "{names[0]}" field{others}: found {found}')
 
 
 def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator[Record]:
@@ -167,11 +168,10 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Recor
                     yield Record(f"{path}: row {count}", fields | unread)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: row {count + 1}: not UTF-8 (byte 0x{error.object[error.start]:02X})") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: broken parquet file after row {count}: {reason}") from error
+        raise UserError(f"{path}: broken parquet file after row {count}: {one_line(error)}") from error
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

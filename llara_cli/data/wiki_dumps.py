@@ -11,7 +11,7 @@ from typing import IO
 from xml.etree import ElementTree
 
 from llara_cli.console import UserError
-from llara_cli.data.lines import open_bytes, read_lines
+from llara_cli.data.lines import one_line, open_bytes, read_lines
 from llara_cli.data.records import Record, parse_object
 from llara_cli.registry import missing_extra
 
@@ -104,7 +104,7 @@ def _elements(file: IO[bytes], path: Path) -> Iterator[ElementTree.Element]:
                 root.clear()
     except ElementTree.ParseError as error:
         raise UserError(
-            f"{path}:{error.position[0]}: broken or cut-off XML ({error}): copy or download it again"
+            f"{path}:{error.position[0]}: broken or cut-off XML ({one_line(error)}): copy or download it again"
         ) from error
 
 

@@ -55,7 +55,8 @@ class Layout:
     @property
     def real(self) -> NDArray[np.bool_]:
         """(R, L) True where a token is no padding."""
-        return self.tree != PADDING
+        result: NDArray[np.bool_] = self.tree != PADDING
+        return result
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

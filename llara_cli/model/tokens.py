@@ -21,6 +21,10 @@ from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.source import ModelSource
 
 
+SPACE_MARKS = ("\u2581", "\u0120")
+"""How SentencePiece and byte-level vocabularies write a space at the head of a piece."""
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """The tokenizer as its files say.
 
@@ -131,7 +135,9 @@ class TextTokenizer:
         return frozenset(self.hf.all_special_ids)
 
     def _adds_prefix_space(self) -> bool:
-        return self.encode(["x"])[0][-1] == self.encode(["x x"])[0][-1]
+        """Whether a text's first piece bears the mark of a space that is not in the text."""
+        first: str = self.hf.convert_ids_to_tokens(self.encode(["x"])[0])[0]
+        return first.startswith(SPACE_MARKS)
 
     def _piece(self, text: str) -> list[int]:
         """A prompt's ids, tokenised on its own; with a leading space where the tokenizer adds none itself."""

@@ -75,8 +75,7 @@ class Encoding:
         with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
             if isinstance(build, Artifact):
                 self.console.detail(f"embeddings/{name} is finished already")
-                result: dict[str, Any] = build.run["result"]
-                return result
+                return build.result
             return self._encode(build)
 
     def plan(self) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str]) -> dict[str, An
 
 
 def beir_data_sets(wanted: str, root: Path | None, split: str | None, console: Console) -> list[DataSet]:
-    """The BEIR sets named (``all``, or comma-separated) that lie under ``root``; of ``all``, missing ones are named and skipped.
+    """The BEIR sets named (``all``, or comma-separated) under ``root``; of ``all``, missing ones are named and skipped.
 
     Raises ``UserError`` for an unknown name, and for a named set that is not there.
     """

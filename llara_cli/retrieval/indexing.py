@@ -56,8 +56,7 @@ class Indexing:
         with self.workspace.build("indexes", name, self.blueprint(), restart=restart) as build:
             if isinstance(build, Artifact):
                 self.console.note(f"indexes/{name} is finished already; nothing to do (--restart builds it anew)")
-                result: dict[str, Any] = build.run["result"]
-                return result
+                return build.result
             return self._build(backend, build)
 
     def plan(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class ContrastiveObjective:
         if len(batch.parts) == 1:
             with _seeded(self.seed):
                 loss = self._loss(self._embed(batch.layouts[0])[batch.order.argsort()], groups, mask)
-            scale(loss).backward()  # type: ignore[no-untyped-call]
+            scale(loss).backward()
         else:
             loss = self._cached_backward(batch, groups, mask, scale)
         self.seed += len(batch.parts)
@@ -110,11 +110,11 @@ class ContrastiveObjective:
             cached = torch.cat([self._seeded_embed(batch, part) for part in range(len(batch.parts))])
         cached.requires_grad_()
         loss = self._loss(cached[batch.order.argsort()], groups, mask)
-        scale(loss).backward()  # type: ignore[no-untyped-call]
+        scale(loss).backward()
         assert cached.grad is not None
         gradients = cached.grad.split([len(part) for part in batch.parts])
         for part, gradient in enumerate(gradients):
-            self._seeded_embed(batch, part).backward(gradient)  # type: ignore[no-untyped-call]
+            self._seeded_embed(batch, part).backward(gradient)
         return loss
 
     def _seeded_embed(self, batch: _Batch, part: int) -> Tensor:

@@ -6,39 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
-import torch
 
 from llara_cli.console import Console
 from llara_cli.data.collection import BeirFolder
 from llara_cli.data.lines import check_file
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.facts import ModelFacts
-from llara_cli.model.recipe import Recipe
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import TrainingSetup
-from llara_cli.settings import FinetuneSettings, as_json
+from llara_cli.protocols import Role
+from llara_cli.settings import FinetuneSettings
 from llara_cli.training.contrastive import ContrastiveObjective, Group
-from llara_cli.training.loop import Schedule, Trainer
-from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
-from llara_cli.training.preparation import (
-    MICRO_BATCH_TOKENS,
-    Prepared,
-    announce,
-    check_trainable,
-    choose_recipe,
-    finished_result,
-    prepare,
-    refuse_length,
-    train_and_finish,
-)
-from llara_cli.training.pretrain import derived_name
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, input_record
+from llara_cli.training.plan import Load
+from llara_cli.training.run import Prepared, TrainingRun, choose_recipe, derived_name, refuse_length
+from llara_cli.workspace import Workspace
 
 
 def draw_group(row: TrainingRow, negatives: int, seed: Sequence[int]) -> Group:
@@ -76,19 +60,12 @@ def identity(text: str, passage_id: str | None) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Finetuning:
-    """One run, with every setting chosen."""
+class Finetuning(TrainingRun[Group]):
+    """InfoNCE on queries with their passages."""
 
-    workspace: Workspace
-    console: Console
-    source: ModelSource
     train: Sequence[Path]
-    settings: FinetuneSettings
-    recipe: Recipe
-    facts: ModelFacts
-    device: torch.device
-    dtype: torch.dtype
-    name: str
+
+    task: ClassVar[str] = "finetune"
 
     @classmethod
     def of(
@@ -100,41 +77,22 @@ class Finetuning:
         settings: FinetuneSettings,
         name: str | None,
     ) -> Finetuning:
-        """Check everything that can be checked without the weights. Raises ``UserError`` for the caller's mistakes."""
+        """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
         settings.check()
-        check_trainable(settings.backend)
-        recipe = choose_recipe(settings.recipe, source)
+        recipe = choose_recipe(settings, source)
         for path in train:
             training_files(path)
         facts = ModelFacts.of(source)
-        settings = settings.fitted(facts.parameters, facts.max_positions)
+        settings = settings.fitted(facts.parameters)
         refuse_length(settings.query_length, facts.max_positions, "--query-length")
         refuse_length(settings.passage_length, facts.max_positions, "--passage-length")
-        device = choose_device()
         name = name or derived_name(source.name, recipe.name, [str(path) for path in train], "-ft")
-        return cls(
-            workspace, console, source, train, settings, recipe, facts, device, choose_dtype(settings.dtype, device), name
-        )  # fmt: skip
+        return cls(workspace, console, source, settings, recipe, facts, name, train)
 
-    def run(self, *, restart: bool) -> dict[str, Any]:
-        """Train, or take up where an earlier run stopped, or give the finished run's result again."""
-        announce(self.console, "model", self.source, self.recipe)
-        with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
-            if isinstance(build, Artifact):
-                return finished_result(self.console, build)
-            return self._train(build)
-
-    @cached_property
-    def blueprint(self) -> Blueprint:
-        """What makes an equal run."""
-        settings = as_json(self.settings) | {
-            "recipe": self.recipe.name,
-            "dtype": dtype_name(self.dtype),
-            "model": self.source.name,
-            "task": "finetune",
-        }
-        inputs = [input_record(file) for path in self.train for file in training_files(path)]
-        return Blueprint(settings, inputs, {"model": self.source.fingerprint()})
+    @property
+    def input_files(self) -> Sequence[Path]:
+        """The training files."""
+        return [file for path in self.train for file in training_files(path)]
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
@@ -142,60 +100,33 @@ class Finetuning:
         return [row for path in self.train for row in read_training_rows(path)]
 
     @cached_property
-    def tokenizer(self) -> TextTokenizer:
-        """The base model's own tokenizer."""
-        return TextTokenizer.load(self.source)
-
-    @cached_property
     def sequencer(self) -> Sequencer:
         """Texts to sequences. Raises ``UserError`` where a length leaves no room for a text."""
-        lengths = {"query": self.settings.query_length, "passage": self.settings.passage_length}
-        return Sequencer(self.tokenizer.with_tokens(self.recipe.new_tokens), self.recipe, lengths)  # type: ignore[arg-type]
-
-    def plan(self) -> Plan:
-        """What ``run`` would do, without loading the weights."""
-        schedule = Schedule.of(len(self.rows), self.settings.optimiser)
-        groups = [self._pick(0, [number])[0] for number in range(len(self.rows))]
-        queries = self.sequencer.trees([group.query for group in groups], "query").tokens
-        passages = self.sequencer.trees([text for group in groups for text in group.passages], "passage").tokens
-        each = 1 + sum(len(group.passages) for group in groups) / len(groups)
-        load = Load(queries + passages, int(each * self.sequencer.prompts.overhead(["self"])), 0, self.budget)
-        return training_plan(
-            self.facts, self.settings.backend, self.settings.adapter, self.device, self.dtype, schedule, load
-        )
+        lengths: dict[Role, int] = {"query": self.settings.query_length, "passage": self.settings.passage_length}
+        return Sequencer(self.tokenizer.with_tokens(self.recipe.new_tokens), self.recipe, lengths)
 
     @property
-    def budget(self) -> int:
-        """Tokens of one forward."""
-        return self.settings.optimiser.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+    def items(self) -> int:
+        """Queries."""
+        return len(self.rows)
 
-    def _pick(self, epoch: int, numbers: Sequence[int]) -> list[Group]:
-        seed = self.settings.optimiser.seed
-        return [draw_group(self.rows[n], self.settings.negatives, (seed, epoch, n)) for n in numbers]
+    @property
+    def load(self) -> Load:
+        """Queries and passages of one epoch, a prompt each; no logits."""
+        groups = self.pick(0, range(self.items))
+        passages = [text for group in groups for text in group.passages]
+        tokens = self.sequencer.trees([group.query for group in groups], "query").tokens
+        tokens += self.sequencer.trees(passages, "passage").tokens
+        each = 1 + len(passages) / len(groups)
+        return Load(tokens, int(each * self.sequencer.prompts.overhead(["self"])), 0, self.budget)
 
-    def _train(self, build: Build) -> dict[str, Any]:
-        schedule = Schedule.of(len(self.rows), self.settings.optimiser)
-        warn_if_long(self.console, self.plan())
-        prepared = self._prepare()
-        trainer: Trainer[Group] = Trainer(
-            model=prepared.model,
-            objective=self._objective(prepared),
-            schedule=schedule,
-            pick=self._pick,
-            settings=self.settings.optimiser,
-            folder=build.open_folder(),
-            dtype=self.dtype,
-        )
-        return train_and_finish(self.console, build, trainer, prepared)
+    def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
+        """Each row with the passages drawn for the epoch."""
+        seed, negatives = self.settings.optimiser.seed, self.settings.negatives
+        return [draw_group(self.rows[number], negatives, (seed, epoch, number)) for number in numbers]
 
-    def _prepare(self) -> Prepared:
-        optimiser = self.settings.optimiser
-        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, self.settings.adapter)
-        return prepare(
-            self.source, self.tokenizer, self.recipe, self.settings.backend, setup, optimiser.gradient_checkpointing
-        )
-
-    def _objective(self, prepared: Prepared) -> ContrastiveObjective:
+    def objective(self, prepared: Prepared) -> ContrastiveObjective:
+        """InfoNCE over cosine / temperature."""
         return ContrastiveObjective(
             backbone=prepared.backbone,
             recipe=self.recipe,

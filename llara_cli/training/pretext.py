@@ -134,7 +134,7 @@ class PretextObjective:
         for pieces, layout in self._micro_batches(examples):
             parts = self._forward(pieces, layout)
             total = torch.stack([self._weight(name) * value for name, value in parts.items()]).sum()
-            scale(total).backward()  # type: ignore[no-untyped-call]
+            scale(total).backward()
             for name, value in parts.items():
                 sums[name] += float(value.detach())
         return self._terms(examples, sums)

@@ -1,4 +1,4 @@
-"""One forward over a tree equals one forward per branch: embeddings and gradients, whatever the texts and the layout."""
+"""One forward over a tree equals one forward per branch, whatever the texts and the layout."""
 
 from __future__ import annotations
 

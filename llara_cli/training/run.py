@@ -1,0 +1,217 @@
+"""A training run as an artifact: what pre-training and fine-tuning share from checked settings to saved model."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from llara_cli import registry
+from llara_cli.console import Console, UserError
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name, quiet_transformers
+from llara_cli.model.facts import ModelFacts
+from llara_cli.model.recipe import PAPER, RECIPE_FILE, Recipe, by_name, to_json
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.protocols import TrainingBackend, TrainingSetup
+from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json
+from llara_cli.training import checkpoints
+from llara_cli.training.loop import Objective, Schedule, Trainer
+from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
+from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, input_record, slug, write_atomically
+
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise."""
+ItemT = TypeVar("ItemT")
+
+
+@dataclass
+class Prepared:
+    """A model ready to train."""
+
+    backend: TrainingBackend
+    model: PreTrainedModel
+    backbone: Backbone
+    tokenizer: TextTokenizer
+    recipe: Recipe
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Checkpoint, tokenizer and recipe into ``folder``."""
+        dim = self.backbone.dim
+        with quiet_transformers():
+            self.backend.save(self.model, folder, dtype)
+        self.tokenizer.save(folder)
+        write_atomically(folder / RECIPE_FILE, json.dumps(to_json(self.recipe, dim), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class TrainingRun(ABC, Generic[ItemT]):
+    """One run, every setting chosen and everything checked that can be without weights; see the ``of`` of each kind."""
+
+    workspace: Workspace
+    console: Console
+    source: ModelSource
+    settings: Any
+    recipe: Recipe
+    facts: ModelFacts
+    name: str
+
+    task: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def input_files(self) -> Sequence[Path]:
+        """The files that the run reads."""
+
+    @property
+    @abstractmethod
+    def items(self) -> int:
+        """Texts, or queries."""
+
+    @property
+    @abstractmethod
+    def load(self) -> Load:
+        """What one pass over the data is made of."""
+
+    @abstractmethod
+    def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[ItemT]:
+        """The items of a step."""
+
+    @abstractmethod
+    def objective(self, prepared: Prepared) -> Objective[ItemT]:
+        """What the gradients are of."""
+
+    def run(self, *, restart: bool) -> dict[str, Any]:
+        """Train, or take up where an earlier run stopped, or give the finished run's result again."""
+        self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
+        with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
+            if isinstance(build, Artifact):
+                self.console.note(f"models/{self.name} is finished already; nothing to do (--restart builds it anew)")
+                return build.result
+            return self._train(build)
+
+    def plan(self) -> Plan:
+        """What ``run`` would do, without loading the weights."""
+        return training_plan(
+            self.facts, self.settings.backend, self.settings.adapter, self.device, self.dtype, self.schedule, self.load
+        )
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return choose_device()
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype."""
+        return choose_dtype(self.settings.dtype, self.device)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The base model's own tokenizer."""
+        return TextTokenizer.load(self.source)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Steps and the order of the items."""
+        return Schedule.of(self.items, self.settings.optimiser)
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """What makes an equal run."""
+        chosen = {
+            "task": self.task,
+            "model": self.source.name,
+            "recipe": self.recipe.name,
+            "dtype": dtype_name(self.dtype),
+        }
+        inputs = [input_record(path) for path in self.input_files]
+        return Blueprint(as_json(self.settings) | chosen, inputs, {"model": self.source.fingerprint()})
+
+    @property
+    def budget(self) -> int:
+        """Tokens of one forward."""
+        return self.settings.optimiser.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+
+    def _train(self, build: Build) -> dict[str, Any]:
+        warn_if_long(self.console, self.plan())
+        prepared = self._prepare()
+        trainer: Trainer[ItemT] = Trainer(
+            model=prepared.model,
+            objective=self.objective(prepared),
+            schedule=self.schedule,
+            pick=self.pick,
+            settings=self.settings.optimiser,
+            folder=build.open_folder(),
+            dtype=self.dtype,
+        )
+        started = time.monotonic()
+        with self.console.bar(self.task, self.schedule.steps, unit="steps") as bar:
+            history = trainer.train(bar)
+        result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
+        prepared.save(build.folder, self.dtype)
+        checkpoints.discard(build.folder)
+        build.finish({key: result[key] for key in ("steps", "texts", "tokens")}, result)
+        return result
+
+    def _prepare(self) -> Prepared:
+        """Load the model through its training backend and move it to the device."""
+        optimiser = self.settings.optimiser
+        backend: TrainingBackend = registry.load("training", self.settings.backend)()
+        tokenizer = self.tokenizer.with_tokens(())
+        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, self.settings.adapter)
+        model = backend.load(self.source, tokenizer, setup)
+        model.to(self.device)
+        if optimiser.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        return Prepared(backend, model, Backbone(model), tokenizer, self.recipe)
+
+
+def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSource) -> Recipe:
+    """``--recipe``, else the model's own, else the paper's. A saved recipe of that name keeps its own settings.
+
+    Raises ``UserError`` for an unknown recipe, and for a training backend that is unknown or lacks its library.
+    """
+    registry.load("training", settings.backend)
+    if source.saved_recipe is not None and settings.recipe in (None, source.saved_recipe.name):
+        return source.saved_recipe
+    return by_name(settings.recipe) if settings.recipe else PAPER
+
+
+def derived_name(base: str, recipe: str, inputs: Sequence[str], suffix: str = "") -> str:
+    """``BASE-RECIPE-INPUT[-ft]``; a base that is an adapted model has its recipe in its name already."""
+    stem = slug(Path(inputs[0].removeprefix("hf:")).expanduser().resolve().name.split(".")[0])
+    parts = [base, stem] if f"-{recipe}-" in f"{base}-" else [base, recipe, stem]
+    return slug("-".join(parts)) + suffix
+
+
+def refuse_length(length: int, max_positions: int | None, flag: str) -> None:
+    """Raise ``UserError`` where the model has fewer positions than ``length``."""
+    if length < 1:
+        raise UserError(f"{flag} must be positive, not {length}")
+    if max_positions is not None and length > max_positions:
+        raise UserError(f"{flag} {length} is above the model's {max_positions} positions")
+
+
+def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:
+    """The result of a training command, as the command line's contract names it."""
+    fresh = sum(row["tokens"] for row in history[resumed_at:])
+    return {
+        "name": build.name,
+        "path": str(build.target),
+        "steps": len(history),
+        "texts": sum(row["texts"] for row in history),
+        "tokens": sum(row["tokens"] for row in history),
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(fresh / seconds, 1) if seconds > 0 else 0.0,
+        "history": history,
+    }

@@ -1,0 +1,246 @@
+"""Documents to encode: every layout they come in, and what makes one unusable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llara_cli.console import UserError
+from llara_cli.data.collection import BeirFolder, Document, is_beir_folder, read_documents
+from llara_cli.data.qrels import Judgement, read_qrels
+from llara_cli.data.seen_ids import SeenIds
+
+Write = Callable[[str, str | bytes | Sequence[Mapping[str, Any]]], Path]
+Refusal = Callable[[Callable[[], object]], str]
+BeirMaker = Callable[..., Path]
+
+
+def test_passage_is_title_and_text_stripped() -> None:
+    assert Document("1", "A title", "a text ").passage == "A title a text"
+    assert Document("1", "", " text").passage == "text"
+    assert Document("1", "", "").passage == ""
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_beir_corpus_and_queries(write: Write, ending: str) -> None:
+    corpus = write(
+        f"corpus.jsonl{ending}",
+        [
+            {"_id": "d1", "title": "T", "text": "x", "metadata": {"a": 1}},
+            {"_id": "d2", "title": None, "text": ""},
+            {"_id": "d3", "text": "no title"},
+        ],
+    )
+    assert list(read_documents(corpus)) == [
+        Document("d1", "T", "x"),
+        Document("d2", "", ""),
+        Document("d3", "", "no title"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"id": 7, "contents": "c"}, Document("7", "", "c")),
+        ({"docid": "a b", "title": "t", "text": "c"}, Document("a b", "t", "c")),
+        ({"query_id": 0, "query": "q"}, Document("0", "", "q")),
+        ({"_id": None, "id": "x", "text": None, "contents": "c"}, Document("x", "", "c")),
+    ],
+)
+def test_field_names_of_other_tools(write: Write, row: dict[str, Any], expected: Document) -> None:
+    assert list(read_documents(write("a.jsonl", [row]))) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('1\tWhat is "x"?\n2\t\n', [Document("1", "", 'What is "x"?'), Document("2", "", "")]),
+        ("d\tTitle\ttext\n", [Document("d", "Title", "text")]),
+        ("D1\thttp://x.org\tTitle\tbody\n", [Document("D1", "Title", "body")]),
+        ("id\ttext\ttitle\n1\tx\tT\n", [Document("1", "T", "x")]),
+        ("qid\tquery\n\n1\tx\n", [Document("1", "", "x")]),
+        ("1\tid\n2\ttext\n", [Document("1", "", "id"), Document("2", "", "text")]),
+    ],
+)
+def test_tsv_with_and_without_header(write: Write, content: str, expected: list[Document]) -> None:
+    assert list(read_documents(write("collection.tsv", content))) == expected
+    assert list(read_documents(write("collection.tsv.gz", content))) == expected
+
+
+def test_csv_and_parquet_have_the_same_names(write: Write, tmp_path: Path) -> None:
+    assert list(read_documents(write("a.csv", "_id,title,text\n1,T,x\n"))) == [Document("1", "T", "x")]
+    table = pa.table({"docid": [1, 2], "text": ["x", "y"], "title": [None, "T"], "vector": [[0.0], [1.0]]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(read_documents(tmp_path / "a.parquet")) == [Document("1", "", "x"), Document("2", "T", "y")]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"_id": "1", "body_text": "x"}, 'no "text" field (nor contents, query, passage, body): found _id, body_text'),
+        ({"_id": "1", "text": None}, '"text" is null'),
+        ({"_id": "1", "text": 5}, '"text" must be a string, not a number'),
+        ({"_id": "1", "text": "x", "title": ["t"]}, '"title" must be a string, not a list'),
+        ({"text": "x"}, 'no "_id" field (nor id, docid'),
+        ({"_id": "", "text": "x"}, '"_id" is empty'),
+        ({"_id": " ", "text": "x"}, '"_id" is empty'),
+        ({"_id": None, "text": "x"}, '"_id" is null'),
+        ({"_id": 1.5, "text": "x"}, '"_id" must be a string or a whole number, not 1.5'),
+        ({"_id": True, "text": "x"}, '"_id" must be a string or a whole number, not True'),
+        ({"_id": "a\tb", "text": "x"}, "\"_id\" 'a\\tb' holds a line break, a tab"),
+        ({"_id": "a\nb", "text": "x"}, "\"_id\" 'a\\nb' holds a line break, a tab"),
+        ({"_id": "a\u2028b", "text": "x"}, "\"_id\" 'a\\u2028b' holds a line break, a tab"),
+        ({"_id": "ok", "text": "x"}, "the id 'ok' is not unique: it is at corpus.jsonl:1 too"),
+        ({}, 'no "_id" field'),
+    ],
+)
+def test_a_row_that_is_no_document_is_told(write: Write, refusal: Refusal, row: dict[str, Any], complaint: str) -> None:
+    path = write("corpus.jsonl", [{"_id": "ok", "text": "x"}, {"_id": 2, "text": "y"}, row])
+    assert refusal(lambda: read_documents(path)).startswith(f"corpus.jsonl:3: {complaint}")
+
+
+def test_equal_ids_of_different_types_are_duplicates(write: Write, refusal: Refusal) -> None:
+    path = write("corpus.jsonl", [{"_id": "1", "text": "x"}, {"_id": 1, "text": "y"}])
+    assert refusal(lambda: read_documents(path)) == (
+        "corpus.jsonl:2: the id '1' is not unique: it is at corpus.jsonl:1 too"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("1\ta\n2\tb\tc\n", "a.tsv:2: 3 columns, but the first line has 2"),
+        ("only one\n", "a.tsv:1: 1 columns: wanted are id<TAB>text"),
+        ("1\ta\n\t\n", 'a.tsv:2: "id" is empty'),
+        ("1\ta\n1\tb\n", "a.tsv:2: the id '1' is not unique: it is at a.tsv:1 too"),
+        ("", "a.tsv: no document in it"),
+        ("id\ttext\n", "a.tsv: no document in it"),
+    ],
+)
+def test_broken_tsv(write: Write, refusal: Refusal, content: str, complaint: str) -> None:
+    path = write("a.tsv", content)
+    assert refusal(lambda: read_documents(path)).startswith(complaint)
+
+
+def test_parquet_errors_name_the_row(tmp_path: Path, refusal: Refusal) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["1", "2"], "body_text": ["x", "y"]}), path)
+    assert refusal(lambda: read_documents(path)).startswith('a.parquet: row 1: no "text" field')
+    assert refusal(lambda: read_documents(path)).endswith("found id, body_text")
+    pq.write_table(pa.table({"id": ["1", "1"], "text": ["x", "y"]}), path)
+    assert refusal(lambda: read_documents(path)).startswith("a.parquet: row 2: the id '1' is not unique")
+
+
+def test_an_empty_corpus_and_a_folder_are_refused(write: Write, refusal: Refusal, beir: BeirMaker) -> None:
+    empty = write("corpus.jsonl", "\n\n")
+    assert refusal(lambda: read_documents(empty)) == "corpus.jsonl: no document in it"
+    folder = beir()
+    assert refusal(lambda: read_documents(folder)).endswith("name tiny/corpus.jsonl")
+
+
+def test_documents_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first documents are there before the broken end of the file is met."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(f'{{"_id": {i}, "text": "x"}}\n' for i in range(50_000)) + "broken")
+    assert len(list(islice(read_documents(path), 40_000))) == 40_000
+
+
+def test_a_shared_hash_is_no_duplicate(write: Write, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    monkeypatch.setattr(SeenIds, "add", lambda self, name: True)
+    path = write("corpus.jsonl", [{"_id": "1", "text": "x"}, {"_id": "2", "text": "y"}])
+    assert [document.id for document in read_documents(path)] == ["1", "2"]
+    path = write("corpus.jsonl", [{"_id": "1", "text": "x"}, {"_id": "1", "text": "y"}])
+    assert "not unique" in refusal(lambda: read_documents(path))
+
+
+def test_seen_ids_are_exact_and_small() -> None:
+    seen = SeenIds()
+    count = 200_000
+    assert not any(seen.add(f"doc-{number}") for number in range(count))
+    assert all(seen.add(f"doc-{number}") for number in range(0, count, 7))
+    assert not seen.add("another")
+    assert seen.nbytes() <= 16 * count + SeenIds().nbytes()
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_beir_folder_knows_its_files(beir: BeirMaker, ending: str) -> None:
+    folder = BeirFolder(beir("nfcorpus", ending))
+    assert (folder.name, folder.splits()) == ("nfcorpus", ["test", "train"])
+    assert folder.corpus.name == f"corpus.jsonl{ending}"
+    assert folder.qrels("train").name == f"train.tsv{ending}"
+    assert [document.id for document in read_documents(folder.queries)] == ["a", "b"]
+    assert is_beir_folder(folder.path)
+
+
+def test_beir_folder_names_itself_where_the_path_has_no_name(beir: BeirMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(beir("scifact"))
+    assert BeirFolder(Path()).name == "scifact"
+
+
+def test_what_a_beir_folder_lacks_is_named(beir: BeirMaker, refusal: Refusal, tmp_path: Path) -> None:
+    folder = beir()
+    assert refusal(lambda: BeirFolder(folder).qrels("dev")) == (
+        "tiny has no split 'dev' (qrels/dev.tsv): there are test, train"
+    )
+    for missing in ("qrels/test.tsv", "qrels/train.tsv"):
+        (folder / missing).unlink()
+    assert refusal(lambda: BeirFolder(folder)).startswith("tiny is not a BEIR folder: qrels/*.tsv is missing (a BEIR")
+    (folder / "queries.jsonl").unlink()
+    assert refusal(lambda: BeirFolder(folder)).startswith("tiny is not a BEIR folder: queries.jsonl is missing")
+    (folder / "corpus.jsonl").unlink()
+    assert refusal(lambda: BeirFolder(folder)).startswith("tiny is not a BEIR folder: corpus.jsonl is missing")
+    assert refusal(lambda: BeirFolder(tmp_path / "nowhere")) == "no such folder: nowhere"
+    assert not is_beir_folder(folder)
+    assert not is_beir_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "query-id\tcorpus-id\tscore\nq1\td 1\t2\r\nq2\td2\t0\n",
+        "q1\td 1\t2\n\nq2\td2\t0.0\n",
+    ],
+)
+def test_beir_judgements(write: Write, content: str) -> None:
+    found = [(each.query_id, each.document_id, each.grade) for each in read_qrels(write("test.tsv", content))]
+    assert found == [("q1", "d 1", 2), ("q2", "d2", 0)]
+
+
+def test_trec_judgements(write: Write) -> None:
+    path = write("qrels.txt", "1 0 d1 -1\n1\t0\td2\t3\n")
+    assert list(read_qrels(path)) == [Judgement("1", "d1", -1, f"{path}:1"), Judgement("1", "d2", 3, f"{path}:2")]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("q1\td1\t1\nq1\td1\n", "a.tsv:2: not a judgement"),
+        ("q1\td1\t1.5\n", "a.tsv:1: the score must be a whole number, not '1.5'"),
+        ("q1\td1\tinf\n", "a.tsv:1: the score must be a whole number, not 'inf'"),
+        ("query-id\tcorpus-id\tscore\nquery-id\tcorpus-id\tscore\n", "a.tsv:2: the score must be a whole number"),
+        ("query-id\tcorpus-id\tscore\n", "a.tsv: no judgement in it"),
+    ],
+)
+def test_broken_judgements(write: Write, refusal: Refusal, content: str, complaint: str) -> None:
+    path = write("a.tsv", content)
+    assert refusal(lambda: read_qrels(path)).startswith(complaint)
+
+
+def test_an_error_comes_before_its_document_is_yielded(write: Write) -> None:
+    documents: Iterator[Document] = read_documents(write("a.jsonl", [{"_id": "1", "text": "x"}, {"_id": "1"}]))
+    assert next(documents).id == "1"
+    with pytest.raises(UserError):
+        next(documents)
+
+
+def test_sample_collections_are_read_whole(shared_data: Path) -> None:
+    folder = BeirFolder(shared_data / "cranfield")
+    assert sum(1 for _ in read_documents(folder.corpus)) == 1400
+    assert sum(1 for _ in read_documents(folder.queries)) == 225
+    assert sum(1 for _ in read_qrels(folder.qrels("test"))) == 1612
