@@ -104,6 +104,8 @@ def run(arguments: list[str]) -> int:
     """Run the program; its exit code. An error is one ``error: ...`` line, with a traceback under ``-v`` only."""
     verbose = bool({"-v", "--verbose"} & set(arguments))
     try:
+        if not verbose:
+            silence_libraries()
         return int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
     except Exception as error:
         if verbose:
@@ -114,6 +116,14 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is finished is kept, and the same command goes on from there\n")
         return 130
+
+
+def silence_libraries() -> None:
+    """Keep other libraries' deprecation notes off the user's screen; ``-v`` shows them."""
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def explain(error: Exception) -> tuple[str, int]:

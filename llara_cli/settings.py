@@ -23,6 +23,13 @@ class AdapterSettings:
     alpha: int = 16
     dropout: float = 0.1
 
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        if self.rank < 1 or self.alpha < 1:
+            raise UserError(f"--lora-rank and --lora-alpha must be positive, not {self.rank} and {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--lora-dropout must lie in [0, 1), not {self.dropout}")
+
 
 @dataclass(frozen=True)
 class OptimiserSettings:
@@ -82,6 +89,13 @@ class PretrainSettings:
     adapter: AdapterSettings = AdapterSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        self.adapter.check()
+        self.optimiser.check()
+        if self.targets not in (None, "all", "unique"):
+            raise UserError(f"--targets must be all or unique, not {self.targets!r}")
+
     def fitted(self, parameters: int, max_positions: int | None) -> PretrainSettings:
         """With the model's size (parameters) and positions known, every open value chosen."""
         large = parameters >= LARGE_MODEL
@@ -116,6 +130,7 @@ class FinetuneSettings:
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
+        self.adapter.check()
         self.optimiser.check()
         if self.temperature <= 0:
             raise UserError(f"--temperature must be positive, not {self.temperature}")

@@ -51,6 +51,8 @@ def input_record(path: Path) -> dict[str, Any]:
     """An input file as manifests name it. Raises ``UserError`` where it cannot be read."""
     try:
         return {"name": path.name, "sha256": sha256_file(path)}
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {error.strerror}") from error
 
@@ -202,6 +204,15 @@ class Workspace:
         folders = (self.root / kind).glob(f"*/{MANIFEST}")
         made = sorted((path for path in folders if not path.parent.name.startswith(".")), key=_mtime)
         return [Artifact(kind, path.parent.name, path.parent) for path in made]
+
+    def find_equal(self, kind: Kind, blueprint: Blueprint) -> Artifact | None:
+        """A finished artifact of any name that an equal run made."""
+        wanted = blueprint.as_json()
+        for artifact in self.artifacts(kind):
+            made = artifact.manifest
+            if all(made.get(part) == value for part, value in wanted.items()):
+                return artifact
+        return None
 
     def unfinished(self, kind: Kind) -> list[Path]:
         """Folders that an interrupted run left, to be resumed by the same command."""

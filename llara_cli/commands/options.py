@@ -102,9 +102,13 @@ class Session:
 
 
 def workspace_path(given: Path | None, ctx: Any) -> Path:
-    """``-w`` after the verb, before it, ``$LLARA_WORKSPACE``, ``./workspace``."""
+    """``-w`` after the verb, before it, ``$LLARA_WORKSPACE``, ``./workspace``. Raises ``UserError`` where a file is."""
     outer = ctx.parent.params.get("workspace") if ctx.parent is not None else None
-    return Path(given or outer or os.environ.get("LLARA_WORKSPACE") or "workspace").expanduser()
+    root = Path(given or outer or os.environ.get("LLARA_WORKSPACE") or "workspace").expanduser()
+    blocking = next((path for path in (root, *root.parents) if path.exists()), root)
+    if blocking.exists() and not blocking.is_dir():
+        raise UserError(f"workspace {root}: {blocking} is a file, not a directory")
+    return root
 
 
 def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quiet: bool, verbose: bool) -> Session:
@@ -112,8 +116,6 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
     from llara_cli.workspace import Workspace
 
     root = workspace_path(workspace, ctx)
-    if root.exists() and not root.is_dir():
-        raise UserError(f"workspace {root}: is a file, not a directory")
     return Session(Workspace(root), Console(as_json, quiet, verbose))
 
 

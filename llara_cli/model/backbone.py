@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,6 @@ def quiet_transformers() -> Iterator[None]:
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
-    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         yield
     finally:
@@ -108,7 +107,8 @@ def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype) -> Pr
 
 def _from_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     options = {"gguf_file": source.gguf_file, "dtype": torch.float32}
-    loaded = AutoModelForCausalLM.from_pretrained(source.location, **options)
+    with redirect_stderr(io.StringIO()):  # its bar heeds none of transformers' switches
+        loaded = AutoModelForCausalLM.from_pretrained(source.location, **options)
     config = loaded.config
     del config.quantization_config
     config._name_or_path = ""

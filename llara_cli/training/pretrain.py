@@ -40,7 +40,7 @@ class Pretraining(TrainingRun[Example]):
         name: str | None,
     ) -> Pretraining:
         """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
-        settings.optimiser.check()
+        settings.check()
         recipe = choose_recipe(settings, source)
         corpus_files(corpus)
         facts = ModelFacts.of(source)

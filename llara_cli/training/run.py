@@ -168,6 +168,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
         setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, self.settings.adapter)
+        torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(self.source, tokenizer, setup)
         model.to(self.device)
         if optimiser.gradient_checkpointing:

