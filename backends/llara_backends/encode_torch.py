@@ -25,7 +25,7 @@ class TorchEncoder(EncoderBackend):
         device = choose_device(options.device)
         tokenizer = TextTokenizer.load(source)
         model = load_causal_lm(source, choose_dtype(options.dtype, device))
-        backbone = Backbone(model.to(device).eval())  # type: ignore[arg-type]
+        backbone = Backbone(model.to(device).eval())
         lengths: dict[Role, int] = {
             "query": choose_length(options.query_length, backbone.max_positions),
             "passage": choose_length(options.passage_length, backbone.max_positions),

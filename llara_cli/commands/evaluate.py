@@ -56,9 +56,9 @@ def evaluate(
     if (run is None) == (benchmark is None):
         raise UserError("give a benchmark (beir), a folder in BEIR layout, or --run RUN --qrels QRELS")
     from llara_cli.retrieval.evaluation import Benchmark, EvaluateSettings, evaluate_run
-    from llara_cli.retrieval.metrics import check_metrics
+    from llara_cli.retrieval.metrics import parse_metrics
 
-    wanted = check_metrics([item.strip() for item in metrics.split(",") if item.strip()])
+    wanted = parse_metrics(metrics)
     if run is not None and qrels is not None:
         show_evaluation(session.console, evaluate_run(run, qrels, wanted), wanted)
         return

@@ -95,8 +95,9 @@ def _item(record: Record) -> RawDocument | ReadyRow:
         summarize, predict = (record.optional_string(name) for name in READY_FIELDS[1:])
         return ReadyRow(record.string(READY_FIELDS[0]), summarize, predict, record.where)
     text, title = record.string(*TEXT_FIELDS), (record.optional_string("title") or "").strip()
-    # WikiExtractor repeats the title at the head of the text; most others do not.
-    return RawDocument(text if text.lstrip().startswith(title) else f"{title}\n{text}", record.where)
+    # WikiExtractor repeats the title at the head of the text; most others do not. A title alone is no document.
+    titled = text if not text.strip() or text.lstrip().startswith(title) else f"{title}\n{text}"
+    return RawDocument(titled, record.where)
 
 
 def _files(path: Path) -> list[Path]:

@@ -128,6 +128,8 @@ class ModelRanker:
             role, length, settings.dtype, encoder=settings.encoder, batch_tokens=settings.batch_tokens
         )
         encoding = Encoding(self.workspace, self.console, self.source, data.folder.path, encode)
+        if made := self.workspace.find_equal("embeddings", encoding.blueprint):
+            return VectorStore(made)
         name = f"{encoding.derived_name()}-{encoding.fingerprint[:8]}"
         encoding = Encoding(self.workspace, self.console, self.source, data.folder.path, encode, name)
         encoding.run()

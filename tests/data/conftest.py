@@ -76,13 +76,3 @@ def beir(write: Write) -> BeirMaker:
         return folder.parent
 
     return make
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real sample data: ``$LLARA_SHARED_DATA``, or ``shared/data`` beside the repository; skips without."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("LLARA_SHARED_DATA") or beside)
-    if not folder.is_dir():
-        pytest.skip(f"no sample data at {folder} (set LLARA_SHARED_DATA)")
-    return folder

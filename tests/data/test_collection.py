@@ -98,6 +98,7 @@ def test_csv_and_parquet_have_the_same_names(write: Write, tmp_path: Path) -> No
         ({"_id": "a\u2028b", "text": "x"}, "\"_id\" 'a\\u2028b' holds a line break, a tab"),
         ({"_id": "ok", "text": "x"}, "the id 'ok' is not unique: it is at corpus.jsonl:1 too"),
         ({}, 'no "_id" field'),
+        ({"a\nb\x1b[2J": 1}, 'no "_id" field (nor id, docid, doc_id, query_id, qid, pid): found a b [2J'),
     ],
 )
 def test_a_row_that_is_no_document_is_told(write: Write, refusal: Refusal, row: dict[str, Any], complaint: str) -> None:
@@ -239,8 +240,8 @@ def test_an_error_comes_before_its_document_is_yielded(write: Write) -> None:
         next(documents)
 
 
-def test_sample_collections_are_read_whole(shared_data: Path) -> None:
-    folder = BeirFolder(shared_data / "cranfield")
+def test_sample_collections_are_read_whole(data_root: Path) -> None:
+    folder = BeirFolder(data_root / "cranfield")
     assert sum(1 for _ in read_documents(folder.corpus)) == 1400
     assert sum(1 for _ in read_documents(folder.queries)) == 225
     assert sum(1 for _ in read_qrels(folder.qrels("test"))) == 1612

@@ -83,24 +83,11 @@ def test_a_folder_is_walked_in_sorted_order(write: Write, tmp_path: Path) -> Non
     assert texts(tmp_path) == ["B/1.TXT", "rows", "T\n\nwiki", "a/z.txt", "a.txt", "b/10.txt", "b/2.txt"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.txt",
-        "LICENSE.txt",
-        "provenance.txt",
-        "NOTICE",
-        ".hidden.txt",
-        ".git/a.txt",
-        "x.md",
-        "info.json",
-        "Makefile",
-        "image.png",
-        "a.parquet.gz",
-        "_SUCCESS",
-        "table.csv",
-    ],
-)
+ABOUT = ["README.txt", "LICENSE.txt", "provenance.txt", "NOTICE", ".hidden.txt", ".git/a.txt"]
+UNKNOWN = ["x.md", "info.json", "Makefile", "image.png", "a.parquet.gz", "_SUCCESS", "table.csv"]
+
+
+@pytest.mark.parametrize("name", ABOUT + UNKNOWN)
 def test_what_is_no_corpus_inside_a_folder_is_left_out(write: Write, tmp_path: Path, name: str) -> None:
     write("data/a.txt", "text")
     write(f"data/{name}", "not this")
@@ -160,7 +147,7 @@ def test_documents_and_ready_rows_do_not_mix(write: Write, refusal: Refusal) -> 
 
 
 def test_blank_documents_are_left_out_and_a_corpus_of_them_is_empty(write: Write, refusal: Refusal) -> None:
-    blank = write("a.jsonl", [{"text": " \n"}, {"title": " ", "text": ""}])
+    blank = write("a.jsonl", [{"text": " \n"}, {"title": "T", "text": ""}])
     assert texts(blank, write("b.txt", "x")) == ["x"]
     assert refusal(lambda: read_corpus([str(blank)])) == "no document in a.jsonl"
     assert refusal(lambda: read_corpus([str(write("c.txt", ""))])) == "no document in c.txt"
@@ -265,8 +252,8 @@ def test_a_connection_that_breaks_later_is_no_mistake_of_the_user(hub: Hub) -> N
     assert caught.value.exit_code == 1
 
 
-def test_sample_rows_of_the_authors(shared_data: Path) -> None:
-    items = list(read_corpus([str(shared_data / "llara-toy" / "toy_pretrain_data.jsonl")]))
+def test_sample_rows_of_the_authors(data_root: Path) -> None:
+    items = list(read_corpus([str(data_root / "llara-toy" / "toy_pretrain_data.jsonl")]))
     assert len(items) == 11
     assert all(isinstance(item, ReadyRow) and item.output_predict for item in items)
 

@@ -48,5 +48,5 @@ def test_it_keeps_order_and_is_idempotent(text: str) -> None:
     assert not {word.lower() for word in kept.split()} & stop_words()
 
 
-def test_equal_to_the_sample_list(shared_data: Path) -> None:
-    assert stop_words() == set((shared_data / "golden" / "stopwords.txt").read_text("utf-8").split())
+def test_equal_to_the_sample_list(data_root: Path) -> None:
+    assert stop_words() == set((data_root / "golden" / "stopwords.txt").read_text("utf-8").split())

@@ -166,8 +166,8 @@ def test_files_without_rows(write: Write, refusal: Refusal, tmp_path: Path) -> N
     ("name", "rows", "negatives", "score"),
     [("toy_finetune_data", 11, 30, 13.734375), ("msmarco_example", 10, 25, 96.6875), ("nq_example", 10, 100, 98.625)],
 )
-def test_sample_rows_of_the_authors(shared_data: Path, name: str, rows: int, negatives: int, score: float) -> None:
-    found = list(read_training_rows(shared_data / "llara-toy" / f"{name}.jsonl"))
+def test_sample_rows_of_the_authors(data_root: Path, name: str, rows: int, negatives: int, score: float) -> None:
+    found = list(read_training_rows(data_root / "llara-toy" / f"{name}.jsonl"))
     assert (len(found), len(found[0].negatives), found[0].positive_scores) == (rows, negatives, (score,))
 
 

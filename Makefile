@@ -1,0 +1,29 @@
+# `make demo` and `make test` do all the set-up themselves; `make install` only prepares .venv.
+PYTHON ?= python3
+SIZE ?= small
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: install test check demo clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/python demo/run.py --size $(SIZE)
+
+clean:
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,231 @@
+"""Index backend ``faiss``: whatever FAISS's index factory can make, named by its spec."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import faiss
+import numpy as np
+
+from llara_backends.index_settings import REPRODUCIBLE_ROWS, check_parameters, load_options, save_options
+from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits
+from llara_cli.console import LlaraError, UserError
+from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
+from llara_cli.registry import install_hint
+
+INDEX = "index.faiss"
+DEFAULT_SPEC = "Flat"
+_THEIR_NAMES = {"nprobe": "nprobe", "ef": "efSearch", "ef_construction": "efConstruction"}
+_EF_CONSTRUCTION = 200
+_LEAST_EF = 128
+_SEED = 20240612
+_SAMPLE, _SAMPLE_PER_LIST = 65_536, 64
+"""Vectors to train on at most: so many, or so many for each list of an IVF index (FAISS asks for 39 to 256)."""
+_PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
+
+
+class FaissIndex(IndexBackend):
+    """``--spec``: ``Flat`` (exact; the default), ``IVF4096,Flat``, ``IVF4096,PQ64``, ``HNSW32``, ``SQ8``, ...
+
+    ``nprobe``: lists of an IVF index to look at (default: the square root of their number). ``ef``: candidates while
+    searching an HNSW graph (default: twice the hits wanted, 128 at least), ``ef_construction``: building it (200).
+    """
+
+    name = "faiss"
+    build_parameters: ClassVar[Mapping[str, type]] = {"nprobe": int, "ef": int, "ef_construction": int}
+    search_parameters: ClassVar[Mapping[str, type]] = {"nprobe": int, "ef": int}
+
+    def __init__(self, index: Any, spec: str, parameters: Parameters, device: str) -> None:
+        self._index = index
+        self._spec = spec
+        self._parameters = dict(parameters)
+        self._device = device
+
+    @classmethod
+    def build(cls, vectors: VectorBlocks, options: IndexOptions) -> FaissIndex:
+        """Make the spec's index, train it on a sample where it must be, and add the stream block by block."""
+        spec = options.spec or DEFAULT_SPEC
+        check_parameters(options.parameters, cls.build_parameters, cls.name)
+        _check_device(options.device)
+        index = _made(spec, vectors.dim)
+        parameters = {**_default_parameters(index), **options.parameters}
+        for name, value in parameters.items():
+            _set(index, spec, name, value)
+        index = _on_device(index, spec, options.device)
+        with _few_threads(index, vectors.count), _spec_errors(spec, vectors.count):
+            if not index.is_trained:
+                index.train(_sample(vectors, _sample_size(index, vectors.count)))
+            for block in checked_blocks(vectors):
+                index.add(block)
+        return cls(index, spec, parameters, options.device)
+
+    def save(self, folder: Path) -> None:
+        """Write FAISS's own ``index.faiss`` (no pickle), and ``options.json``."""
+        index = self._index if self._device == "cpu" else faiss.index_gpu_to_cpu(self._index)
+        try:
+            faiss.write_index(index, str(folder / INDEX))
+        except RuntimeError as error:
+            raise LlaraError(f"{folder / INDEX}: cannot be written: {_reason(error)}") from error
+        save_options(folder / INDEX, self._parameters, (self.count, self.dim), self._spec)
+
+    @classmethod
+    def load(cls, folder: Path, options: IndexOptions) -> FaissIndex:
+        """Read the index into memory; search parameters among the options take the place of the saved ones."""
+        check_parameters(options.parameters, cls.build_parameters, cls.name)
+        _check_device(options.device)
+        saved = load_options(folder / INDEX)
+        try:
+            index = faiss.read_index(str(folder / INDEX))
+        except RuntimeError as error:
+            raise LlaraError(f"{folder / INDEX}: the index is damaged ({_reason(error)}): build it again") from error
+        spec = saved.spec or DEFAULT_SPEC
+        given = {key: value for key, value in options.parameters.items() if key in cls.search_parameters}
+        return cls(_on_device(index, spec, options.device), spec, {**saved.parameters, **given}, options.device)
+
+    @property
+    def count(self) -> int:
+        """Vectors stored."""
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self._index.d)
+
+    def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
+        """What FAISS finds, equal scores by ascending row; compressed vectors have approximate scores."""
+        check_parameters(parameters or {}, self.search_parameters, self.name)
+        queries = checked_queries(queries, self.dim, k)
+        wanted = min(k, self.count)
+        for name, value in self._search_settings(wanted, parameters or {}).items():
+            _set(self._index, self._spec, name, value)
+        if not len(queries):
+            return no_hits(k)
+        scores, rows = self._index.search(queries, wanted)
+        return ordered_hits(scores, rows, k)
+
+    def _search_settings(self, wanted: int, given: Parameters) -> Parameters:
+        """Every search parameter that the index has: a search leaves no trace on the next."""
+        chosen = {**self._parameters, **given}
+        if "ef" not in chosen and _has(self._index, "ef"):
+            chosen["ef"] = max(2 * wanted, _LEAST_EF)
+        return {name: value for name, value in chosen.items() if name in self.search_parameters}
+
+
+def _made(spec: str, dim: int) -> Any:
+    try:
+        return faiss.index_factory(dim, spec, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UserError(
+            f"FAISS cannot make the spec {spec!r} for width {dim} and inner products: {_reason(error)}; "
+            f"specs are such as Flat, SQ8, HNSW32, 'IVF1024,Flat', 'IVF1024,PQ64'"
+        ) from error
+
+
+def _default_parameters(index: Any) -> dict[str, int | float | str]:
+    """What FAISS leaves at values that find little: one list of an IVF index, 40 candidates for a link of HNSW."""
+    found: dict[str, int | float | str] = {}
+    if (lists := _lists(index)) is not None:
+        found["nprobe"] = max(1, math.isqrt(lists))
+    if _has(index, "ef_construction"):
+        found["ef_construction"] = _EF_CONSTRUCTION
+    return found
+
+
+def _lists(index: Any) -> int | None:
+    """Lists of the IVF index that ``index`` is or wraps."""
+    ivf = faiss.try_extract_index_ivf(index)
+    return None if ivf is None else int(ivf.nlist)
+
+
+def _has(index: Any, name: str) -> bool:
+    """Whether an index has a parameter. FAISS tells only when it is set, so it is 1 afterwards: set it anew."""
+    try:
+        _space(index).set_index_parameter(index, _THEIR_NAMES[name], 1)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _set(index: Any, spec: str, name: str, value: float | str) -> None:
+    try:
+        _space(index).set_index_parameter(index, _THEIR_NAMES[name], value)
+    except RuntimeError as error:
+        there = ", ".join(other for other in _THEIR_NAMES if _has(index, other)) or "none"
+        raise UserError(f"an index of spec {spec!r} has no parameter {name!r}; it has: {there}") from error
+
+
+def _space(index: Any) -> Any:
+    on_gpu = hasattr(faiss, "GpuIndex") and isinstance(index, faiss.GpuIndex)
+    return faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
+
+
+def _sample_size(index: Any, count: int) -> int:
+    return min(count, max(_SAMPLE, _SAMPLE_PER_LIST * (_lists(index) or 0)))
+
+
+def _sample(vectors: VectorBlocks, size: int) -> Vectors:
+    """``size`` vectors drawn without bias, in the stream's order; the same ones every time."""
+    drawn = np.random.default_rng(_SEED).choice(vectors.count, size, replace=False, shuffle=False)
+    drawn.sort()
+    sample, row, filled = np.empty((size, vectors.dim), dtype=np.float32), 0, 0
+    for block in checked_blocks(vectors):
+        here = drawn[filled : np.searchsorted(drawn, row + len(block))] - row
+        sample[filled : filled + len(here)] = block[here]
+        row, filled = row + len(block), filled + len(here)
+    return sample
+
+
+@contextmanager
+def _few_threads(index: Any, count: int) -> Iterator[None]:
+    """One thread for a small HNSW graph, so that equal runs give equal files."""
+    threads = faiss.omp_get_max_threads()
+    alone = count <= REPRODUCIBLE_ROWS and hasattr(index, "hnsw")
+    faiss.omp_set_num_threads(1 if alone else threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+@contextmanager
+def _spec_errors(spec: str, count: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"an index of spec {spec!r} cannot be built from {count} vectors: {_reason(error)}; "
+            f"a small corpus wants fewer lists or bits, or --spec Flat"
+        ) from error
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    if device != "cuda":
+        raise UserError(f"unknown device {device!r} for the faiss index: known are cpu, cuda")
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        raise UserError(
+            "device 'cuda': this FAISS has no GPU support, or finds no GPU: "
+            f"pip uninstall faiss-cpu, then {install_hint('faiss-gpu')}"
+        )
+
+
+def _on_device(index: Any, spec: str, device: str) -> Any:
+    if device == "cpu":
+        return index
+    try:
+        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    except RuntimeError as error:
+        raise UserError(f"FAISS cannot put an index of spec {spec!r} on the GPU: {_reason(error)}") from error
+    return moved
+
+
+def _reason(error: RuntimeError) -> str:
+    """FAISS's message without the place in its source."""
+    return _PLACE.sub("", " ".join(str(error).split()))

@@ -1,0 +1,79 @@
+"""Parameters of an index, and the ``options.json`` that keeps them beside a library's own file."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llara_cli.console import LlaraError, UserError
+from llara_cli.protocols import Parameters
+
+OPTIONS = "options.json"
+_FROM_ZERO = ("seed",)
+"""Whole numbers that may be 0; any other counts something, and is 1 at least."""
+REPRODUCIBLE_ROWS = 20_000
+"""A graph built by several threads differs from run to run; up to this size one thread is fast enough (a minute)."""
+
+
+def check_parameters(given: Parameters, known: Mapping[str, type], backend: str) -> None:
+    """Raise ``UserError`` for a parameter that the backend does not know, or one of another type or range."""
+    for key, value in given.items():
+        if key not in known:
+            names = ", ".join(known) or "none"
+            raise UserError(f"the {backend} index has no parameter {key!r} here; known are: {names}")
+        if not isinstance(value, known[key]):
+            raise UserError(f"{key} must be of type {known[key].__name__}, not {value!r}")
+        if isinstance(value, int) and value < (0 if key in _FROM_ZERO else 1):
+            raise UserError(f"{key} must be {'0 or more' if key in _FROM_ZERO else 'positive'}, not {value}")
+
+
+def refuse_spec(spec: str | None, backend: str) -> None:
+    """Raise ``UserError`` where a backend that has no specs is given one."""
+    if spec is not None:
+        raise UserError(f"the {backend} index takes no spec (it was given {spec!r}); --backend faiss does")
+
+
+@dataclass(frozen=True)
+class SavedIndex:
+    """What must be known before a library opens its file: its parameters, its shape, and that it is whole.
+
+    The checksum is not for show: hnswlib reads a damaged file without a check and ends the process.
+    """
+
+    parameters: dict[str, int | float | str]
+    count: int
+    dim: int
+    bytes: int
+    crc32: int
+    spec: str | None = None
+
+
+def save_options(file: Path, parameters: Parameters, shape: tuple[int, int], spec: str | None = None) -> None:
+    """Write ``options.json`` beside the library's ``file``; ``shape``: (count, dim)."""
+    saved = SavedIndex(dict(parameters), *shape, file.stat().st_size, _crc32(file), spec)
+    text = json.dumps(asdict(saved), indent=1, sort_keys=True) + "\n"
+    (file.parent / OPTIONS).write_text(text, encoding="utf-8")
+
+
+def load_options(file: Path) -> SavedIndex:
+    """What ``save_options`` wrote. Raises ``LlaraError`` where it, or the library's ``file``, is missing or damaged."""
+    options = file.parent / OPTIONS
+    try:
+        saved = SavedIndex(**json.loads(options.read_text(encoding="utf-8")))
+        whole = file.stat().st_size == saved.bytes and _crc32(file) == saved.crc32
+    except (OSError, ValueError, TypeError) as error:
+        raise LlaraError(f"{options}: the index is damaged ({error}): build it again") from error
+    if not whole:
+        raise LlaraError(f"{file}: the index is damaged (its checksum is another): build it again")
+    return saved
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value

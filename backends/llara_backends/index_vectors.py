@@ -1,0 +1,74 @@
+"""What every index of ours does alike: refuse vectors that cannot be searched, and put what was found in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.console import UserError
+from llara_cli.protocols import Hits, VectorBlocks, Vectors
+
+
+def checked_blocks(vectors: VectorBlocks) -> Iterator[Vectors]:
+    """The blocks of a stream, C order, float32.
+
+    Raises ``UserError`` for a block of another width, a number that is NaN or infinite, and at the end where there were
+    not as many vectors as the stream said. None at all is a mistake too.
+    """
+    row = 0
+    for block in vectors:
+        block = _finite(_of_width(block, vectors.dim, "vectors"), row)
+        row += len(block)
+        if row > vectors.count:
+            break
+        yield block
+    if row != vectors.count:
+        raise UserError(f"{vectors.count} vectors were announced, but {row} (or more) came: encode the corpus again")
+    if not row:
+        raise UserError("there are no vectors to index")
+
+
+def checked_queries(queries: Vectors, dim: int, k: int) -> Vectors:
+    """The queries, C order, float32. Raises ``UserError`` for another width, NaN or infinity, and where ``k`` < 1."""
+    if k < 1:
+        raise UserError(f"the number of hits must be positive, not {k}")
+    return _finite(_of_width(queries, dim, "queries"), 0, "query")
+
+
+def no_hits(k: int) -> Hits:
+    """The answer to no query."""
+    return Hits(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
+
+
+def ordered_hits(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
+    """``Hits`` of what a library found, (queries, found) in any order; a row of -1 is nothing found."""
+    scores = np.where(rows < 0, np.float32(-np.inf), scores)
+    order = np.lexsort((rows, -scores), axis=-1)
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return padded_hits(scores, rows, k)
+
+
+def padded_hits(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
+    """``Hits`` of what is in order already, filled up to ``k``."""
+    missing = ((0, 0), (0, max(0, k - rows.shape[1])))
+    return Hits(np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1))
+
+
+def _of_width(vectors: Vectors, dim: int, what: str) -> Vectors:
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        shape = " x ".join(str(size) for size in vectors.shape)
+        raise UserError(f"{what} of width {vectors.shape[-1]} (shape {shape}), but the index is of width {dim}")
+    return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _finite(vectors: Vectors, first_row: int, what: str = "vector") -> Vectors:
+    # The sum is NaN or infinite wherever a number is; only where it is (or has overflowed) is each number looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(vectors.sum())
+    if suspicious:
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise UserError(f"{what} {first_row + int(bad[0])} (counted from 0) holds NaN or infinity")
+    return vectors

@@ -1,0 +1,80 @@
+"""From an index's rows to ranked document ids, with ties in one order whatever the index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.console import LlaraError, UserError
+from llara_cli.protocols import IndexBackend, Parameters, Vectors
+
+Ranking = list[tuple[str, float]]
+"""(document id, score), best first, equal scores by ascending id."""
+_CELLS = 1 << 20
+"""Hits held at once: queries x hits each."""
+
+
+def rank(
+    index: IndexBackend,
+    queries: Vectors,
+    ids: Sequence[str],
+    k: int,
+    parameters: Parameters | None = None,
+    drop: Sequence[str | None] | None = None,
+) -> Iterator[Ranking]:
+    """The k best documents of each query (queries, dim), in the order of the queries.
+
+    ``ids``: the document of each row of the index. ``drop``: for each query a document to leave out (the query itself,
+    where the corpus holds it), or None. Raises ``UserError`` for a ``k`` below 1 and for what the index refuses.
+    """
+    if k < 1:
+        raise UserError(f"the number of hits must be positive, not {k}")
+    if len(ids) != index.count:
+        raise LlaraError(f"the index holds {index.count} vectors, but there are {len(ids)} ids: build the index again")
+    cut = _Cut(index, ids, k, parameters)
+    # One more than wanted, and than may be dropped, shows whether the cut falls between equal scores.
+    return cut.rankings(queries, drop or [None] * len(queries), k + 1 + (drop is not None))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Rankings of one index, cut at k."""
+
+    index: IndexBackend
+    ids: Sequence[str]
+    k: int
+    parameters: Parameters | None
+
+    def rankings(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> Iterator[Ranking]:
+        """Search in chunks that keep hits in bounds; ``depth``: hits to look at first."""
+        depth = min(depth, self.index.count)
+        step = max(1, _CELLS // depth)
+        for start in range(0, len(queries), step):
+            yield from self._chunk(queries[start : start + step], drop[start : start + step], depth)
+
+    def _chunk(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> list[Ranking]:
+        """Rankings of a chunk. Queries whose cut falls between equal scores are searched again, twice as deep."""
+        hits = self.index.search(queries, depth, self.parameters)
+        found = [self._ranking(*answer, depth) for answer in zip(hits.scores, hits.rows, drop, strict=True)]
+        split = [number for number, ranking in enumerate(found) if ranking is None]
+        deeper = self.rankings(queries[split], [drop[number] for number in split], 2 * depth) if split else iter(())
+        return [next(deeper) if ranking is None else ranking for ranking in found]
+
+    def _ranking(
+        self, scores: NDArray[np.float32], rows: NDArray[np.int64], dropped: str | None, depth: int
+    ) -> Ranking | None:
+        """The best k of one query's hits, or None where hits that were not looked at may belong to them."""
+        there = int((rows >= 0).sum())
+        ranking = [
+            (self.ids[row], score)
+            for row, score in zip(rows[:there].tolist(), scores[:there].tolist(), strict=True)
+            if self.ids[row] != dropped
+        ]
+        complete = there < depth or depth == self.index.count
+        if not complete and (len(ranking) <= self.k or ranking[self.k - 1][1] == ranking[-1][1]):
+            return None
+        ranking.sort(key=lambda hit: (-hit[1], hit[0]))
+        return ranking[: self.k]

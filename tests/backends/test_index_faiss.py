@@ -1,0 +1,109 @@
+"""What is the FAISS index's own: specs and their parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conformance.index_suite import Blocks, backend_or_skip, brute_force, unit_vectors
+
+from llara_cli.console import UserError
+from llara_cli.protocols import IndexBackend, IndexOptions
+
+
+class TestFaiss:
+    @pytest.fixture
+    def faiss(self) -> type[IndexBackend]:
+        return backend_or_skip("faiss")
+
+    @pytest.mark.parametrize("spec", ["nonsense", "Flat,", "PQ7", "LSH"])
+    def test_names_a_bad_spec(self, faiss: type[IndexBackend], spec: str) -> None:
+        with pytest.raises(UserError, match=spec) as caught:
+            faiss.build(Blocks(unit_vectors(10)), IndexOptions(spec))
+        assert ".cpp" not in str(caught.value)
+
+    def test_a_corpus_too_small_to_train_on(self, faiss: type[IndexBackend]) -> None:
+        with pytest.raises(UserError, match=r"IVF64,Flat.*63 vectors.*fewer lists"):
+            faiss.build(Blocks(unit_vectors(63)), IndexOptions("IVF64,Flat"))
+
+    @pytest.mark.parametrize("spec", ["SQ8", "IVF4,SQ8", "IVF4,Flat,RFlat", "L2norm,Flat"])
+    def test_other_specs_find_about_the_same(self, faiss: type[IndexBackend], spec: str, tmp_path: Path) -> None:
+        vectors, queries = unit_vectors(1000), unit_vectors(20, seed=1)
+        parameters = {"nprobe": 4} if spec.startswith("IVF") else {}
+        index = faiss.build(Blocks(vectors), IndexOptions(spec, parameters))
+        index.save(tmp_path)
+        rows = faiss.load(tmp_path, IndexOptions(spec, parameters)).search(queries, 10).rows
+        expected = brute_force(vectors, queries, 10).rows
+        assert np.mean([len(set(a) & set(b)) for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]) >= 8.5
+
+    def test_nprobe_at_search_and_as_saved_default(self, faiss: type[IndexBackend], tmp_path: Path) -> None:
+        """More lists looked at find more; what one search is told does not last; what the build is told does."""
+        vectors, queries = unit_vectors(1000), unit_vectors(40, seed=1)
+        index = faiss.build(Blocks(vectors), IndexOptions("IVF32,Flat", {"nprobe": 1}))
+        expected = brute_force(vectors, queries, 10).rows
+        few = index.search(queries, 10).rows
+        np.testing.assert_array_equal(index.search(queries, 10, {"nprobe": 32}).rows, expected)
+        np.testing.assert_array_equal(index.search(queries, 10).rows, few)
+        assert (few != expected).any()
+        index.save(tmp_path)
+        np.testing.assert_array_equal(faiss.load(tmp_path, IndexOptions()).search(queries, 10).rows, few)
+        all_lists = faiss.load(tmp_path, IndexOptions(parameters={"nprobe": 32}))
+        np.testing.assert_array_equal(all_lists.search(queries, 10).rows, expected)
+
+    def test_looks_at_more_than_one_list_unless_told(self, faiss: type[IndexBackend]) -> None:
+        vectors, queries = unit_vectors(1000), unit_vectors(40, seed=1)
+        index = faiss.build(Blocks(vectors), IndexOptions("IVF16,Flat"))
+        expected = index.search(queries, 10, {"nprobe": 4}).rows
+        np.testing.assert_array_equal(index.search(queries, 10).rows, expected)
+
+    def test_ef_and_ef_construction_reach_the_graph(self, faiss: type[IndexBackend]) -> None:
+        vectors, queries = unit_vectors(1000, 48), unit_vectors(40, 48, seed=1)
+        poor = faiss.build(Blocks(vectors), IndexOptions("HNSW4", {"ef_construction": 4}))
+        good = faiss.build(Blocks(vectors), IndexOptions("HNSW4", {"ef_construction": 400}))
+        expected = brute_force(vectors, queries, 1).rows
+        least, most = poor.search(queries, 1, {"ef": 1}).rows, good.search(queries, 1, {"ef": 1000}).rows
+        assert (least == expected).mean() < (most == expected).mean()
+        assert (good.search(queries, 1, {"ef": 1}).rows == expected).mean() < (most == expected).mean()
+        assert (poor.search(queries, 1, {"ef": 100}).rows == expected).mean() < (most == expected).mean()
+
+    def test_ef_is_saved(self, faiss: type[IndexBackend], tmp_path: Path) -> None:
+        vectors, queries = unit_vectors(1500, 64), unit_vectors(40, 64, seed=1)
+        index = faiss.build(Blocks(vectors), IndexOptions("HNSW4", {"ef": 1, "ef_construction": 8}))
+        few, more = index.search(queries, 3).rows, index.search(queries, 3, {"ef": 500}).rows
+        assert (few != more).any()
+        index.save(tmp_path)
+        np.testing.assert_array_equal(faiss.load(tmp_path, IndexOptions()).search(queries, 3).rows, few)
+
+    def test_what_is_not_found_has_no_score(self, faiss: type[IndexBackend]) -> None:
+        """One list of four holds fewer than are wanted."""
+        index = faiss.build(Blocks(unit_vectors(40)), IndexOptions("IVF4,Flat", {"nprobe": 1}))
+        hits = index.search(unit_vectors(5, seed=1), 40)
+        missing = hits.rows == -1
+        assert missing.any()
+        assert (hits.scores[missing] == -np.inf).all()
+        assert np.isfinite(hits.scores[~missing]).all()
+
+    @pytest.mark.parametrize(
+        ("spec", "name", "there"),
+        [("Flat", "nprobe", "none"), ("HNSW8", "nprobe", "ef"), ("IVF4,Flat", "ef_construction", "nprobe")],
+    )
+    def test_names_the_parameters_of_a_spec(self, faiss: type[IndexBackend], spec: str, name: str, there: str) -> None:
+        with pytest.raises(UserError, match=rf"{spec}.*{name}.*it has: {there}"):
+            faiss.build(Blocks(unit_vectors(100)), IndexOptions(spec, {name: 4}))
+
+    def test_a_parameter_of_another_spec_at_search(self, faiss: type[IndexBackend]) -> None:
+        index = faiss.build(Blocks(unit_vectors(100)), IndexOptions("Flat"))
+        with pytest.raises(UserError, match=r"Flat.*ef"):
+            index.search(unit_vectors(1), 3, {"ef": 64})
+
+    @pytest.mark.parametrize("value", [0, -3, "many"])
+    def test_parameters_out_of_range(self, faiss: type[IndexBackend], value: int | str) -> None:
+        with pytest.raises(UserError, match="nprobe"):
+            faiss.build(Blocks(unit_vectors(100)), IndexOptions("IVF4,Flat", {"nprobe": value}))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+    def test_cuda_needs_another_faiss(self, faiss: type[IndexBackend]) -> None:
+        with pytest.raises(UserError, match=r"faiss-gpu"):
+            faiss.build(Blocks(unit_vectors(10)), IndexOptions(device="cuda"))
