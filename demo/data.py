@@ -18,7 +18,7 @@ from pathlib import Path
 TRAIN = {"small": ("pandas", "sympy"), "large": ("pandas", "sympy", "datasets", "transformers", "torch")}
 HELD_OUT = ("scipy", "networkx", "numpy")
 _SECTION = re.compile(
-    r"^\s*(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes|References|See Also|Attributes|Usage)\b:?\s*$"
+    r"^\s*(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes|References|See Also|Attributes)\b:?\s*$"
     r"|^\s*(>>>|\.\. |```|[-=]{4,}|:param|:return)",
     re.MULTILINE,
 )
@@ -87,7 +87,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, object]]) -> None:
 
 
 def build(folder: Path, size: str, passages: int, queries: int, words: int) -> str:
-    """Write ``corpus.jsonl`` (plain text), ``train.jsonl`` (pairs) and ``heldout/`` (BEIR layout); what there is of each.
+    """Write ``corpus.jsonl`` (text), ``train.jsonl`` (pairs) and ``heldout/`` (BEIR layout); what there is of each.
 
     Held-out passages are cut at ``words`` words.
     """
@@ -108,4 +108,5 @@ def build(folder: Path, size: str, passages: int, queries: int, words: int) -> s
     qrels = "".join(f"{name}\t{entry.name}\t1\n" for name, entry in asked.items())
     (held_out / "qrels").mkdir(parents=True, exist_ok=True)
     (held_out / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels, encoding="utf-8")
-    return f"{len(corpus)} module texts and {len(train)} pairs to train on, {len(test)} passages and {len(asked)} queries held out"
+    held = f"{len(test)} passages and {len(asked)} queries held out"
+    return f"{len(corpus)} module texts and {len(train)} pairs to train on, {held}"

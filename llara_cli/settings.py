@@ -148,7 +148,7 @@ ADAPTER_RATE = 3e-4
 
 def learning_rate(parameters: int) -> float:
     """The default peak learning rate of full training: the paper's 1e-5 for 7 B, more for smaller models."""
-    return 1e-5 if parameters >= 3 * LARGE_MODEL else 2e-5 if parameters >= LARGE_MODEL else 5e-5
+    return 1e-5 if parameters >= 3 * LARGE_MODEL else 2e-5 if parameters >= LARGE_MODEL else 1e-4
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -33,7 +33,7 @@ ARCHITECTURES: dict[str, Any] = {
 
 
 def make_tokenizer(start: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 400 tokens with ``<s>`` before each text (unless ``start`` is False) and ``</s>`` as its end."""
+    """A byte-level BPE of 400 tokens with ``<s>`` before each text (unless ``start`` is False), ``</s>`` its end."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -106,16 +106,19 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
         from rich.text import Text
 
         table = Table(title=Text(result["query"], style="bold"), title_justify="left", box=None, pad_edge=False)
+        titles = any(hit["title"] for hit in result["hits"])
         for heading in ("rank", "score"):
-            table.add_column(heading, justify="right")
-        for heading, width in (("id", 24), ("title", 32), ("text", None)):
-            table.add_column(heading, overflow="fold", max_width=width)
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("id", "title")[: 1 + titles]:
+            table.add_column(heading, overflow="fold", max_width=26)
+        table.add_column("text")
         words = [word for word in result["query"].split() if len(word) > 2]
         for hit in result["hits"]:
             text = " ".join(hit["text"].split())
             snippet = Text(text[:SNIPPET] + ("…" if len(text) > SNIPPET else ""))
             snippet.highlight_words(words, style="bold", case_sensitive=False)
-            table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", Text(hit["id"]), Text(hit["title"]), snippet)
+            named = [Text(hit["id"]), Text(hit["title"])][: 1 + titles]
+            table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", *named, snippet)
         return table
 
     console.result(result, render)

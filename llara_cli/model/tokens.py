@@ -20,7 +20,6 @@ from llara_cli.console import UserError
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.source import ModelSource
 
-
 SPACE_MARKS = ("\u2581", "\u0120")
 """How SentencePiece and byte-level vocabularies write a space at the head of a piece."""
 

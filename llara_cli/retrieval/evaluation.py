@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llara_cli.retrieval.bm25 import Bm25
-from llara_cli.retrieval.metrics import DEFAULT_METRICS, Evaluation, evaluate
-from llara_cli.retrieval.ranking import rank
-from llara_cli.retrieval.runs import Run, read_qrels, read_run, write_trec_run
 
 from llara_cli import registry
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder, read_documents
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
+from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding
+from llara_cli.retrieval.metrics import DEFAULT_METRICS, Evaluation, evaluate
+from llara_cli.retrieval.ranking import rank
+from llara_cli.retrieval.runs import Run, read_qrels, read_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace, dump, slug, write_atomically
 

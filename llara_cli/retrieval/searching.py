@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llara_cli.retrieval.ranking import rank
-from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
 
 from llara_cli import registry
 from llara_cli.console import Console, UserError
@@ -19,6 +17,8 @@ from llara_cli.data.collection import read_documents
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend
 from llara_cli.retrieval.indexing import open_index, parse_parameters
+from llara_cli.retrieval.ranking import rank
+from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Artifact, Workspace
 

@@ -1,7 +1,6 @@
-"""Whatever a text holds (control tokens, nothing, spaces), joint and separate passes agree and slots are the layout's."""
+"""Whatever a text holds (control tokens, nothing, spaces), joint and separate passes agree."""
 
 from __future__ import annotations
-
 
 import pytest
 import torch
