@@ -9,7 +9,7 @@ from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.retrieval.evaluation import Bm25Ranker, DataSet, ModelRanker, beir_data_sets
-from llara_cli.workspace import Artifact, Kind, Workspace
+from llara_cli.workspace import Artifact, Kind
 
 
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
@@ -30,10 +30,9 @@ def model_to_use(session: Session, given: str | None, remote_code: bool = False)
 
 def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:
     """The newest finished artifact of a kind. Raises ``UserError`` saying what to do where there is none."""
-    workspace: Workspace = session.workspace
-    found = workspace.artifacts(kind)
+    found = session.workspace.artifacts(kind)
     if not found:
-        raise UserError(f"no {kind} in {workspace.root} yet: {otherwise}")
+        raise UserError(f"no {kind} in {session.workspace.root} yet: {otherwise}")
     return found[-1]
 
 

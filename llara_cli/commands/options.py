@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llara_cli.console import Console, UserError
+
+if TYPE_CHECKING:
+    from llara_cli.workspace import Workspace
 
 _TRAINING, _MODEL, _ADAPTER = "Training", "Model", "LoRA"
 
@@ -97,7 +100,7 @@ QueryLength = Annotated[
 class Session:
     """What every verb opens first: the workspace, the console, and what ``llara.toml`` says."""
 
-    workspace: Any
+    workspace: Workspace
     console: Console
 
 
