@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 PADDING = -1
+ALIKE, ENOUGH_TOKENS = 0.75, 256
+"""Rows share a batch down to this share of its longest, or while the batch has fewer tokens than that."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,16 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def micro_batches(row_lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows into batches of at most ``budget`` tokens, padding counted (one row at least); longest rows first."""
+    """Rows into batches of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
+
+    A row much shorter than its batch's longest opens a new one, once the batch has tokens enough to be worth a forward.
+    """
     batches: list[list[int]] = []
     for row in sorted(range(len(row_lengths)), key=lambda i: (-row_lengths[i], i)):
         width = row_lengths[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * width <= budget:
+        fits = bool(batches) and (len(batches[-1]) + 1) * width <= budget
+        alike = row_lengths[row] >= ALIKE * width or (fits and len(batches[-1]) * width < ENOUGH_TOKENS)
+        if fits and alike:
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -1,7 +1,7 @@
 """Contrastive fine-tuning: InfoNCE over cosine / temperature (arXiv 2312.15503, section 4.1; RepLLaMA's set-up).
 
-A batch larger than one micro-batch is done as GradCache does it: embed everything without gradient, take the loss'
-gradient at the embeddings, then embed each micro-batch again and push its part of that gradient through.
+A batch of more tokens than one forward may have is done as GradCache does it: embed everything without gradient, take
+the loss' gradient at the embeddings, then embed each micro-batch again and push its part of that gradient through.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class ContrastiveObjective:
         """Accumulate the gradient of the batch's mean loss."""
         batch = self._sequences(groups)
         mask = contrast_mask(groups, in_batch=self.in_batch, mask_false_negatives=self.mask_false_negatives)
-        if len(batch.parts) == 1:
-            with _seeded(self.seed):
-                loss = self._loss(self._embed(batch.layouts[0])[batch.order.argsort()], groups, mask)
+        if self.chunk is None and batch.computed <= self.budget:
+            embeddings = torch.cat([self._seeded_embed(batch, part) for part in range(len(batch.parts))])
+            loss = self._loss(embeddings[batch.order.argsort()], groups, mask)
             scale(loss).backward()
         else:
             loss = self._cached_backward(batch, groups, mask, scale)
@@ -139,14 +139,20 @@ class ContrastiveObjective:
             parts = [part[at : at + self.chunk] for part in parts for at in range(0, len(part), self.chunk)]
         order = torch.tensor([number for part in parts for number in part])
         layouts = [lay_out([trees[number] for number in part]) for part in parts]
-        return _Batch(parts, layouts, order, queries.tokens + passages.tokens)
+        return _Batch(
+            parts, layouts, order, queries.tokens + passages.tokens, sum(layout.ids.size for layout in layouts)
+        )
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Queries then passages, in micro-batches; ``order``: which text each embedded row belongs to."""
+    """Queries then passages, in micro-batches.
+
+    ``order``: which text each embedded row belongs to; ``tokens`` of the texts, ``computed`` with prompts and padding.
+    """
 
     parts: Sequence[Sequence[int]]
     layouts: Sequence[Layout]
     order: Tensor
     tokens: int
+    computed: int

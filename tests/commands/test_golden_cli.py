@@ -30,8 +30,9 @@ def test_released_pretraining(llara: Llara, golden: Path, name: str, rows: int, 
 
 @pytest.mark.parametrize("targets", ["all", "unique"])
 def test_paper_pretraining(llara: Llara, golden: Path, targets: str) -> None:
-    outcome = llara("pretrain", golden / "inputs" / "pretrain_own.jsonl", "--model", golden / "model", "--recipe", "paper",
-                    "--targets", targets, "--max-length", 113, "--batch-size", 6, "--max-steps", 1, "--json")  # fmt: skip
+    outcome = llara("pretrain", golden / "inputs" / "pretrain_own.jsonl", "--model", golden / "model",
+                    "--recipe", "paper", "--targets", targets, "--max-length", 113,
+                    "--batch-size", 6, "--max-steps", 1, "--json")  # fmt: skip
     (row,) = outcome.json["history"]
     wanted = json.loads((golden / "paper_v1.json").read_text())["own_fp32"]
     assert row["ebae"] == pytest.approx(wanted["loss_mean"][f"ebae_{targets}"], rel=1e-5)
