@@ -15,6 +15,8 @@ from typing import Any, Literal
 from llara_cli.console import UserError
 
 RECIPE_FILE = "llara.json"
+RECIPE_SOURCES = (RECIPE_FILE, "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+"""The files of a checkpoint that ``read_recipe`` looks at."""
 Branch = Literal["self", "next"]
 """SELF asks for the text itself (EBAE), NEXT for the text that follows (EBAR)."""
 BRANCHES: tuple[Branch, Branch] = ("self", "next")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llara_cli.console import UserError
-from llara_cli.model.recipe import PAPER, Recipe, read_recipe
+from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
 from llara_cli.workspace import MANIFEST, Workspace, sha256_file, slug
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -95,7 +95,21 @@ def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -
         raise UserError(f"{argument!r} is not a model name, folder, .gguf file or hub id")
     if (workspace.root / "models" / argument).is_dir():
         raise UserError(f"model {argument!r} is unfinished: run the command that began it again")
-    return ModelSource(slug(argument.rpartition("/")[2]), argument, None, None, remote_code)
+    return ModelSource(slug(argument.rpartition("/")[2]), argument, None, _hub_recipe(argument), remote_code)
+
+
+def _hub_recipe(repo_id: str) -> Recipe | None:
+    """The recipe of a hub model: its small files are fetched (or found in the hub's cache) and read like a folder's."""
+    from transformers.utils.hub import cached_file
+
+    found = None
+    for name in RECIPE_SOURCES:
+        try:
+            path = cached_file(repo_id, name, _raise_exceptions_for_missing_entries=False)
+        except OSError:  # no such repository, or the hub is out of reach: loading it will say so
+            return None
+        found = path or found
+    return read_recipe(Path(found).parent) if found else None
 
 
 def _from_folder(path: Path, remote_code: bool) -> ModelSource:
