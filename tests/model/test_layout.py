@@ -1,0 +1,55 @@
+"""Packing and batching: nothing lost, nothing over the bound, always the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llara_cli.model.layout import ALIKE, ENOUGH_TOKENS, Tree, lay_out, micro_batches, pack, visible
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+
+
+@given(lengths=lengths, capacity=st.integers(1, 100))
+def test_pack_places_every_sequence_once_within_capacity(lengths: list[int], capacity: int) -> None:
+    rows = pack(lengths, capacity)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    for row in rows:
+        assert sum(lengths[number] for number in row) <= capacity or len(row) == 1
+    assert rows == pack(lengths, capacity)
+
+
+@given(lengths=lengths, budget=st.integers(1, 400))
+def test_micro_batches_hold_the_budget_and_rows_of_like_length(lengths: list[int], budget: int) -> None:
+    batches = micro_batches(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        width = max(lengths[row] for row in batch)
+        assert len(batch) * width <= budget or len(batch) == 1
+        for place, row in enumerate(batch):
+            assert lengths[row] >= ALIKE * width or place * width < ENOUGH_TOKENS
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5),
+    capacity=st.integers(1, 30),
+)
+def test_a_token_sees_its_trunk_and_its_own_branch_only(shapes: list[tuple[int, int, int]], capacity: int) -> None:
+    trees = [Tree([0] * trunk, [[0] * first, [0] * second]) for trunk, first, second in shapes]
+    layout = lay_out(trees, pack([len(tree) for tree in trees], capacity))
+    seen = visible(layout)
+    for row in range(len(layout.ids)):
+        for query in np.flatnonzero(layout.real[row]):
+            keys = np.flatnonzero(seen[row, query])
+            trunk = (layout.tree[row] == layout.tree[row, query]) & (layout.branch[row] == 0)
+            own = (layout.tree[row] == layout.tree[row, query]) & (layout.branch[row] == layout.branch[row, query])
+            assert set(keys) == set(np.flatnonzero((trunk | own) & (np.arange(len(own)) <= query)))
+            # positions of what a token sees are 0, 1, 2 ... up to its own: as in a sequence of its own
+            assert layout.positions[row, keys].tolist() == list(range(len(keys)))
+
+
+def test_a_window_counts_positions_not_places() -> None:
+    tree = Tree([1, 2, 3, 4], [[5, 6], [7, 8]])
+    seen = visible(lay_out([tree]), window=3)[0]
+    assert np.flatnonzero(seen[7]).tolist() == [3, 6, 7]  # second branch: positions 3, 4, 5

@@ -1,0 +1,104 @@
+"""Artifacts: built once, never half, never overwritten in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llara_cli.console import LlaraError, UserError
+from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, check_name, slug
+
+
+def make(workspace: Workspace, name: str, restart: bool = False, **settings: object) -> Artifact:
+    """Build an artifact that holds its settings as text."""
+    with workspace.build("models", name, Blueprint(settings), restart=restart) as build:
+        if isinstance(build, Artifact):
+            return build
+        (build.open_folder() / "content.txt").write_text(str(settings))
+        return build.finish({"count": 1}, {"name": name})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace that does not exist yet."""
+    return Workspace(tmp_path / "deep" / "ws")
+
+
+def test_equal_runs_have_equal_fingerprints(tmp_path: Path) -> None:
+    one, two = (make(Workspace(tmp_path / place), "a", x=1) for place in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    assert make(Workspace(tmp_path / "one"), "b", x=2).fingerprint != one.fingerprint
+
+
+def test_an_unfinished_folder_is_no_artifact_and_is_taken_up_by_the_same_settings(workspace: Workspace) -> None:
+    with workspace.build("models", "a", Blueprint({"x": 1})) as build:
+        assert isinstance(build, Build)
+        (build.open_folder() / "part").write_text("half")
+    assert workspace.find("models", "a") is None
+    assert [path.name for path in workspace.unfinished("models")] == ["a"]
+    with pytest.raises(UserError, match="x was 1, now 2"), workspace.build("models", "a", Blueprint({"x": 2})):
+        pass
+    with workspace.build("models", "a", Blueprint({"x": 1})) as build:
+        assert isinstance(build, Build)
+        assert (build.folder / "part").read_text() == "half"
+
+
+def test_a_changed_input_is_refused(workspace: Workspace) -> None:
+    with workspace.build("models", "a", Blueprint({}, [{"name": "c", "sha256": "1"}])) as build:
+        assert isinstance(build, Build)
+        build.open_folder()
+        build.finish({}, {})
+    changed = Blueprint({}, [{"name": "c", "sha256": "2"}])
+    with pytest.raises(UserError, match="content changed"), workspace.build("models", "a", changed):
+        pass
+
+
+def test_a_failed_restart_leaves_the_old_artifact(workspace: Workspace) -> None:
+    old = make(workspace, "a", x=1)
+    with workspace.build("models", "a", Blueprint({"x": 2}), restart=True) as build:
+        assert isinstance(build, Build)
+        (build.open_folder() / "content.txt").write_text("never finished")
+    assert workspace.get("models", "a").manifest["settings"] == {"x": 1}
+    assert (old.path / "content.txt").read_text() == "{'x': 1}"
+    make(workspace, "a", restart=True, x=2)
+    assert workspace.get("models", "a").manifest["settings"] == {"x": 2}
+    assert [path.name for path in old.path.parent.iterdir()] == ["a"]
+
+
+def test_a_second_builder_is_refused(workspace: Workspace) -> None:
+    with (
+        workspace.build("models", "a", Blueprint({})),
+        pytest.raises(UserError, match="being built by another process"),
+        workspace.build("models", "a", Blueprint({})),
+    ):
+        pass
+
+
+def test_a_foreign_folder_is_not_touched(workspace: Workspace) -> None:
+    folder = workspace.root / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not an artifact"), workspace.build("models", "mine", Blueprint({})):
+        pass
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+def test_unknown_and_damaged_artifacts(workspace: Workspace) -> None:
+    made = make(workspace, "a", x=1)
+    with pytest.raises(UserError, match=r"unknown model 'b' in .*; finished: a"):
+        workspace.get("models", "b")
+    (made.path / "manifest.json").write_text("{")
+    with pytest.raises(LlaraError, match=r"manifest\.json: unreadable"):
+        _ = made.manifest
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "-x", "a b", "a\n"])
+def test_names_that_could_leave_the_workspace(name: str) -> None:
+    with pytest.raises(UserError, match="bad name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("text", ["a b/c", "..", "Übung", "x" * 300, "-"])
+def test_slugs_are_names(text: str) -> None:
+    assert check_name(slug(text)) == slug(text)

@@ -1,0 +1,127 @@
+"""InfoNCE: masks, GradCache, dropout, ragged groups, what a row gives to a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import TEXTS
+from torch import nn
+
+from llara_cli.data.training_rows import TrainingRow
+from llara_cli.model.backbone import Backbone, load_causal_lm
+from llara_cli.model.encoder import Sequencer
+from llara_cli.model.recipe import PAPER
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.training.contrastive import ContrastiveObjective, Group, contrast_mask, info_nce
+from llara_cli.training.finetune import draw_group, identity
+
+
+def row(negatives: int, positives: int = 1, ids: bool = False) -> TrainingRow:
+    """A training row of made-up texts."""
+    own = tuple(f"p{i}" for i in range(positives))
+    others = tuple(f"n{i}" for i in range(negatives))
+    names: Any = (lambda texts: tuple(f"id-{t}" for t in texts)) if ids else (lambda texts: (None,) * len(texts))
+    return TrainingRow("q", own, others, names(own), names(others))
+
+
+def test_exactly_as_many_negatives_stay_in_order() -> None:
+    assert draw_group(row(3), 3, (0, 0, 0)).passages == ["p0", "n0", "n1", "n2"]
+
+
+def test_of_more_negatives_some_are_drawn_by_seed_and_epoch() -> None:
+    drawn = [tuple(draw_group(row(20), 4, (0, epoch, 7)).passages) for epoch in range(5)]
+    assert all(len(set(group)) == 5 for group in drawn)
+    assert len(set(drawn)) > 1
+    assert drawn[0] == tuple(draw_group(row(20), 4, (0, 0, 7)).passages)
+
+
+def test_fewer_negatives_are_all_taken_then_repeated() -> None:
+    passages = draw_group(row(2), 5, (0, 0, 0)).passages
+    assert passages[:3] == ["p0", "n0", "n1"]
+    assert len(passages) == 6
+    assert set(passages[3:]) <= {"n0", "n1"}
+    assert draw_group(row(0), 5, (0, 0, 0)).passages == ["p0"]
+
+
+def test_one_of_several_positives_is_drawn() -> None:
+    assert {draw_group(row(0, positives=3), 0, (0, epoch, 0)).passages[0] for epoch in range(30)} == {"p0", "p1", "p2"}
+
+
+def groups() -> list[Group]:
+    """Ragged: two negatives, none, one; a negative of the last row is the first row's positive."""
+    rows = [
+        TrainingRow("the sea?", (TEXTS[0],), (TEXTS[1], TEXTS[2]), ("a",), ("b", "c")),
+        TrainingRow("bees?", (TEXTS[1],), (), ("b",), ()),
+        TrainingRow("moon?", (TEXTS[3],), (TEXTS[0],), ("d",), ("a",)),
+    ]
+    return [draw_group(item, len(item.negatives), (0, 0, 0)) for item in rows]
+
+
+def test_the_mask_leaves_out_the_querys_own_positives() -> None:
+    mask = contrast_mask(groups(), in_batch=True, mask_false_negatives=True)
+    assert mask.int().tolist() == [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
+    mask = contrast_mask(groups(), in_batch=False, mask_false_negatives=False)
+    assert mask.int().tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+
+
+def test_the_same_id_masks_even_where_the_text_differs() -> None:
+    own = identity("x", "7")
+    group = Group("q", ["x", "y"], [own, identity("y", "7")], own)
+    assert contrast_mask([group], in_batch=True, mask_false_negatives=True).tolist() == [[True, False]]
+
+
+def test_info_nce_by_hand() -> None:
+    queries = torch.tensor([[1.0, 0.0]])
+    passages = torch.tensor([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])
+    mask = torch.tensor([[True, True, False]])
+    loss = info_nce(queries, passages, torch.tensor([0]), mask, 0.5)
+    assert float(loss) == pytest.approx(-1.2 + float(torch.tensor([1.2, 0.0]).logsumexp(0)))
+
+
+class Wrapped(nn.Module):
+    """A head's dropout in front of a linear layer, as LoRA has it."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner, self.dropout = inner, nn.Dropout(0.3)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(self.dropout(hidden))
+        return found
+
+
+def objective(model: Path, **settings: Any) -> ContrastiveObjective:
+    """In float64, with dropout in every layer."""
+    source = ModelSource("tiny", str(model))
+    causal = load_causal_lm(source, torch.float64)
+    for layer in causal.model.layers:
+        layer.mlp.down_proj = Wrapped(layer.mlp.down_proj)
+    causal.train()
+    sequencer = Sequencer(TextTokenizer.load(source), PAPER, {"query": 40, "passage": 60})
+    return ContrastiveObjective(Backbone(causal), PAPER, sequencer, temperature=0.05, seed=5, **settings)
+
+
+def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
+    """The same micro-batches, once with their graphs kept and once embedded twice."""
+    kept, cached = objective(tiny_model, budget=10**6), objective(tiny_model, budget=10**6)
+    batch = kept._sequences(groups())
+    mask = contrast_mask(groups(), in_batch=True, mask_false_negatives=True)
+    assert len(batch.parts) > 1
+    one = kept.backward(groups()).loss
+    two = float(cached._cached_backward(batch, groups(), mask, lambda loss: loss).detach())
+    assert one == pytest.approx(two, abs=1e-12)
+    for mine, theirs in zip(kept.backbone.model.parameters(), cached.backbone.model.parameters(), strict=True):
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-9)
+
+
+def test_dropout_is_drawn_anew_each_step_and_again_by_seed(tiny_model: Path) -> None:
+    ours = objective(tiny_model, budget=10**6)
+    first, second = ours.backward(groups()).loss, ours.backward(groups()).loss
+    ours.seed = 5
+    assert first != second
+    assert ours.backward(groups()).loss == first
