@@ -8,10 +8,13 @@ import typer
 
 from llara_cli.commands import options as o
 
-_PACKAGES = (
-    "llara", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "ir_measures",
-    "faiss-cpu", "faiss-gpu", "hnswlib", "bitsandbytes", "gguf", "bm25s", "ir_datasets", "sentence-transformers",
-)  # fmt: skip
+_PACKAGES = ("llara", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "ir_measures")
+_OPTIONAL = {
+    "faiss-cpu": "faiss", "faiss-gpu": "faiss-gpu", "hnswlib": "hnsw", "gguf": "gguf", "bm25s": "bm25",
+    "zstandard": "zstd", "mwparserfromhell": "wiki", "bitsandbytes": "qlora", "ir_datasets": "eval",
+    "sentence-transformers": "sentence-transformers",
+}  # fmt: skip
+"""Package -> the extra that brings it."""
 
 
 def doctor(
@@ -26,7 +29,7 @@ def doctor(
     from dataclasses import asdict
 
     from llara_cli.commands.backends import backend_table
-    from llara_cli.registry import availability
+    from llara_cli.registry import availability, install_hint
 
     versions, devices, found = _versions(), _devices(), availability()
     problems = _problems(versions)
@@ -38,7 +41,9 @@ def doctor(
 
         from llara_cli.commands.show import facts
 
-        shown = {name: version or "not installed" for name, version in versions.items()}
+        shown = {
+            name: version or f"not installed: {install_hint(_OPTIONAL[name])}" for name, version in versions.items()
+        }
         told = [f"problem: {problem}" for problem in problems]
         return Group(facts(shown | devices), "", backend_table(found), *told)
 
@@ -50,7 +55,7 @@ def _versions() -> dict[str, str | None]:
     from platform import python_version
 
     found: dict[str, str | None] = {"python": python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_OPTIONAL):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
