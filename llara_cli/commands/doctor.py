@@ -44,7 +44,9 @@ def doctor(
         shown = {
             name: version or f"not installed: {install_hint(_OPTIONAL[name])}" for name, version in versions.items()
         }
-        told = [f"problem: {problem}" for problem in problems]
+        from rich.text import Text
+
+        told = [Text(f"problem: {problem}", style="red") for problem in problems]
         return Group(facts(shown | devices), "", backend_table(found), *told)
 
     session.console.result(result, render)

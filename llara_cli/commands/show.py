@@ -34,12 +34,13 @@ def human_seconds(seconds: float) -> str:
 def facts(rows: Mapping[str, Any]) -> RenderableType:
     """Name and value, a line each."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(Text(name), Text(f"{value:,}" if isinstance(value, int) else str(value)))
     return table
 
 
@@ -129,15 +130,16 @@ def show_evaluation(console: Console, result: Mapping[str, Any], metrics: Sequen
 
     def render() -> RenderableType:
         from rich.table import Table
+        from rich.text import Text
 
-        title = f"{result['benchmark']}: {result['model']}"
+        title = Text(f"{result['benchmark']}: {result['model']}", style="bold")
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("data set")
         for metric in metrics:
             table.add_column(metric, justify="right")
         table.add_column("queries", justify="right")
         for name, found in result["datasets"].items():
-            table.add_row(name, *(f"{100 * found[metric]:.2f}" for metric in metrics), f"{found['queries']:,}")
+            table.add_row(Text(name), *(f"{100 * found[metric]:.2f}" for metric in metrics), f"{found['queries']:,}")
         if len(result["datasets"]) > 1:
             mean = result["mean"]
             table.add_section()

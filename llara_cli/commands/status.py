@@ -49,10 +49,13 @@ def _row(workspace: Workspace, artifact: Artifact) -> dict[str, Any]:
 def _table(result: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     from llara_cli.commands.show import human_bytes
 
-    table = Table(title=f"workspace {result['workspace']}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=Text(f"workspace {result['workspace']}", style="bold"), title_justify="left", box=None, pad_edge=False
+    )
     for heading in ("kind", "name", "size", "holds", "from"):
         table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
     for row in result["artifacts"]:
@@ -61,7 +64,7 @@ def _table(result: dict[str, Any]) -> RenderableType:
             f"{counts[key]:,} {word}" for key, word in (("steps", "steps"), ("count", "vectors")) if key in counts
         )
         origin = ", ".join(row["parents"].values())
-        table.add_row(row["kind"].removesuffix("s"), row["name"], human_bytes(row["bytes"]), holds, origin)
+        table.add_row(row["kind"], Text(row["name"]), human_bytes(row["bytes"]), holds, Text(origin))
     hint = [] if result["artifacts"] else ["nothing yet: llara pretrain CORPUS makes the first model"]
     rest = [f"unfinished: {name} (the same command resumes it)" for name in result["unfinished"]]
-    return Group(table, *hint, *rest)
+    return Group(table, *map(Text, hint + rest))
