@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -68,7 +69,7 @@ def load_config(source: ModelSource) -> Any:
             return AutoConfig.from_pretrained(source.location, trust_remote_code=source.remote_code, **options)
     except ImportError as error:
         raise missing_extra("gguf", "gguf") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:  # a damaged GGUF ends in any of them
         raise UserError(_cannot_load(source, error)) from error
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llara_cli.console import UserError
 from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
@@ -100,6 +103,7 @@ def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -
 
 def _hub_recipe(repo_id: str) -> Recipe | None:
     """The recipe of a hub model: its small files are fetched (or found in the hub's cache) and read like a folder's."""
+    go_offline_if_unreachable()
     from transformers.utils.hub import cached_file
 
     found = None
@@ -110,6 +114,26 @@ def _hub_recipe(repo_id: str) -> Recipe | None:
             return None
         found = path or found
     return read_recipe(Path(found).parent) if found else None
+
+
+def go_offline_if_unreachable(timeout: float = 3.0) -> None:
+    """Put the hub's client into its offline mode where the hub does not answer: it would retry for a minute otherwise.
+
+    Behind a proxy nothing is tried: the client knows better.
+    """
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        port = host.port or (80 if host.scheme == "http" else 443)
+        socket.create_connection((host.hostname or "", port), timeout).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
 
 
 def _from_folder(path: Path, remote_code: bool) -> ModelSource:

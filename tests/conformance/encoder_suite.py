@@ -1,0 +1,75 @@
+"""What every encoder backend must do: subclass ``EncoderConformance`` and say which backend and model.
+
+class TestMyEncoder(EncoderConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls) -> Case:
+        return Case(MyEncoder, ModelSource("name", "folder"))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from llara_cli.model.source import ModelSource
+from llara_cli.protocols import EncoderBackend, EncoderOptions, Role
+
+TEXTS = ["the sea", "", "bees dance where the flowers are", "word " * 400, "</s> is plain", "the sea", "ü 東京"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backend and a model that it can load."""
+
+    backend: type[EncoderBackend]
+    source: ModelSource
+
+
+class EncoderConformance:
+    """The checks."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def encoder(cls, case: Case) -> EncoderBackend:
+        """The loaded encoder, with small batches."""
+        return case.backend.load(case.source, EncoderOptions(batch_tokens=512))
+
+    @pytest.mark.parametrize("role", ["query", "passage"])
+    def test_vectors_are_normalised_rows_of_float32(self, encoder: EncoderBackend, role: Role) -> None:
+        found = encoder.encode(TEXTS, role)
+        assert found.vectors.shape == (len(TEXTS), encoder.dim)
+        assert found.vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
+        assert (found.cut, found.empty) == (1, 1)
+        assert found.tokens > 0
+
+    def test_order_and_company_change_a_vector_by_float_noise_at_most(self, encoder: EncoderBackend) -> None:
+        together = encoder.encode(TEXTS, "passage").vectors
+        turned = encoder.encode(TEXTS[::-1], "passage").vectors[::-1]
+        alone = np.concatenate([encoder.encode([text], "passage").vectors for text in TEXTS])
+        np.testing.assert_allclose(turned, together, atol=2e-6)
+        np.testing.assert_allclose(alone, together, atol=2e-6)
+
+    def test_batch_size_changes_a_vector_by_float_noise_at_most(self, encoder: EncoderBackend, case: Case) -> None:
+        small = case.backend.load(case.source, EncoderOptions(batch_tokens=1)).encode(TEXTS, "passage").vectors
+        np.testing.assert_allclose(small, encoder.encode(TEXTS, "passage").vectors, atol=2e-6)
+
+    def test_equal_calls_give_equal_bytes(self, encoder: EncoderBackend) -> None:
+        one, two = (encoder.encode(TEXTS, "query").vectors for _ in range(2))
+        assert one.tobytes() == two.tobytes()
+
+    def test_different_texts_have_different_vectors(self, encoder: EncoderBackend) -> None:
+        vectors = encoder.encode(TEXTS, "passage").vectors
+        np.testing.assert_allclose(vectors[0], vectors[5], atol=2e-6)
+        assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+
+    def test_nothing_is_no_mistake(self, encoder: EncoderBackend) -> None:
+        assert encoder.encode([], "passage").vectors.shape == (0, encoder.dim)
+
+    def test_progress_counts_every_text(self, encoder: EncoderBackend) -> None:
+        told: list[int] = []
+        encoder.encode(TEXTS, "passage", told.append)
+        assert sum(told) == len(TEXTS)
