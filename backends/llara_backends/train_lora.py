@@ -22,11 +22,13 @@ class LoraBackend(TrainingBackend):
 
     def __init__(self) -> None:
         self.adapted: Any = None
+        self.grown = False
 
     def load(self, source: ModelSource, tokenizer: TextTokenizer, setup: TrainingSetup) -> PreTrainedModel:
         """The base model with adapters in place; the rows of tokens that the base never saw train too."""
         model = load_causal_lm(source, setup.dtype)
         fresh = add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
+        self.grown = bool(fresh)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=setup.adapter.rank,
@@ -44,6 +46,7 @@ class LoraBackend(TrainingBackend):
 
     def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
         """The adapter under ``adapter/``, and the merged model as a checkpoint that any tool loads."""
-        self.adapted.save_pretrained(folder / "adapter")
+        # said outright: peft would ask the hub whether the base model has as many rows
+        self.adapted.save_pretrained(folder / "adapter", save_embedding_layers=self.grown)
         merged = self.adapted.merge_and_unload()
         merged.to(dtype).save_pretrained(folder)
