@@ -106,6 +106,33 @@ def show(rows: dict[str, dict[str, Any]], passages: int) -> None:
     screen.print("", table)
 
 
+def learn(demo: Demo, model: str, chosen: dict[str, Any]) -> None:
+    """From the plain model to an index of the held-out passages."""
+    texts = demo.folder / "data"
+    corpus, pairs, held_out = str(texts / "corpus.jsonl"), str(texts / "train.jsonl"), str(texts / "heldout")
+    settings = {stage: chosen[stage].split() for stage in ("pretrain", "finetune", "encode")}
+    adapt = ("pretrain", corpus, "--model", model, "--name", "adapted", *settings["pretrain"])
+    demo.stage("Adapt (EBAE + EBAR)", *adapt)
+    demo.stage("Fine-tune (InfoNCE)", "finetune", pairs, "--model", "adapted", "--name", "tuned", *settings["finetune"])
+    demo.stage("Encode", "encode", held_out, "--model", "tuned", "--name", "passages", *settings["encode"])
+    demo.stage("Index", "index", "passages", "--backend", "exact", "--name", "library")
+
+
+def compare(demo: Demo, model: str, chosen: dict[str, Any]) -> None:
+    """Every system on the held-out queries."""
+    held_out, rows = str(demo.folder / "data" / "heldout"), {}
+    for name, system in {
+        "plain LLM": model,
+        "adapted": "adapted",
+        "adapted + fine-tuned": "tuned",
+        "BM25": "bm25",
+    }.items():
+        settings = ("--model", system, *chosen["encode"].split())
+        result = demo.stage("Evaluate", "evaluate", held_out, *settings, capture=True)
+        rows[name] = result["datasets"]["heldout"]
+    show(rows, chosen["passages"])
+
+
 def main(
     size: Annotated[str, typer.Option(help="small or large")] = "small",
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path(".demo"),
@@ -113,45 +140,16 @@ def main(
     """Adapt, fine-tune, encode, index, search, evaluate."""
     started = time.monotonic()
     chosen = SIZES[size]
-    folder.mkdir(exist_ok=True)
     demo = Demo(folder / size)
+    folder.mkdir(exist_ok=True)
     model = str(fetch_model(folder))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    told = data.build(folder / size / "data", size, chosen["passages"], chosen["queries"], chosen["words"])
+    told = data.build(demo.folder / "data", size, chosen["passages"], chosen["queries"], chosen["words"])
     screen.print(f"[dim]model: {LABEL}\ntext: the documentation of installed packages: {told}[/]")
-    texts, held_out = folder / size / "data", str(folder / size / "data" / "heldout")
-    demo.stage(
-        "Adapt (EBAE + EBAR)",
-        "pretrain",
-        str(texts / "corpus.jsonl"),
-        "--model",
-        model,
-        "--name",
-        "adapted",
-        *chosen["pretrain"].split(),
-    )
-    demo.stage(
-        "Fine-tune (InfoNCE)",
-        "finetune",
-        str(texts / "train.jsonl"),
-        "--model",
-        "adapted",
-        "--name",
-        "tuned",
-        *chosen["finetune"].split(),
-    )
-    demo.stage("Encode", "encode", held_out, "--model", "tuned", "--name", "passages", *chosen["encode"].split())
-    demo.stage("Index", "index", "passages", "--backend", "exact", "--name", "library")
+    learn(demo, model, chosen)
     for query in QUERIES:
         demo.stage("Search", "search", query, "--index", "library", "-k", "3")
-    systems = {"plain LLM": model, "adapted": "adapted", "adapted + fine-tuned": "tuned", "BM25": "bm25"}
-    rows = {}
-    for name, system in systems.items():
-        result = demo.stage(
-            "Evaluate", "evaluate", held_out, "--model", system, *chosen["encode"].split(), capture=True
-        )
-        rows[name] = result["datasets"]["heldout"]
-    show(rows, chosen["passages"])
+    compare(demo, model, chosen)
     took = ", ".join(f"{title} {minutes:.1f}" for title, minutes in demo.minutes.items())
     screen.print(f"\n[dim]minutes: {took}; in all {(time.monotonic() - started) / 60:.1f}[/]")
 

@@ -24,7 +24,7 @@ def doctor(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Versions, devices, backends: what works here and what would make the rest work."""
+    """Versions, devices, backends: what works here, what would make the rest work."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from dataclasses import asdict
 

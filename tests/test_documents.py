@@ -1,0 +1,57 @@
+"""Documents that repeat the code say what the code says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from llara_cli import app, registry
+from llara_cli.commands import backends, doctor, encode, evaluate, finetune, index, pretrain, search, status
+
+REPO = Path(__file__).resolve().parents[1]
+VERBS = (pretrain, finetune, encode, index, search, evaluate, status, doctor, backends)
+
+
+def test_every_verb_is_in_the_help_with_its_own_first_line() -> None:
+    modules = {module.__name__.rpartition(".")[2]: module for module in VERBS}
+    assert modules.keys() == app.VERBS.keys()
+    for name, module in modules.items():
+        function = getattr(module, name)
+        assert function.__doc__.splitlines()[0] == app.VERBS[name].summary
+
+
+def test_the_readme_has_the_figures_of_the_benchmarks() -> None:
+    command = [sys.executable, str(REPO / "benchmarks" / "readme.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
+    ratio = json.loads((REPO / "benchmarks" / "startup.json").read_text())["ratio"]
+    assert f"{ratio:.2f} |" in (REPO / "README.md").read_text()
+
+
+def test_the_readme_names_every_module_and_extra() -> None:
+    readme = (REPO / "README.md").read_text()
+    modules = {path.name for folder in ("llara_cli", "backends") for path in (REPO / folder).rglob("*.py")}
+    missing = {name for name in modules - {"__init__.py", "__main__.py"} if name not in readme}
+    assert missing <= {f"{name}.py" for name in (*app.VERBS, "options", "defaults", "choose", "show")}
+    extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra for extra in extras if f"`{extra}`" not in readme} <= {"test"}
+
+
+@pytest.mark.parametrize("kind", registry.GROUPS)
+def test_declared_backends_are_found(kind: str) -> None:
+    declared = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["entry-points"][registry.GROUPS[kind]]
+    assert set(declared) <= set(registry.names(kind))
+
+
+def test_nothing_speaks_of_this_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        text = (REPO / name).read_text(encoding="utf-8", errors="ignore")
+        assert not re.search(r"(?<![\w.])/(work|opt|root)/\w", text), name
