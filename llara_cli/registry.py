@@ -39,7 +39,8 @@ def load(kind: str, name: str) -> Any:
     """
     points = _points(kind)
     if name not in points:
-        raise UserError(f"unknown {kind} backend {name!r}: known are {', '.join(sorted(points))}")
+        known = (f"{point} ({install_hint(EXTRAS[point])})" if point in EXTRAS else point for point in sorted(points))
+        raise UserError(f"unknown {kind} backend {name!r}: known are {', '.join(known)}")
     try:
         return points[name].load()
     except ImportError as error:

@@ -67,6 +67,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-._") or "unnamed"
 
 
+def input_stem(path: Path) -> str:
+    """What an input is called in derived names: ``wiki.v2.jsonl.gz`` -> ``wiki.v2``; a folder keeps its whole name."""
+    path = path.expanduser().resolve()
+    name = path.name
+    if not path.is_dir():
+        name = re.sub(r"\.(gz|bz2|zst)$", "", name)
+        name = name.rpartition(".")[0] or name
+    return slug(name)
+
+
 def check_name(name: str) -> str:
     """``name`` itself. Raises ``UserError`` where it could not be one folder inside the workspace."""
     if not _NAME.fullmatch(name):

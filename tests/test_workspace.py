@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llara_cli.console import LlaraError, UserError
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, check_name, slug
+from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, check_name, input_stem, slug
 
 
 def make(workspace: Workspace, name: str, restart: bool = False, **settings: object) -> Artifact:
@@ -102,3 +102,13 @@ def test_names_that_could_leave_the_workspace(name: str) -> None:
 @pytest.mark.parametrize("text", ["a b/c", "..", "Übung", "x" * 300, "-"])
 def test_slugs_are_names(text: str) -> None:
     assert check_name(slug(text)) == slug(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("wiki.jsonl", "wiki"), ("wiki.v2.jsonl.gz", "wiki.v2"), ("a b.txt", "a-b"), ("plain", "plain"), (".x", "x")],
+)
+def test_the_stem_of_an_input(tmp_path: Path, name: str, stem: str) -> None:
+    assert input_stem(tmp_path / name) == stem
+    (tmp_path / "beir-v1.0").mkdir()
+    assert input_stem(tmp_path / "beir-v1.0") == "beir-v1.0"

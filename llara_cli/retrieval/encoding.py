@@ -26,7 +26,17 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.store import IDS, TEXTS, shard_name
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, dump, input_record, slug, write_atomically
+from llara_cli.workspace import (
+    Artifact,
+    Blueprint,
+    Build,
+    Workspace,
+    dump,
+    input_record,
+    input_stem,
+    slug,
+    write_atomically,
+)
 
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 _PROGRESS = "shards.json"
@@ -74,7 +84,7 @@ class Encoding:
         name = self.name or self.derived_name()
         with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
             if isinstance(build, Artifact):
-                self.console.detail(f"embeddings/{name} is finished already")
+                self.console.note(f"embeddings/{name} is finished already; nothing to do (--restart builds it anew)")
                 return build.result
             return self._encode(build)
 
@@ -100,8 +110,9 @@ class Encoding:
 
     def derived_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""
-        stem = slug(self.collection.resolve().name.split(".")[0])
-        return f"{slug(self.source.name)}-{stem}" + ("-query" if self.settings.role == "query" else "")
+        return f"{slug(self.source.name)}-{input_stem(self.collection)}" + (
+            "-query" if self.settings.role == "query" else ""
+        )
 
     @cached_property
     def file(self) -> Path:

@@ -22,7 +22,7 @@ from llara_cli.retrieval.metrics import DEFAULT_METRICS, Evaluation, evaluate
 from llara_cli.retrieval.ranking import rank
 from llara_cli.retrieval.runs import Run, read_qrels, read_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
-from llara_cli.workspace import Workspace, dump, slug, write_atomically
+from llara_cli.workspace import Workspace, dump, input_stem, slug, write_atomically
 
 BEIR = (
     "trec-covid", "nfcorpus", "bioasq", "nq", "hotpotqa", "fiqa", "signal1m", "trec-news", "robust04", "arguana",
@@ -192,7 +192,7 @@ class Benchmark:
 def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str]) -> dict[str, Any]:
     """``evaluate --run RUN --qrels QRELS``; benchmark and data set are the run file's stem."""
     evaluation = evaluate(read_qrels(qrels), read_run(run), metrics)
-    name = run.name.split(".")[0]
+    name = input_stem(run)
     found = {**evaluation.means, "queries": evaluation.queries}
     mean = {metrics[0]: evaluation.means[metrics[0]], "datasets": 1}
     return {"benchmark": name, "model": name, "datasets": {name: found}, "mean": mean}

@@ -26,7 +26,7 @@ from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json
 from llara_cli.training import checkpoints
 from llara_cli.training.loop import Objective, Schedule, Trainer
 from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, input_record, slug, write_atomically
+from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, input_record, input_stem, slug, write_atomically
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward unless ``--micro-batch-tokens`` says otherwise."""
@@ -190,7 +190,7 @@ def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSo
 
 def derived_name(base: str, recipe: str, inputs: Sequence[str], suffix: str = "") -> str:
     """``BASE-RECIPE-INPUT[-ft]``; a base that is an adapted model has its recipe in its name already."""
-    stem = slug(Path(inputs[0].removeprefix("hf:")).expanduser().resolve().name.split(".")[0])
+    stem = slug(inputs[0]) if inputs[0].startswith("hf:") else input_stem(Path(inputs[0]))
     parts = [base, stem] if f"-{recipe}-" in f"{base}-" else [base, recipe, stem]
     return slug("-".join(parts)) + suffix
 

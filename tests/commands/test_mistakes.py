@@ -199,7 +199,10 @@ def test_a_model_that_changed_since(llara: Llara, beir: Path, tiny_model: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "magic"], "unknown index backend 'magic': known are exact, faiss, hnsw"),
+        (
+            ["--backend", "magic"],
+            "unknown index backend 'magic': known are exact, faiss (pip install 'llara[faiss]'), hnsw",
+        ),
         (["--backend", "faiss", "--spec", "Nonsense"], "Nonsense"),
         (["--backend", "faiss", "--spec", "IVF64,Flat"], "64"),
         (["--backend", "hnsw", "--set", "M=many"], "'many' is no int"),
