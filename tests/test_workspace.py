@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llara_cli.artifacts import Artifact, Blueprint, Build, check_name, input_stem, slug
 from llara_cli.console import LlaraError, UserError
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, check_name, input_stem, slug
+from llara_cli.workspace import Workspace
 
 
 def make(workspace: Workspace, name: str, restart: bool = False, **settings: object) -> Artifact:
@@ -64,6 +65,13 @@ def test_a_failed_restart_leaves_the_old_artifact(workspace: Workspace) -> None:
     make(workspace, "a", restart=True, x=2)
     assert workspace.get("models", "a").manifest["settings"] == {"x": 2}
     assert [path.name for path in old.path.parent.iterdir()] == ["a"]
+
+
+def test_a_kill_between_the_renames_of_a_swap_loses_nothing(workspace: Workspace) -> None:
+    made = make(workspace, "a", x=1)
+    made.path.rename(made.path.with_name(".a.old"))
+    assert make(workspace, "a", x=1).manifest["settings"] == {"x": 1}
+    assert made.path.is_dir()
 
 
 def test_a_second_builder_is_refused(workspace: Workspace) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llara_cli.artifacts import Artifact, Kind
 from llara_cli.commands.options import Session, default_model
 from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.retrieval.evaluation import Bm25Ranker, DataSet, ModelRanker, beir_data_sets
-from llara_cli.workspace import Artifact, Kind
 
 
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:

@@ -31,6 +31,7 @@ def search(
     set_: o.Set = None,
     model: Annotated[str | None, typer.Option(help="Refuse an index of any other model.", show_default=False)] = None,
     interactive: Annotated[bool, typer.Option("--interactive", help="Ask for queries, the model kept warm.")] = False,
+    trust_remote_code: o.RemoteCode = False,
     workspace: o.Workspace_ = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -46,7 +47,9 @@ def search(
     from llara_cli.retrieval.searching import Searching
 
     artifact = session.workspace.get("indexes", index) if index else newest(session, "indexes", "run llara index first")
-    searching = Searching(session.workspace, session.console, artifact, query_length, set_ or (), model)
+    searching = Searching(
+        session.workspace, session.console, artifact, query_length, set_ or (), model, trust_remote_code
+    )
     searching.check(top_k)
     session.console.note(f"index: {artifact.name}, model: {searching.source.name}")
     if queries is not None and output is not None:

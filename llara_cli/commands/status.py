@@ -11,7 +11,8 @@ from llara_cli.commands import options as o
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from llara_cli.workspace import Artifact, Workspace
+    from llara_cli.artifacts import Artifact
+    from llara_cli.workspace import Workspace
 
 
 def status(
@@ -23,7 +24,7 @@ def status(
 ) -> None:
     """Artifacts of the workspace, their sizes and where they came from."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.workspace import KINDS
+    from llara_cli.artifacts import KINDS
 
     found = session.workspace
     artifacts = [_row(found, artifact) for kind in KINDS for artifact in found.artifacts(kind)]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llara_cli.artifacts import MANIFEST, sha256_file, slug
 from llara_cli.console import UserError
 from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
-from llara_cli.workspace import MANIFEST, Workspace, sha256_file, slug
+from llara_cli.workspace import Workspace
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja")

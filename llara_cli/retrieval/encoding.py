@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from llara_cli import registry
+from llara_cli.artifacts import Artifact, Blueprint, Build, dump, input_record, input_stem, slug, write_atomically
 from llara_cli.console import Bar, Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, read_documents
 from llara_cli.data.table import Table, write_table
@@ -26,17 +27,7 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.store import IDS, TEXTS, shard_name
-from llara_cli.workspace import (
-    Artifact,
-    Blueprint,
-    Build,
-    Workspace,
-    dump,
-    input_record,
-    input_stem,
-    slug,
-    write_atomically,
-)
+from llara_cli.workspace import Workspace
 
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 _PROGRESS = "shards.json"
@@ -110,9 +101,8 @@ class Encoding:
 
     def derived_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""
-        return f"{slug(self.source.name)}-{input_stem(self.collection)}" + (
-            "-query" if self.settings.role == "query" else ""
-        )
+        role = "-query" if self.settings.role == "query" else ""
+        return f"{slug(self.source.name)}-{input_stem(self.collection)}{role}"
 
     @cached_property
     def file(self) -> Path:

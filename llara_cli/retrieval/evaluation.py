@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llara_cli import registry
+from llara_cli.artifacts import dump, input_stem, slug, write_atomically
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder, read_documents
 from llara_cli.model.source import ModelSource
@@ -22,7 +23,7 @@ from llara_cli.retrieval.metrics import DEFAULT_METRICS, Evaluation, evaluate
 from llara_cli.retrieval.ranking import rank
 from llara_cli.retrieval.runs import Run, read_qrels, read_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
-from llara_cli.workspace import Workspace, dump, input_stem, slug, write_atomically
+from llara_cli.workspace import Workspace
 
 BEIR = (
     "trec-covid", "nfcorpus", "bioasq", "nq", "hotpotqa", "fiqa", "signal1m", "trec-news", "robust04", "arguana",

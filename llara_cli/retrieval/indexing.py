@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llara_cli import registry
+from llara_cli.artifacts import Artifact, Blueprint, Build
 from llara_cli.console import Console, UserError
 from llara_cli.protocols import IndexBackend, IndexOptions, Parameters, Vectors
 from llara_cli.retrieval.store import VectorStore
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace
+from llara_cli.workspace import Workspace
 
 FILES = "backend"
 """Folder, inside an index artifact, that holds the backend's own files."""

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from llara_cli import registry
+from llara_cli.artifacts import Artifact
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
+from llara_cli.model.backbone import choose_device
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend
 from llara_cli.retrieval.indexing import open_index, parse_parameters
 from llara_cli.retrieval.ranking import rank
 from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
-from llara_cli.workspace import Artifact, Workspace
+from llara_cli.workspace import Workspace
 
 WINDOW = 1024
 """Queries of a file that are encoded and searched together."""
@@ -37,12 +39,13 @@ class Searching:
     query_length: int | None = None
     parameters: Sequence[str] = ()
     model: str | None = None
+    remote_code: bool = False
 
     @cached_property
     def source(self) -> ModelSource:
         """The model recorded in the index. Raises ``UserError`` where another is asked for, or it has changed since."""
         settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
-        source = resolve(self.model or settings["source"], self.workspace)
+        source = resolve(self.model or settings["source"], self.workspace, remote_code=self.remote_code)
         if source.fingerprint() != parents["model"]:
             other = f"not with {source.name!r}" if self.model else "which has changed since"
             raise UserError(
@@ -70,7 +73,9 @@ class Searching:
     def encoder(self) -> EncoderBackend:
         """The loaded model."""
         settings = self.index.manifest["settings"]
-        options = EncoderOptions(dtype=settings["dtype"], query_length=self.query_length)
+        # what the vectors were computed in, on a GPU; a CPU computes in what it is good at
+        dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
+        options = EncoderOptions(dtype=dtype, query_length=self.query_length)
         encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
         return encoder
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llara_cli.artifacts import Artifact
 from llara_cli.console import LlaraError
 from llara_cli.data.table import Table
 from llara_cli.protocols import Vectors
-from llara_cli.workspace import Artifact
 
 IDS, TEXTS = "ids.txt", "texts.arrow"
 BLOCK_ROWS = 16384

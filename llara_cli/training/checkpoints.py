@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llara_cli.workspace import write_atomically
+from llara_cli.artifacts import write_atomically
 
 FOLDER = "checkpoint"
 _STATE, _STEP = "state.safetensors", "step.json"

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llara_cli import registry
+from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug, write_atomically
 from llara_cli.console import Console, UserError
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name, quiet_transformers
 from llara_cli.model.facts import ModelFacts
@@ -26,7 +27,7 @@ from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json
 from llara_cli.training import checkpoints
 from llara_cli.training.loop import Objective, Schedule, Trainer
 from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
-from llara_cli.workspace import Artifact, Blueprint, Build, Workspace, input_record, input_stem, slug, write_atomically
+from llara_cli.workspace import Workspace
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward unless ``--micro-batch-tokens`` says otherwise."""

@@ -1,0 +1,189 @@
+"""Artifacts: what one is, its manifest and checksums, and how it is finished in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llara_cli import __version__
+from llara_cli.console import LlaraError, UserError
+
+Kind = Literal["models", "embeddings", "indexes"]
+KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes")
+MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
+_UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl"}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in one step: a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def input_record(path: Path) -> dict[str, Any]:
+    """An input file as manifests name it. Raises ``UserError`` where it cannot be read."""
+    try:
+        return {"name": path.name, "sha256": sha256_file(path)}
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}") from error
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """The one JSON form of manifests, so that equal data give equal bytes."""
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def slug(text: str) -> str:
+    """A name that is safe as a folder on every file system."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-._") or "unnamed"
+
+
+def input_stem(path: Path) -> str:
+    """What an input is called in derived names: ``wiki.v2.jsonl.gz`` -> ``wiki.v2``; a folder keeps its whole name."""
+    path = path.expanduser().resolve()
+    name = path.name
+    if not path.is_dir():
+        name = re.sub(r"\.(gz|bz2|zst)$", "", name)
+        name = name.rpartition(".")[0] or name
+    return slug(name)
+
+
+def check_name(name: str) -> str:
+    """``name`` itself. Raises ``UserError`` where it could not be one folder inside the workspace."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"bad name {name!r}: use letters, digits, '.', '_', '+', '-', starting with a letter or digit")
+    return name
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What makes two runs equal.
+
+    ``settings`` are JSON values, ``inputs`` name and sha256 of files, ``parents`` name -> fingerprint.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: Sequence[Mapping[str, Any]] = ()
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plain JSON form, as manifests hold it."""
+        plain = {
+            "settings": dict(self.settings),
+            "inputs": [dict(item) for item in self.inputs],
+            "parents": dict(self.parents),
+        }
+        loaded: dict[str, Any] = json.loads(json.dumps(plain))
+        return loaded
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk."""
+
+    kind: Kind
+    name: str
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact is. Raises ``LlaraError`` where the file is damaged."""
+        return read_json(self.path / MANIFEST)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """When and where it was made, and the result that was printed."""
+        return read_json(self.path / RUN) if (self.path / RUN).exists() else {}
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result that was printed when the artifact was made."""
+        found: dict[str, Any] = self.run["result"]
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest: equal runs have equal fingerprints."""
+        return sha256_file(self.path / MANIFEST)
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+
+@dataclass
+class Build:
+    """An artifact under construction in ``folder``; ``finish`` turns it into an artifact."""
+
+    kind: Kind
+    name: str
+    blueprint: Blueprint
+    folder: Path
+    target: Path
+    started: float = field(default_factory=time.time)
+
+    def open_folder(self) -> Path:
+        """Create the folder with the note of what is being built in it; what an earlier run left there stays."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / PENDING).exists():
+            write_atomically(self.folder / PENDING, dump(self.blueprint.as_json()))
+        return self.folder
+
+    def finish(self, counts: Mapping[str, Any], result: Mapping[str, Any], **versions: str) -> Artifact:
+        """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside."""
+        run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": os.uname().nodename}
+        write_atomically(self.folder / RUN, dump(run | {"versions": {"llara": __version__, **versions}}))
+        manifest = {"kind": self.kind, "version": 1, "name": self.name, "counts": dict(counts)}
+        manifest |= self.blueprint.as_json() | {"files": self._checksums()}
+        write_atomically(self.folder / MANIFEST, dump(manifest))
+        (self.folder / PENDING).unlink(missing_ok=True)
+        if self.folder != self.target:
+            _swap(self.folder, self.target)
+        return Artifact(self.kind, self.name, self.target)
+
+    def _checksums(self) -> dict[str, dict[str, Any]]:
+        files = sorted(f for f in self.folder.rglob("*") if f.is_file() and f.name not in _UNHASHED)
+        return {
+            file.relative_to(self.folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+            for file in files
+        }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ``LlaraError`` where the file is damaged."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LlaraError(f"{path}: unreadable: {error}") from error
+    return data
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
