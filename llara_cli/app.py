@@ -143,8 +143,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{format_message().rstrip('.')} (llara --help shows what there is)", 2
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk ({error.filename or 'the workspace'}); finished parts are kept", 1
+    if getattr(error, "errno", None) == errno.ENOSPC or "no space left on device" in str(error).lower():
+        place = getattr(error, "filename", None) or "the workspace"
+        return f"no space left on the disk ({place}); finished parts are kept", 1
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return "", 1
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")

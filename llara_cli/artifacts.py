@@ -20,7 +20,8 @@ Kind = Literal["models", "embeddings", "indexes"]
 KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes")
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl"}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+"""Names of artifacts; short enough for a lock file's name beside."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -56,7 +57,7 @@ def dump(data: Mapping[str, Any]) -> str:
 
 def slug(text: str) -> str:
     """A name that is safe as a folder on every file system."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-._") or "unnamed"
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-._+")[:100].rstrip("-._+") or "unnamed"
 
 
 def input_stem(path: Path) -> str:
@@ -72,7 +73,9 @@ def input_stem(path: Path) -> str:
 def check_name(name: str) -> str:
     """``name`` itself. Raises ``UserError`` where it could not be one folder inside the workspace."""
     if not NAME.fullmatch(name):
-        raise UserError(f"bad name {name!r}: use letters, digits, '.', '_', '+', '-', starting with a letter or digit")
+        raise UserError(
+            f"bad name {name!r}: use at most 200 letters, digits, '.', '_', '+', '-', starting with a letter or digit"
+        )
     return name
 
 
@@ -119,8 +122,10 @@ class Artifact:
     @property
     def result(self) -> dict[str, Any]:
         """The result that was printed when the artifact was made."""
-        found: dict[str, Any] = self.run["result"]
-        return found
+        run = self.run
+        if "result" not in run:
+            raise LlaraError(f"{self.path / RUN} is missing or damaged; --restart builds the artifact anew")
+        return {**run["result"], **({"path": str(self.path)} if "path" in run["result"] else {})}
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +159,8 @@ class Build:
     def finish(self, counts: Mapping[str, Any], result: Mapping[str, Any], **versions: str) -> Artifact:
         """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside."""
         run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": os.uname().nodename}
-        write_atomically(self.folder / RUN, dump(run | {"versions": {"llara": __version__, **versions}}))
+        run |= {"versions": {"llara": __version__, **versions}}
+        write_atomically(self.folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         manifest = {"kind": self.kind, "version": 1, "name": self.name, "counts": dict(counts)}
         manifest |= self.blueprint.as_json() | {"files": self._checksums()}
         write_atomically(self.folder / MANIFEST, dump(manifest))

@@ -66,6 +66,8 @@ class OptimiserSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed must lie between 0 and {2**31 - 1}, not {self.seed}")
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup-ratio must lie between 0 and 1, not {self.warmup_ratio}")
         if self.weight_decay < 0:
@@ -93,6 +95,8 @@ class PretrainSettings:
         """Raise ``UserError`` for a value that cannot be."""
         self.adapter.check()
         self.optimiser.check()
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(f"--max-length must be positive, not {self.max_length}")
         if self.targets not in (None, "all", "unique"):
             raise UserError(f"--targets must be all or unique, not {self.targets!r}")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from typer.core import TyperCommand
 
@@ -13,7 +13,13 @@ from llara_cli.commands.options import workspace_path
 from llara_cli.console import UserError
 
 FILE = "llara.toml"
-GLOBAL = {"model"}
+
+
+class Flag(NamedTuple):
+    """The parameter behind a flag; ``negated``: the flag says no (``--no-...``, ``--keep-stop-words``)."""
+
+    parameter: str
+    negated: bool
 
 
 def read_toml(workspace: Path) -> dict[str, Any]:
@@ -27,8 +33,8 @@ def read_toml(workspace: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
 
 
-def command_defaults(workspace: Path, command: str, known: Mapping[str, str]) -> dict[str, Any]:
-    """A command's table as parameter names and values. ``known``: flag or parameter name -> parameter name.
+def command_defaults(workspace: Path, command: str, known: Mapping[str, Flag]) -> dict[str, Any]:
+    """A command's table as parameter names and values. ``known``: flag or parameter name -> what it sets.
 
     Raises ``UserError`` for a key that is no flag of the command.
     """
@@ -38,7 +44,7 @@ def command_defaults(workspace: Path, command: str, known: Mapping[str, str]) ->
     unknown = [key for key in table if key not in known]
     if unknown:
         raise UserError(f"{workspace / FILE}: [{command}] has no setting {', '.join(unknown)}")
-    return {known[key]: value for key, value in table.items()}
+    return {known[key].parameter: not value if known[key].negated else value for key, value in table.items()}
 
 
 class Command(TyperCommand):
@@ -52,12 +58,13 @@ class Command(TyperCommand):
             ctx.default_map = command_defaults(root, str(self.name), self._flags())
         return super().parse_args(ctx, args)
 
-    def _flags(self) -> dict[str, str]:
-        """Long flags (as TOML keys, with dashes or underscores) -> parameter names."""
-        found: dict[str, str] = {}
+    def _flags(self) -> dict[str, Flag]:
+        """Long flags (as TOML keys, with dashes or underscores) -> the parameter that they set."""
+        found: dict[str, Flag] = {}
         for parameter in self.params:
-            names: Sequence[str] = [*parameter.opts, *parameter.secondary_opts, str(parameter.name)]
-            for name in names:
-                key = name.removeprefix("--")
-                found |= {key: str(parameter.name), key.replace("-", "_"): str(parameter.name)}
+            name = str(parameter.name)
+            names = [(flag, False) for flag in (name, *parameter.opts)]
+            for flag, negated in [*names, *((flag, True) for flag in parameter.secondary_opts)]:
+                key = flag.removeprefix("--")
+                found |= dict.fromkeys((key, key.replace("-", "_")), Flag(name, negated))
         return found

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+from filelock import FileLock
 
 from llara_cli.console import Bar, UserError
 from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
@@ -51,10 +52,10 @@ class ExampleBuilder:
     prompts: PromptIds
     max_length: int
 
-    def key(self, inputs: Sequence[str]) -> str:
-        """What the cached table is filed under: the inputs' fingerprints, the tokenizer and the settings."""
+    def key(self, inputs: Sequence[object]) -> str:
+        """What the cached table is filed under: the inputs' names and fingerprints, the tokenizer and the settings."""
         tokenizer = hashlib.sha256(self.tokenizer.hf.backend_tokenizer.to_str().encode()).hexdigest()
-        told = [list(inputs), tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v1"]
+        told = [list(inputs), tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v2"]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
     def build(self, corpus: Sequence[str], path: Path, bar: Bar) -> ExampleTable:
@@ -62,14 +63,17 @@ class ExampleBuilder:
 
         Raises ``UserError`` for a corpus without a text to learn from; nothing is left on disk then.
         """
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".part")
-            try:
-                self._write(corpus, aside, bar)
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
+        locks = path.parent.parent / ".locks"
+        for folder in (path.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{path.stem}.lock"):  # another run on the same corpus waits, and then finds it done
+            if not path.is_file():
+                aside = path.with_suffix(".part")
+                try:
+                    self._write(corpus, aside, bar)
+                    aside.replace(path)
+                finally:
+                    aside.unlink(missing_ok=True)
         return ExampleTable(path)
 
     def _write(self, corpus: Sequence[str], path: Path, bar: Bar) -> None:

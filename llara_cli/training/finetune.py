@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from llara_cli.artifacts import input_record
 from llara_cli.console import Console
 from llara_cli.data.collection import BeirFolder
 from llara_cli.data.lines import check_file
@@ -23,6 +24,9 @@ from llara_cli.training.contrastive import ContrastiveObjective, Group
 from llara_cli.training.plan import Load
 from llara_cli.training.run import Prepared, TrainingRun, choose_recipe, derived_name, refuse_length
 from llara_cli.workspace import Workspace
+
+PLAN_SAMPLE = 256
+"""Rows that the plan tokenises; it scales what they take to all."""
 
 
 def draw_group(row: TrainingRow, negatives: int, seed: Sequence[int]) -> Group:
@@ -90,9 +94,9 @@ class Finetuning(TrainingRun[Group]):
         return cls(workspace, console, source, settings, recipe, facts, name, train)
 
     @property
-    def input_files(self) -> Sequence[Path]:
+    def inputs(self) -> Sequence[dict[str, Any]]:
         """The training files."""
-        return [file for path in self.train for file in training_files(path)]
+        return [input_record(file) for path in self.train for file in training_files(path)]
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
@@ -113,12 +117,14 @@ class Finetuning(TrainingRun[Group]):
     @property
     def load(self) -> Load:
         """Queries and passages of one epoch, a prompt each; no logits."""
-        groups = self.pick(0, range(self.items))
+        sample = range(0, self.items, max(1, self.items // PLAN_SAMPLE))
+        groups = self.pick(0, sample)
         passages = [text for group in groups for text in group.passages]
         tokens = self.sequencer.trees([group.query for group in groups], "query").tokens
         tokens += self.sequencer.trees(passages, "passage").tokens
         each = 1 + len(passages) / len(groups)
-        return Load(tokens, int(each * self.sequencer.prompts.overhead(["self"])), 0, self.budget)
+        overhead = int(each * self.sequencer.prompts.overhead(["self"]))
+        return Load(tokens * self.items // len(groups), overhead, 0, self.budget)
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
         """Each row with the passages drawn for the epoch."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from llara_cli.artifacts import input_record
 from llara_cli.console import Console
 from llara_cli.data.corpus import corpus_files
 from llara_cli.model.facts import ModelFacts
@@ -53,9 +53,15 @@ class Pretraining(TrainingRun[Example]):
         return cls(workspace, console, source, settings, recipe, facts, name, corpus)
 
     @property
-    def input_files(self) -> Sequence[Path]:
-        """The corpus' files; a hub data set has none here."""
-        return corpus_files(self.corpus)
+    def inputs(self) -> Sequence[dict[str, Any]]:
+        """The corpus' files with their digests, hub data sets by name, in the order given."""
+        found = []
+        for argument in self.corpus:
+            if argument.startswith("hf:"):
+                found.append({"name": argument, "sha256": None})
+            else:
+                found += [input_record(path) for path in corpus_files([argument])]
+        return found
 
     @cached_property
     def prompts(self) -> PromptIds:
@@ -68,9 +74,8 @@ class Pretraining(TrainingRun[Example]):
     def table(self) -> ExampleTable:
         """The corpus as tokenised examples, in the workspace's cache."""
         builder = ExampleBuilder(self.tokenizer, self.recipe, self.prompts, self.settings.max_length)
-        fingerprints = [item["sha256"] for item in self.blueprint.inputs]
-        hub = [argument for argument in self.corpus if argument.startswith("hf:")]
-        path = self.workspace.root / "cache" / f"examples-{builder.key([*fingerprints, *hub])}.arrow"
+        self.workspace.create()
+        path = self.workspace.root / "cache" / f"examples-{builder.key(self.blueprint.inputs)}.arrow"
         with self.console.bar("reading", None, unit="passages") as bar:
             return builder.build(self.corpus, path, bar)
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug, write_atomically
+from llara_cli.artifacts import Artifact, Blueprint, Build, input_stem, slug, write_atomically
 from llara_cli.console import Console, UserError
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name, quiet_transformers
 from llara_cli.model.facts import ModelFacts
@@ -69,8 +69,8 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     @property
     @abstractmethod
-    def input_files(self) -> Sequence[Path]:
-        """The files that the run reads."""
+    def inputs(self) -> Sequence[dict[str, Any]]:
+        """What the run reads: names and digests."""
 
     @property
     @abstractmethod
@@ -134,8 +134,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             "recipe": self.recipe.name,
             "dtype": dtype_name(self.dtype),
         }
-        inputs = [input_record(path) for path in self.input_files]
-        return Blueprint(as_json(self.settings) | chosen, inputs, {"model": self.source.fingerprint()})
+        return Blueprint(as_json(self.settings) | chosen, self.inputs, {"model": self.source.fingerprint()})
 
     @property
     def budget(self) -> int:

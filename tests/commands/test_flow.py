@@ -254,3 +254,32 @@ def test_status_tells_artifacts_and_lineage(llara: Llara, beir: Path, corpus: Pa
     assert found["adapted"]["parents"] == {"model": "tiny"}
     assert found["library"]["parents"] == {"embeddings": "passages", "model": "adapted"}
     assert "library" in llara("status").out
+
+
+def test_a_negated_flag_in_toml_says_no(llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "ws" / "llara.toml").write_text("[pretrain]\nkeep-stop-words = true\ndrop_stop_words = false\n")
+    made = pretrain(llara, corpus, tiny_model)
+    assert json.loads((Path(made["path"]) / "manifest.json").read_text())["settings"]["drop_stop_words"] is False
+    (tmp_path / "ws" / "llara.toml").write_text("[pretrain]\nkeep_stop_words = false\n")
+    made = pretrain(llara, corpus, tiny_model, "--name", "dropped")
+    assert json.loads((Path(made["path"]) / "manifest.json").read_text())["settings"]["drop_stop_words"] is True
+
+
+def test_a_result_told_again_has_the_same_order_and_the_place_where_it_is_now(
+    llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    first = llara("encode", beir, "--model", tiny_model, "--json").json
+    (tmp_path / "ws").rename(tmp_path / "moved")
+    again = llara("encode", beir, "--model", tiny_model, "--json", workspace=tmp_path / "moved").json
+    assert list(again) == list(first)
+    assert again == first | {"path": first["path"].replace("/ws/", "/moved/")}
+
+
+def test_corpora_of_equal_bytes_and_other_format_are_not_confused(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    as_text = tmp_path / "wiki.txt"
+    as_text.write_bytes(corpus.read_bytes())
+    settings = ("--model", tiny_model, "--dry-run", "--json", *SMALL)
+    assert llara("pretrain", corpus, *settings).json["tokens"] < llara("pretrain", as_text, *settings).json["tokens"]
