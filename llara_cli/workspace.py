@@ -84,7 +84,8 @@ class Workspace:
             folder = target
             if restart:
                 folder = target.with_name(f".{name}.restart")
-                shutil.rmtree(folder, ignore_errors=True)
+                if not _began_equal(folder, blueprint):
+                    shutil.rmtree(folder, ignore_errors=True)
             elif (target / MANIFEST).is_file():
                 _refuse_difference(target, read_json(target / MANIFEST), blueprint)
                 yield Artifact(kind, name, target)
@@ -109,6 +110,12 @@ class Workspace:
 
 def _mtime(path: Path) -> tuple[float, str]:
     return path.stat().st_mtime, path.parent.name
+
+
+def _began_equal(folder: Path, blueprint: Blueprint) -> bool:
+    """Whether an interrupted run of the same settings left this folder."""
+    pending = folder / PENDING
+    return pending.is_file() and read_json(pending) == blueprint.as_json()
 
 
 def _finish_swap(target: Path) -> None:

@@ -99,6 +99,14 @@ RELEASED = Recipe(
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PAPER, RELEASED)}
 
 
+_ALLOWED = {
+    "logits_pooling": ("last", "max"),
+    "embedding_pooling": ("last", "mean"),
+    "targets": ("all", "unique"),
+    "target_limit": ("text", "total"),
+}
+
+
 def by_name(name: str) -> Recipe:
     """The recipe called ``name``. Raises ``UserError`` naming the known ones."""
     if name not in RECIPES:
@@ -119,8 +127,15 @@ def from_json(data: Mapping[str, Any], where: str) -> Recipe:
             branch: Prompt(fields["prompts"][branch]["text"], tuple(fields["prompts"][branch]["slots"]))
             for branch in BRANCHES
         }
-        return Recipe(**(fields | {"prompts": prompts}))
-    except (KeyError, TypeError) as error:
+        recipe = Recipe(**(fields | {"prompts": prompts}))
+        if any(getattr(recipe, name) not in allowed for name, allowed in _ALLOWED.items()):
+            raise ValueError("; ".join(f"{name} must be one of {', '.join(a)}" for name, a in _ALLOWED.items()))
+        if {"query", "passage"} - recipe.roles.keys() or set(recipe.roles.values()) - set(BRANCHES):
+            raise ValueError('roles must give "query" and "passage" one of "self" and "next"')
+        if not all(isinstance(text, str) for text in (recipe.prefix, *(prompt.text for prompt in prompts.values()))):
+            raise ValueError("prefix and prompts must be text")
+        return recipe
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: not a recipe that this version reads: {error}") from error
 
 
@@ -142,7 +157,10 @@ def _special_tokens(folder: Path) -> set[str]:
     for name, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "added_tokens_decoder")):
         path = folder / name
         if path.is_file():
-            entries = json.loads(path.read_text(encoding="utf-8")).get(key) or []
+            try:
+                entries = json.loads(path.read_text(encoding="utf-8")).get(key) or []
+            except ValueError as error:
+                raise UserError(f"{path}: not JSON: {error}") from error
             tokens = entries.values() if isinstance(entries, dict) else entries
             found |= {token["content"] for token in tokens}
     added = folder / "added_tokens.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from llara_cli import registry
 from llara_cli.artifacts import dump, input_stem, slug, write_atomically
 from llara_cli.console import Console, UserError
-from llara_cli.data.collection import BeirFolder, read_documents
+from llara_cli.data.collection import BeirFolder, is_beir_folder, read_documents
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
 from llara_cli.retrieval.bm25 import Bm25
@@ -155,6 +155,9 @@ class Benchmark:
 
     def run(self, data_sets: Sequence[DataSet]) -> dict[str, Any]:
         """Evaluate each; the command's result. The mean leaves MS MARCO out where zero-shot sets are beside it."""
+        if self.settings.top_k < 1:
+            raise UserError(f"--top-k must be positive, not {self.settings.top_k}")
+        registry.load("index", self.settings.index_backend)
         for data in data_sets:
             _ = data.queries
         found = {data.name: self._evaluate(data) for data in data_sets}
@@ -168,9 +171,11 @@ class Benchmark:
             "mean": {first: mean, "datasets": len(averaged)},
         }
 
+    def _drops(self, data: DataSet) -> bool:
+        return self.settings.drop_identical_ids or data.name in HOLDS_ITS_QUERIES
+
     def _evaluate(self, data: DataSet) -> dict[str, Any]:
-        drop = self.settings.drop_identical_ids or data.name in HOLDS_ITS_QUERIES
-        run = self.ranker.run(data, self.settings, drop)
+        run = self.ranker.run(data, self.settings, self._drops(data))
         evaluation = evaluate(data.qrels, run, self.settings.metrics)
         self._save(data, run, evaluation)
         return {**evaluation.means, "queries": evaluation.queries}
@@ -187,7 +192,10 @@ class Benchmark:
             "split": data.split,
             "model": self.ranker.name,
         }
-        write_atomically(folder / f"{data.name}.json", dump(result | {"top_k": self.settings.top_k}))
+        settings = asdict(self.settings) | {"drop_identical_ids": self._drops(data)}
+        write_atomically(
+            folder / f"{data.name}.json", dump(result | {"settings": settings, "top_k": self.settings.top_k})
+        )
 
 
 def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str]) -> dict[str, Any]:
@@ -205,7 +213,11 @@ def beir_data_sets(wanted: str, root: Path | None, split: str | None, console: C
     Raises ``UserError`` for an unknown name, and for a named set that is not there.
     """
     everything = wanted == "all"
-    names = [*BEIR, IN_DOMAIN] if everything else [name.strip() for name in wanted.split(",") if name.strip()]
+    names = (
+        [*BEIR, IN_DOMAIN]
+        if everything
+        else list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    )
     if root is None:
         raise UserError("--data-root is needed: a folder that holds the data sets in BEIR layout, one folder each")
     if not root.is_dir():
@@ -217,6 +229,11 @@ def beir_data_sets(wanted: str, root: Path | None, split: str | None, console: C
     if missing:
         console.note(f"not under {root}, skipped: {', '.join(missing)}")
     found = [name for name in names if name not in missing]
+    if everything:
+        unreadable = [name for name in found if not is_beir_folder(root / name)]
+        if unreadable:
+            console.warn(f"not one folder in BEIR layout, skipped: {', '.join(unreadable)}")
+        found = [name for name in found if name not in unreadable]
     if not found:
         raise UserError(f"none of BEIR's data sets lies under {root}")
     return [DataSet(BeirFolder(root / name), split or ("dev" if name == IN_DOMAIN else "test")) for name in found]

@@ -25,6 +25,8 @@ from llara_cli.training import checkpoints
 from llara_cli.training.pretext import Terms
 
 HISTORY = "history.jsonl"
+FP16_TRIES = 24
+"""Times that an overflowing fp16 gradient scale is halved: from 65,536 to almost nothing."""
 ItemT = TypeVar("ItemT")
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
@@ -148,12 +150,14 @@ class Trainer(Generic[ItemT]):
         # every step's randomness (dropout) follows from its number, so a resumed run draws what the whole one did
         torch.manual_seed((self.settings.seed << 32) + step)
         self.objective.seed = (self.settings.seed << 32) + (step << 16)
-        self.optimiser.zero_grad(set_to_none=True)
-        with self._autocast():
-            terms = self.objective.backward(items, self.scaler.scale)
-        self.scaler.unscale_(self.optimiser)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
-        if not math.isfinite(terms.loss) or (not math.isfinite(norm) and not self.scaler.is_enabled()):
+        terms, norm = self._gradients(items)
+        for _ in range(FP16_TRIES):
+            if math.isfinite(norm) or not self.scaler.is_enabled():
+                break
+            self.scaler.step(self.optimiser)  # skips the update, as the scaled gradient overflowed ...
+            self.scaler.update()  # ... and halves the scale for another try at the same batch
+            terms, norm = self._gradients(items)
+        if not math.isfinite(terms.loss) or not math.isfinite(norm):
             raise LlaraError(
                 f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; lower --learning-rate"
             )
@@ -162,6 +166,14 @@ class Trainer(Generic[ItemT]):
         self.scaler.update()
         self.rates.step()
         return row
+
+    def _gradients(self, items: Sequence[ItemT]) -> tuple[Terms, float]:
+        """Gradients of a batch in the weights, unscaled and clipped; their norm before clipping."""
+        self.optimiser.zero_grad(set_to_none=True)
+        with self._autocast():
+            terms = self.objective.backward(items, self.scaler.scale)
+        self.scaler.unscale_(self.optimiser)
+        return terms, float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -283,3 +283,16 @@ def test_corpora_of_equal_bytes_and_other_format_are_not_confused(
     as_text.write_bytes(corpus.read_bytes())
     settings = ("--model", tiny_model, "--dry-run", "--json", *SMALL)
     assert llara("pretrain", corpus, *settings).json["tokens"] < llara("pretrain", as_text, *settings).json["tokens"]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("backend", ["full", "lora"])
+def test_half_precision_takes_every_step(
+    llara: Llara, corpus: Path, tiny_model: Path, dtype: str, backend: str
+) -> None:
+    half = pretrain(llara, corpus, tiny_model, "--backend", backend, "--dtype", dtype, "--name", "half")
+    full = pretrain(llara, corpus, tiny_model, "--backend", backend, "--name", "whole")
+    for mine, theirs in zip(half["history"], full["history"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.2)
+    assert "NaN" not in (Path(half["path"]) / "history.jsonl").read_text()
