@@ -158,6 +158,7 @@ class Benchmark:
         if self.settings.top_k < 1:
             raise UserError(f"--top-k must be positive, not {self.settings.top_k}")
         registry.load("index", self.settings.index_backend)
+        self.workspace.create()
         for data in data_sets:
             _ = data.queries
         found = {data.name: self._evaluate(data) for data in data_sets}
