@@ -8,10 +8,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from llara_cli import __version__
 from llara_cli.console import LlaraError, UserError
@@ -24,14 +25,24 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 """Names of artifacts; short enough for a lock file's name beside."""
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` when all is written, and vanishes when it is not."""
+    aside = path.with_name(path.name + ".part")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` in one step: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def sha256_file(path: Path) -> str:
@@ -100,6 +111,11 @@ class Blueprint:
         loaded: dict[str, Any] = json.loads(json.dumps(plain))
         return loaded
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells runs of different settings, inputs or parents apart."""
+        return hashlib.sha256(dump(self.as_json()).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -126,6 +142,11 @@ class Artifact:
         if "result" not in run:
             raise LlaraError(f"{self.path / RUN} is missing or damaged; --restart builds the artifact anew")
         return {**run["result"], **({"path": str(self.path)} if "path" in run["result"] else {})}
+
+    @property
+    def is_users_own(self) -> bool:
+        """Whether the user asked for it, rather than a stage that needed it for itself."""
+        return bool(self.run.get("made_for", "user") == "user")
 
     @property
     def fingerprint(self) -> str:
@@ -156,17 +177,20 @@ class Build:
             write_atomically(self.folder / PENDING, dump(self.blueprint.as_json()))
         return self.folder
 
-    def finish(self, counts: Mapping[str, Any], result: Mapping[str, Any], **versions: str) -> Artifact:
-        """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside."""
+    def finish(self, counts: Mapping[str, Any], result: Mapping[str, Any], made_for: str = "user") -> Artifact:
+        """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside.
+
+        ``made_for``: ``user``, or the stage that needed the artifact for itself.
+        """
         run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": os.uname().nodename}
-        run |= {"versions": {"llara": __version__, **versions}}
+        run |= {"made_for": made_for, "versions": {"llara": __version__}}
         write_atomically(self.folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         manifest = {"kind": self.kind, "version": 1, "name": self.name, "counts": dict(counts)}
         manifest |= self.blueprint.as_json() | {"files": self._checksums()}
         write_atomically(self.folder / MANIFEST, dump(manifest))
         (self.folder / PENDING).unlink(missing_ok=True)
         if self.folder != self.target:
-            _swap(self.folder, self.target)
+            swap(self.folder, self.target)
         return Artifact(self.kind, self.name, self.target)
 
     def _checksums(self) -> dict[str, dict[str, Any]]:
@@ -186,10 +210,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _swap(fresh: Path, target: Path) -> None:
+def swap(fresh: Path, target: Path) -> None:
+    """Put the folder ``fresh`` in the place of ``target``; a kill in between is mended by ``finish_swap``."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_swap(target: Path) -> None:
+    """Put the old folder back where a kill fell between the two renames of a swap."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)

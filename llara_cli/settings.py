@@ -15,6 +15,12 @@ LARGE_MODEL = 1_000_000_000
 """Parameters from which on the paper's settings (for 7 B) are the defaults."""
 
 
+def refuse_nonpositive(flag: str, value: float | None) -> None:
+    """Raise ``UserError`` for a flag that was given and is not positive."""
+    if value is not None and value <= 0:
+        raise UserError(f"{flag} must be positive, not {value}")
+
+
 @dataclass(frozen=True)
 class AdapterSettings:
     """LoRA, on all linear layers (RepLLaMA's values)."""
@@ -63,9 +69,7 @@ class OptimiserSettings:
             "save_every",
         )
         for name in positive:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
+            refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed must lie between 0 and {2**31 - 1}, not {self.seed}")
         if not 0 <= self.warmup_ratio <= 1:
@@ -95,8 +99,7 @@ class PretrainSettings:
         """Raise ``UserError`` for a value that cannot be."""
         self.adapter.check()
         self.optimiser.check()
-        if self.max_length is not None and self.max_length < 1:
-            raise UserError(f"--max-length must be positive, not {self.max_length}")
+        refuse_nonpositive("--max-length", self.max_length)
         if self.targets not in (None, "all", "unique"):
             raise UserError(f"--targets must be all or unique, not {self.targets!r}")
 
@@ -105,7 +108,7 @@ class PretrainSettings:
         large = parameters >= LARGE_MODEL
         length = self.max_length or min(1024 if large else 256, max_positions or 1024)
         batch = self.optimiser.batch_size or (256 if large else 64)
-        rate = self.optimiser.learning_rate or (learning_rate(parameters) if self.backend == "full" else ADAPTER_RATE)
+        rate = self.optimiser.learning_rate or learning_rate(self.backend, parameters)
         return replace(self, max_length=length, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate))
 
 
@@ -129,29 +132,29 @@ class FinetuneSettings:
     def fitted(self, parameters: int) -> FinetuneSettings:
         """With the model's size (parameters) known, every open value chosen."""
         batch = self.optimiser.batch_size or 32
-        rate = self.optimiser.learning_rate or (learning_rate(parameters) if self.backend == "full" else ADAPTER_RATE)
+        rate = self.optimiser.learning_rate or learning_rate(self.backend, parameters)
         return replace(self, optimiser=replace(self.optimiser, batch_size=batch, learning_rate=rate))
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
         self.adapter.check()
         self.optimiser.check()
-        if self.temperature <= 0:
-            raise UserError(f"--temperature must be positive, not {self.temperature}")
+        refuse_nonpositive("--temperature", self.temperature)
         if self.negatives < 0:
             raise UserError(f"--negatives must not be negative, not {self.negatives}")
         if not self.in_batch_negatives and self.negatives == 0:
             raise UserError("--negatives 0 with --no-in-batch-negatives leaves nothing to contrast with")
-        if self.chunk_size is not None and self.chunk_size <= 0:
-            raise UserError(f"--chunk-size must be positive, not {self.chunk_size}")
+        refuse_nonpositive("--chunk-size", self.chunk_size)
 
 
 ADAPTER_RATE = 3e-4
 """Default peak learning rate of adapters (the paper's fine-tuning)."""
 
 
-def learning_rate(parameters: int) -> float:
-    """The default peak learning rate of full training: the paper's 1e-5 for 7 B, more for smaller models."""
+def learning_rate(backend: str, parameters: int) -> float:
+    """The default peak learning rate; of full training: the paper's 1e-5 for 7 B, more for smaller models."""
+    if backend != "full":
+        return ADAPTER_RATE
     return 1e-5 if parameters >= 3 * LARGE_MODEL else 2e-5 if parameters >= LARGE_MODEL else 1e-4
 
 

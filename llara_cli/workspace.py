@@ -16,8 +16,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llara_cli.artifacts import MANIFEST, NAME, PENDING, Artifact, Blueprint, Build, Kind, check_name, read_json
-from llara_cli.console import UserError
+from llara_cli.artifacts import (
+    MANIFEST,
+    NAME,
+    PENDING,
+    Artifact,
+    Blueprint,
+    Build,
+    Kind,
+    check_name,
+    finish_swap,
+    read_json,
+)
+from llara_cli.console import Console, UserError
 
 
 class Workspace:
@@ -80,7 +91,7 @@ class Workspace:
         """
         target = self.root / kind / check_name(name)
         with self._lock(kind, name):
-            _finish_swap(target)
+            finish_swap(target)
             folder = target
             if restart:
                 folder = target.with_name(f".{name}.restart")
@@ -118,13 +129,6 @@ def _began_equal(folder: Path, blueprint: Blueprint) -> bool:
     return pending.is_file() and read_json(pending) == blueprint.as_json()
 
 
-def _finish_swap(target: Path) -> None:
-    """Put the old artifact back where a kill fell between the two renames of a swap."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
-        old.rename(target)
-
-
 def _refuse_difference(path: Path, made: Mapping[str, Any], blueprint: Blueprint) -> None:
     wanted = blueprint.as_json()
     differing = [
@@ -140,3 +144,9 @@ def _refuse_difference(path: Path, made: Mapping[str, Any], blueprint: Blueprint
             f"{path} was built with other settings: {'; '.join(differing)}."
             " Choose another --name, or --restart to build it anew"
         )
+
+
+def told_again(console: Console, artifact: Artifact) -> dict[str, Any]:
+    """The result of a command whose artifact is there already."""
+    console.note(f"{artifact.kind}/{artifact.name} is finished already; nothing to do (--restart builds it anew)")
+    return artifact.result

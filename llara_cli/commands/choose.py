@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from llara_cli.artifacts import Artifact, Kind
@@ -37,17 +36,12 @@ def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:
     return found[-1]
 
 
-def _is_users_own(artifact: Artifact) -> bool:
-    """Whether ``llara encode`` made it: what an evaluation encoded for itself has a digest at the end of its name."""
-    return re.search(r"-[0-9a-f]{8}$", artifact.name) is None
-
-
 def newest_passages(session: Session) -> Artifact:
     """The newest embeddings of passages."""
     found = [
         a
         for a in session.workspace.artifacts("embeddings")
-        if _is_users_own(a) and a.manifest["settings"]["as"] == "passage"
+        if a.is_users_own and a.manifest["settings"]["as"] == "passage"
     ]
     if not found:
         raise UserError(f"no embeddings of passages in {session.workspace.root} yet: run llara encode first")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_encoding
+from llara_cli.commands.show import show_facts
 
 
 def encode(
@@ -47,4 +47,4 @@ def encode(
     settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size)
     source = model_to_use(session, model, trust_remote_code)
     run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
-    show_encoding(session.console, run.plan() if dry_run else run.run(restart=restart))
+    show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

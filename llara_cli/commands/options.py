@@ -98,7 +98,7 @@ QueryLength = Annotated[
 
 @dataclass(frozen=True)
 class Session:
-    """What every verb opens first: the workspace, the console, and what ``llara.toml`` says."""
+    """What every verb opens first: the workspace and the console."""
 
     workspace: Workspace
     console: Console

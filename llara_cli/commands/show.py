@@ -68,11 +68,6 @@ def show_training(console: Console, result: Mapping[str, Any]) -> None:
     console.result(result, render)
 
 
-def show_encoding(console: Console, result: Mapping[str, Any]) -> None:
-    """What was encoded."""
-    show_facts(console, result)
-
-
 def show_plan(console: Console, name: str, plan: Plan) -> None:
     """The plan of a training run."""
     result = {"name": name, **plan.as_json()}

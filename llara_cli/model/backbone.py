@@ -82,6 +82,12 @@ def _cannot_load(source: ModelSource, error: Exception) -> str:
     )
 
 
+def max_positions(config: Any) -> int | None:
+    """Tokens that a configuration has positions for; None where it has no limit."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
 def load_causal_lm(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its vocabulary projection, on the CPU, in ``dtype``; safetensors or GGUF only.
 
@@ -182,8 +188,7 @@ class Backbone:
     @property
     def max_positions(self) -> int | None:
         """Tokens the model has positions for; None where it has no limit."""
-        found = getattr(self.config, "max_position_embeddings", None)
-        return int(found) if found else None
+        return max_positions(self.config)
 
     def head(self, hidden: Tensor) -> Tensor:
         """The vocabulary projection: (..., dim) -> (..., vocabulary)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,12 +143,16 @@ def read_recipe(folder: Path) -> Recipe | None:
     """The recipe of a checkpoint folder: from its ``llara.json``; ``RELEASED`` where its tokenizer has the 16 slots."""
     saved = folder / RECIPE_FILE
     if saved.is_file():
-        try:
-            data = json.loads(saved.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{saved}: not JSON: {error}") from error
-        return from_json(data, str(saved))
+        return from_json(_read(saved), str(saved))
     return RELEASED if set(RELEASED.new_tokens) <= _special_tokens(folder) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    return data
 
 
 def _special_tokens(folder: Path) -> set[str]:
@@ -157,16 +161,8 @@ def _special_tokens(folder: Path) -> set[str]:
     for name, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "added_tokens_decoder")):
         path = folder / name
         if path.is_file():
-            try:
-                entries = json.loads(path.read_text(encoding="utf-8")).get(key) or []
-            except ValueError as error:
-                raise UserError(f"{path}: not JSON: {error}") from error
+            entries = _read(path).get(key) or []
             tokens = entries.values() if isinstance(entries, dict) else entries
             found |= {token["content"] for token in tokens}
     added = folder / "added_tokens.json"
-    return found | set(json.loads(added.read_text(encoding="utf-8")) if added.is_file() else ())
-
-
-def with_roles(recipe: Recipe, roles: Mapping[str, Branch]) -> Recipe:
-    """The recipe with another role-to-prompt mapping, for symmetric tasks."""
-    return replace(recipe, roles=dict(roles))
+    return found | set(_read(added) if added.is_file() else ())

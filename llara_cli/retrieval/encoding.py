@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,27 @@ import numpy as np
 import pyarrow as pa
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build, dump, input_record, input_stem, slug, write_atomically
+from llara_cli.artifacts import (
+    Artifact,
+    Blueprint,
+    Build,
+    atomic_file,
+    input_record,
+    input_stem,
+    slug,
+    write_atomically,
+)
 from llara_cli.console import Bar, Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, read_documents
 from llara_cli.data.table import Table, write_table
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name, load_config
+from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name, load_config, max_positions
 from llara_cli.model.encoder import choose_length
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.store import IDS, TEXTS, shard_name
-from llara_cli.workspace import Workspace
+from llara_cli.settings import refuse_nonpositive
+from llara_cli.workspace import Workspace, told_again
 
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 _PROGRESS = "shards.json"
@@ -52,9 +60,7 @@ class EncodeSettings:
         if self.store not in ("fp32", "fp16"):
             raise UserError(f"--store must be fp32 or fp16, not {self.store!r}")
         for name in ("max_length", "batch_tokens", "shard_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
+            refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Encoding:
     source: ModelSource
     collection: Path
     settings: EncodeSettings
-    name: str = field(default="")
+    name: str = ""
+    made_for: str = "user"
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
         """Encode, or take up where an earlier run stopped, or give the finished run's result again."""
@@ -75,8 +82,7 @@ class Encoding:
         name = self.name or self.derived_name()
         with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
             if isinstance(build, Artifact):
-                self.console.note(f"embeddings/{name} is finished already; nothing to do (--restart builds it anew)")
-                return build.result
+                return told_again(self.console, build)
             return self._encode(build)
 
     def plan(self) -> dict[str, Any]:
@@ -115,8 +121,7 @@ class Encoding:
     @cached_property
     def max_length(self) -> int:
         """Total tokens of a sequence."""
-        config = load_config(self.source).get_text_config()
-        return choose_length(self.settings.max_length, getattr(config, "max_position_embeddings", None))
+        return choose_length(self.settings.max_length, max_positions(load_config(self.source)))
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -132,11 +137,6 @@ class Encoding:
             "source": self.source.argument(self.workspace),
         }
         return Blueprint(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells runs of different settings, input or model apart."""
-        return hashlib.sha256(dump(self.blueprint.as_json()).encode()).hexdigest()
 
     def _encode(self, build: Build) -> dict[str, Any]:
         self._take_in(build)
@@ -204,7 +204,7 @@ class Encoding:
             "seconds": round(seconds, 3),
             "model": self.source.name,
         }
-        build.finish({"count": count, "dim": dim, **totals}, result)
+        build.finish({"count": count, "dim": dim, **totals}, result, self.made_for)
         return result
 
 
@@ -227,13 +227,8 @@ class _Shards:
 
     def add(self, number: int, encoded: Encoded, store: str) -> None:
         """Write a shard and then the progress file, each atomically."""
-        path = self._folder / shard_name(number)
-        aside = path.with_suffix(".part")
-        with aside.open("wb") as file:
+        with atomic_file(self._folder / shard_name(number)) as file:
             np.save(file, encoded.vectors.astype(np.float16 if store == "fp16" else np.float32), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
         self._done[str(number)] = {"tokens": encoded.tokens, "cut": encoded.cut, "empty": encoded.empty}
         write_atomically(self._folder / _PROGRESS, json.dumps(self._done))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llara_cli.retrieval.metrics import DEFAULT_METRICS, Evaluation, evaluate
 from llara_cli.retrieval.ranking import rank
 from llara_cli.retrieval.runs import Run, read_qrels, read_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
+from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
 
 BEIR = (
@@ -131,9 +132,8 @@ class ModelRanker:
         encoding = Encoding(self.workspace, self.console, self.source, data.folder.path, encode)
         if made := self.workspace.find_equal("embeddings", encoding.blueprint):
             return VectorStore(made)
-        name = f"{encoding.derived_name()}-{encoding.fingerprint[:8]}"
-        encoding = Encoding(self.workspace, self.console, self.source, data.folder.path, encode, name)
-        encoding.run()
+        name = f"{encoding.derived_name()}-{encoding.blueprint.fingerprint[:8]}"
+        replace(encoding, name=name, made_for="evaluate").run()
         return VectorStore(self.workspace.get("embeddings", name))
 
 
@@ -155,8 +155,7 @@ class Benchmark:
 
     def run(self, data_sets: Sequence[DataSet]) -> dict[str, Any]:
         """Evaluate each; the command's result. The mean leaves MS MARCO out where zero-shot sets are beside it."""
-        if self.settings.top_k < 1:
-            raise UserError(f"--top-k must be positive, not {self.settings.top_k}")
+        refuse_nonpositive("--top-k", self.settings.top_k)
         registry.load("index", self.settings.index_backend)
         self.workspace.create()
         for data in data_sets:

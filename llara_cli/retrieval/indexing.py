@@ -13,7 +13,7 @@ from llara_cli.artifacts import Artifact, Blueprint, Build
 from llara_cli.console import Console, UserError
 from llara_cli.protocols import IndexBackend, IndexOptions, Parameters, Vectors
 from llara_cli.retrieval.store import VectorStore
-from llara_cli.workspace import Workspace
+from llara_cli.workspace import Workspace, told_again
 
 FILES = "backend"
 """Folder, inside an index artifact, that holds the backend's own files."""
@@ -56,8 +56,7 @@ class Indexing:
         name = self.name or f"{self.embeddings.name}-{self.backend}"
         with self.workspace.build("indexes", name, self.blueprint(), restart=restart) as build:
             if isinstance(build, Artifact):
-                self.console.note(f"indexes/{name} is finished already; nothing to do (--restart builds it anew)")
-                return build.result
+                return told_again(self.console, build)
             return self._build(backend, build)
 
     def plan(self) -> dict[str, Any]:
@@ -118,12 +117,12 @@ class Indexing:
         return result
 
 
-def open_index(artifact: Artifact, device: str = "cpu") -> IndexBackend:
+def open_index(artifact: Artifact) -> IndexBackend:
     """The index of an artifact, ready to search with the parameters it was built with."""
     settings = artifact.manifest["settings"]
     backend: type[IndexBackend] = registry.load("index", settings["backend"])
     parameters: Parameters = settings["parameters"]
-    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device))
+    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters))
 
 
 class Watched:

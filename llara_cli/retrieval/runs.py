@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from llara_cli.artifacts import atomic_file
 from llara_cli.console import UserError
 from llara_cli.data.lines import read_lines
 from llara_cli.data.qrels import read_qrels as read_judgements
@@ -91,17 +93,16 @@ def read_qrels(path: Path) -> Qrels:
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[str]]:
     """A file that takes the place of ``path`` when all is written, and vanishes when it is not."""
-    part = path.with_name(path.name + ".part")
-    try:
-        file = part.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            binary = stack.enter_context(atomic_file(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        try:
+            yield text
+        finally:
+            text.detach()
 
 
 def _short(score: float) -> str:

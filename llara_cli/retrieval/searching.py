@@ -22,6 +22,7 @@ from llara_cli.retrieval.indexing import open_index, parse_parameters
 from llara_cli.retrieval.ranking import rank
 from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
 from llara_cli.retrieval.store import VectorStore
+from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
 
 WINDOW = 1024
@@ -81,8 +82,7 @@ class Searching:
 
     def check(self, k: int) -> None:
         """Raise ``UserError`` for what can be told before the model is loaded."""
-        if k < 1:
-            raise UserError(f"--top-k must be positive, not {k}")
+        refuse_nonpositive("--top-k", k)
         _ = self.source, self.store, self.search_parameters
 
     @cached_property

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llara_cli.artifacts import write_atomically
+from llara_cli.artifacts import finish_swap, swap, write_atomically
 
 FOLDER = "checkpoint"
 _STATE, _STEP = "state.safetensors", "step.json"
@@ -30,12 +30,7 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step:
     aside.mkdir(parents=True)
     save_file(_tensors(model, optimiser), aside / _STATE)
     write_atomically(aside / _STEP, json.dumps({"step": step}))
-    old = folder / f".{FOLDER}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if (folder / FOLDER).exists():
-        (folder / FOLDER).rename(old)
-    aside.rename(folder / FOLDER)
-    shutil.rmtree(old, ignore_errors=True)
+    swap(aside, folder / FOLDER)
 
 
 def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -49,8 +44,9 @@ def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Te
 
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     """Take up the newest checkpoint; the number of steps it has done, 0 where there is none."""
-    place = next((folder / name for name in (FOLDER, f".{FOLDER}.old") if (folder / name / _STEP).is_file()), None)
-    if place is None:
+    place = folder / FOLDER
+    finish_swap(place)
+    if not (place / _STEP).is_file():
         return 0
     tensors = load_file(place / _STATE)
     for name, weight in trainable(model).items():

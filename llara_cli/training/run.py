@@ -23,11 +23,11 @@ from llara_cli.model.recipe import PAPER, RECIPE_FILE, Recipe, by_name, to_json
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import TrainingBackend, TrainingSetup
-from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json
+from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json, refuse_nonpositive
 from llara_cli.training import checkpoints
 from llara_cli.training.loop import Objective, Schedule, Trainer
 from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
-from llara_cli.workspace import Workspace
+from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward unless ``--micro-batch-tokens`` says otherwise."""
@@ -95,8 +95,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
         with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
             if isinstance(build, Artifact):
-                self.console.note(f"models/{self.name} is finished already; nothing to do (--restart builds it anew)")
-                return build.result
+                return told_again(self.console, build)
             return self._train(build)
 
     def plan(self) -> Plan:
@@ -197,8 +196,7 @@ def derived_name(base: str, recipe: str, inputs: Sequence[str], suffix: str = ""
 
 def refuse_length(length: int, max_positions: int | None, flag: str) -> None:
     """Raise ``UserError`` where the model has fewer positions than ``length``."""
-    if length < 1:
-        raise UserError(f"{flag} must be positive, not {length}")
+    refuse_nonpositive(flag, length)
     if max_positions is not None and length > max_positions:
         raise UserError(f"{flag} {length} is above the model's {max_positions} positions")
 

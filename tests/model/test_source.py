@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import make_model
 
 from llara_cli.console import UserError
-from llara_cli.model.recipe import PAPER, RELEASED, from_json, read_recipe, to_json, with_roles
+from llara_cli.model.recipe import PAPER, RELEASED, from_json, read_recipe, to_json
 from llara_cli.model.source import resolve
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.workspace import Workspace
@@ -33,7 +34,7 @@ def released_folder(folder: Path) -> Path:
 
 @pytest.mark.parametrize("recipe", [PAPER, RELEASED])
 def test_a_recipe_survives_its_file(tmp_path: Path, recipe: object) -> None:
-    changed = with_roles(RELEASED if recipe is RELEASED else PAPER, {"query": "self", "passage": "self"})
+    changed = replace(RELEASED if recipe is RELEASED else PAPER, roles={"query": "self", "passage": "self"})
     (tmp_path / "llara.json").write_text(json.dumps(to_json(changed, 32)))
     assert read_recipe(tmp_path) == changed
     assert read_recipe(tmp_path) != recipe
