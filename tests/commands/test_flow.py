@@ -296,3 +296,9 @@ def test_half_precision_takes_every_step(
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.02)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.2)
     assert "NaN" not in (Path(half["path"]) / "history.jsonl").read_text()
+
+
+def test_what_an_evaluation_encodes_for_itself_is_no_default(llara: Llara, beir: Path, tiny_model: Path) -> None:
+    llara("encode", beir, "--model", tiny_model, "--name", "mine-0123abcd", "--max-length", 50)
+    assert llara("evaluate", beir, "--model", tiny_model).code == 0
+    assert llara("index", "--json").json["name"] == "mine-0123abcd-exact"
