@@ -20,7 +20,7 @@ from llara_cli.console import LlaraError, UserError
 Kind = Literal["models", "embeddings", "indexes"]
 KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes")
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
-_UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl"}
+_UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 """Names of artifacts; short enough for a lock file's name beside."""
 
@@ -177,16 +177,24 @@ class Build:
             write_atomically(self.folder / PENDING, dump(self.blueprint.as_json()))
         return self.folder
 
-    def finish(self, counts: Mapping[str, Any], result: Mapping[str, Any], made_for: str = "user") -> Artifact:
+    def finish(
+        self,
+        counts: Mapping[str, Any],
+        result: Mapping[str, Any],
+        made_for: str = "user",
+        execution: Mapping[str, Any] | None = None,
+    ) -> Artifact:
         """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside.
 
-        ``made_for``: ``user``, or the stage that needed the artifact for itself.
+        ``made_for``: ``user``, or the stage that needed the artifact for itself. ``execution``: settings that change
+        the artifact by float noise at most, so that runs which differ in them alone are equal.
         """
         run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": os.uname().nodename}
         run |= {"made_for": made_for, "versions": {"llara": __version__}}
         write_atomically(self.folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         manifest = {"kind": self.kind, "version": 1, "name": self.name, "counts": dict(counts)}
         manifest |= self.blueprint.as_json() | {"files": self._checksums()}
+        manifest |= {"execution": dict(execution)} if execution else {}
         write_atomically(self.folder / MANIFEST, dump(manifest))
         (self.folder / PENDING).unlink(missing_ok=True)
         if self.folder != self.target:

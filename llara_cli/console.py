@@ -41,14 +41,20 @@ class Bar:
 
 @dataclass
 class Console:
-    """Where a command prints. ``as_json``: exactly one JSON object on stdout."""
+    """Where a command prints. ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere."""
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    muted: bool = False
+
+    def __post_init__(self) -> None:
+        self.quiet |= self.muted
 
     def result(self, payload: Mapping[str, Any], render: Callable[[], RenderableType]) -> None:
         """Print the command's result: ``payload`` under ``--json``, else what ``render`` draws."""
+        if self.muted:
+            return
         if self.as_json:
             import json  # milliseconds that --help need not pay
 
@@ -64,6 +70,8 @@ class Console:
 
     def warn(self, message: str) -> None:
         """A warning on stderr: the work goes on, but the user should know."""
+        if self.muted:
+            return
         self._rich(stderr=True).print(
             f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )

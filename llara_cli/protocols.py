@@ -153,13 +153,15 @@ class EncoderBackend(ABC):
 class TrainingSetup:
     """What a training backend is told: tokens whose embedding rows must train, the seed of their start, the adapter.
 
-    ``dtype`` is the compute dtype: frozen weights may be kept in it, trainable ones are fp32.
+    ``dtype`` is the compute dtype: frozen weights may be kept in it, trainable ones are fp32; all are bf16 where
+    ``bf16_weights`` says that the optimiser rounds stochastically.
     """
 
     dtype: torch.dtype
     new_tokens: tuple[str, ...] = ()
     seed: int = 0
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    bf16_weights: bool = False
 
 
 class TrainingBackend(ABC):

@@ -11,6 +11,9 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
 DEFAULT_LENGTH = 512
 MAX_STEPS = 10_000
 """Optimiser steps that a run without ``--max-steps`` and ``--epochs`` takes at most (the paper's number)."""
+OPTIMISERS = ("adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit")
+LAYOUTS = ("auto", "packed", "bucketed")
+TRACKERS = ("tensorboard", "wandb")
 LARGE_MODEL = 1_000_000_000
 """Parameters from which on the paper's settings (for 7 B) are the defaults."""
 
@@ -23,11 +26,12 @@ def refuse_nonpositive(flag: str, value: float | None) -> None:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """LoRA, on all linear layers (RepLLaMA's values)."""
+    """LoRA, on all linear layers (RepLLaMA's values); ``merge``: save a merged checkpoint beside the adapter."""
 
     rank: int = 64
     alpha: int = 16
     dropout: float = 0.1
+    merge: bool = True
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -41,7 +45,12 @@ class AdapterSettings:
 class OptimiserSettings:
     """AdamW with linear warm-up and linear decay.
 
-    ``batch_size`` counts texts (queries, when fine-tuning) per optimiser step; ``micro_batch_tokens`` bounds memory.
+    Attributes:
+        name: one of ``OPTIMISERS``; all but ``adamw`` take less memory.
+        weights: what weights that train are kept in: ``fp32``, or ``bf16``, rounded stochastically.
+        batch_size: texts (queries, when fine-tuning) per optimiser step, over all processes.
+        micro_batch_tokens: tokens of one forward; bounds memory.
+        track: experiment trackers of accelerate.
     """
 
     name: str = "adamw"
@@ -56,8 +65,11 @@ class OptimiserSettings:
     seed: int = 42
     gradient_checkpointing: bool = False
     save_every: int | None = None
+    weights: str = "fp32"
+    compile: bool = False
+    track: tuple[str, ...] = ()
 
-    def check(self) -> None:
+    def check(self, backend: str) -> None:
         """Raise ``UserError`` for a value that cannot be."""
         positive = (
             "learning_rate",
@@ -78,8 +90,19 @@ class OptimiserSettings:
             raise UserError(f"--weight-decay must not be negative, not {self.weight_decay}")
         if self.max_steps is not None and self.epochs is not None:
             raise UserError("--max-steps and --epochs exclude each other")
-        if self.name != "adamw":
-            raise UserError(f"unknown optimizer {self.name!r}: known are adamw")
+        self._check_choices(backend)
+
+    def _check_choices(self, backend: str) -> None:
+        if self.name not in OPTIMISERS:
+            raise UserError(f"unknown optimizer {self.name!r}: known are {', '.join(OPTIMISERS)}")
+        if self.weights not in ("fp32", "bf16"):
+            raise UserError(f"--weights must be fp32 or bf16, not {self.weights!r}")
+        if self.weights == "bf16" and self.name != "adamw-8bit":
+            raise UserError("--weights bf16 rounds stochastically, which only --optimizer adamw-8bit does")
+        if self.weights == "bf16" and backend != "full":
+            raise UserError("--weights bf16 is for --backend full: adapters are small, and train in fp32")
+        if unknown := set(self.track) - set(TRACKERS):
+            raise UserError(f"unknown tracker {min(unknown)!r}: known are {', '.join(TRACKERS)}")
 
 
 @dataclass(frozen=True)
@@ -92,14 +115,17 @@ class PretrainSettings:
     dtype: str = "auto"
     targets: Literal["all", "unique"] | None = None
     drop_stop_words: bool | None = None
+    layout: str = "auto"
     adapter: AdapterSettings = AdapterSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
         self.adapter.check()
-        self.optimiser.check()
+        self.optimiser.check(self.backend)
         refuse_nonpositive("--max-length", self.max_length)
+        if self.layout not in LAYOUTS:
+            raise UserError(f"--layout must be {', '.join(LAYOUTS)}, not {self.layout!r}")
         if self.targets not in (None, "all", "unique"):
             raise UserError(f"--targets must be all or unique, not {self.targets!r}")
 
@@ -138,7 +164,7 @@ class FinetuneSettings:
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
         self.adapter.check()
-        self.optimiser.check()
+        self.optimiser.check(self.backend)
         refuse_nonpositive("--temperature", self.temperature)
         if self.negatives < 0:
             raise UserError(f"--negatives must not be negative, not {self.negatives}")
@@ -169,7 +195,8 @@ def as_json(settings: PretrainSettings | FinetuneSettings) -> dict[str, Any]:
     flat = asdict(settings)
     for part in ("adapter", "optimiser"):
         flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
-    silent = ("optimiser.micro_batch_tokens", "optimiser.save_every", "optimiser.gradient_checkpointing", "chunk_size")
+    silent = {f"optimiser.{key}" for key in ("micro_batch_tokens", "save_every", "gradient_checkpointing", "compile")}
+    silent |= {"optimiser.track", "chunk_size", "layout"}
     return {key: value for key, value in flat.items() if key not in silent}
 
 

@@ -1,4 +1,4 @@
-"""Training backend ``full``: every weight trains, on fp32 master weights."""
+"""Training backend ``full``: every weight trains."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from llara_cli.protocols import TrainingBackend, TrainingSetup
 
 
 class FullBackend(TrainingBackend):
-    """All weights; a step of Adam at 1e-5 would vanish in bf16, so the weights that train are fp32."""
+    """All weights; a step of Adam at 1e-5 would vanish in bf16, so they are fp32 unless the optimiser sees to it."""
 
     name = "full"
 
     def load(self, source: ModelSource, tokenizer: TextTokenizer, setup: TrainingSetup) -> PreTrainedModel:
-        """The model in fp32, with its new tokens, every weight trainable."""
-        model = load_causal_lm(source, torch.float32)
+        """The model in fp32 (or bf16, see ``setup``), with its new tokens, every weight trainable."""
+        model = load_causal_lm(source, torch.bfloat16 if setup.bf16_weights else torch.float32)
         add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
         model.requires_grad_(True)
         return model

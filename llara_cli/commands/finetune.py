@@ -50,11 +50,15 @@ def finetune(
     max_grad_norm: o.MaxGradNorm = 1.0,
     seed: o.Seed = 42,
     optimizer: o.Optimizer = "adamw",
+    weights: o.Weights = "fp32",
     gradient_checkpointing: o.GradientCheckpointing = False,
+    compile: o.Compile = False,
     save_every: o.SaveEvery = None,
+    track: o.Track = None,
     lora_rank: o.LoraRank = 64,
     lora_alpha: o.LoraAlpha = 16,
     lora_dropout: o.LoraDropout = 0.1,
+    merge: o.Merge = True,
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
     restart: o.Restart = False,
@@ -72,11 +76,11 @@ def finetune(
 
     optimiser = OptimiserSettings(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
-        max_steps, epochs, seed, gradient_checkpointing, save_every,
+        max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
     )  # fmt: skip
     settings = FinetuneSettings(
         backend, recipe, query_length, passage_length, negatives, temperature, chunk_size, in_batch_negatives,
-        mask_false_negatives, dtype, AdapterSettings(lora_rank, lora_alpha, lora_dropout), optimiser,
+        mask_false_negatives, dtype, AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge), optimiser,
     )  # fmt: skip
     source = model_to_finetune(session, model, trust_remote_code)
     run = Finetuning.of(session.workspace, session.console, source, train, settings, name)

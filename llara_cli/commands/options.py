@@ -69,7 +69,22 @@ WarmupRatio = Annotated[float, typer.Option(help="Share of the steps with rising
 WeightDecay = Annotated[float, typer.Option(help="AdamW's decay.", rich_help_panel=_TRAINING)]
 MaxGradNorm = Annotated[float, typer.Option(help="Clip the gradient's norm.", rich_help_panel=_TRAINING)]
 Seed = Annotated[int, typer.Option(help="Order of the data, dropout, new embeddings.", rich_help_panel=_TRAINING)]
-Optimizer = Annotated[str, typer.Option(help="adamw.", rich_help_panel=_TRAINING)]
+Optimizer = Annotated[
+    str, typer.Option(help="adamw, adamw-8bit, paged-adamw or paged-adamw-8bit.", rich_help_panel=_TRAINING)
+]
+Weights = Annotated[
+    str,
+    typer.Option(help="What trained weights are kept in: fp32, or bf16 with adamw-8bit.", rich_help_panel=_TRAINING),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the decoder.", rich_help_panel=_TRAINING)]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help="Log to tensorboard or wandb; repeatable.", show_default=False, rich_help_panel=_TRAINING),
+]
+Merge = Annotated[
+    bool,
+    typer.Option("--merge/--no-merge", help="Save a merged checkpoint beside the adapter.", rich_help_panel=_ADAPTER),
+]
 GradientCheckpointing = Annotated[
     bool,
     typer.Option("--gradient-checkpointing", help="Less memory, about a third more time.", rich_help_panel=_TRAINING),
@@ -119,7 +134,12 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
     from llara_cli.workspace import Workspace
 
     root = workspace_path(workspace, ctx)
-    return Session(Workspace(root), Console(as_json, quiet, verbose))
+    return Session(Workspace(root), Console(as_json, quiet, verbose, muted=is_follower()))
+
+
+def is_follower() -> bool:
+    """Whether ``accelerate launch`` or ``torchrun`` started this process beside a first one, which does the talking."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def default_model(workspace_root: Path) -> str:

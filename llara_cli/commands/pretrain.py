@@ -30,6 +30,7 @@ def pretrain(
             "--drop-stop-words/--keep-stop-words", help="In target texts. (default: the recipe's)", show_default=False
         ),
     ] = None,
+    layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
     preset: o.Preset = None,
     batch_size: o.BatchSize = None,
     micro_batch_tokens: o.MicroBatchTokens = None,
@@ -41,11 +42,15 @@ def pretrain(
     max_grad_norm: o.MaxGradNorm = 1.0,
     seed: o.Seed = 42,
     optimizer: o.Optimizer = "adamw",
+    weights: o.Weights = "fp32",
     gradient_checkpointing: o.GradientCheckpointing = False,
+    compile: o.Compile = False,
     save_every: o.SaveEvery = None,
+    track: o.Track = None,
     lora_rank: o.LoraRank = 64,
     lora_alpha: o.LoraAlpha = 16,
     lora_dropout: o.LoraDropout = 0.1,
+    merge: o.Merge = True,
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
     restart: o.Restart = False,
@@ -63,11 +68,11 @@ def pretrain(
 
     optimiser = OptimiserSettings(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
-        max_steps, epochs, seed, gradient_checkpointing, save_every,
+        max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
     )  # fmt: skip
-    adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout)
+    adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge)
     chosen: Any = targets
-    settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, adapter, optimiser)
+    settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimiser)
     source = resolve(model or o.default_model(session.workspace.root), session.workspace, remote_code=trust_remote_code)
     run = Pretraining.of(session.workspace, session.console, source, corpus, apply_preset(settings, preset), name)
     if dry_run:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llara_cli.console import UserError
-from llara_cli.model.layout import Layout, Tree, lay_out, visible
+from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer, first_line
 from llara_cli.registry import missing_extra
@@ -158,6 +159,23 @@ def _start_at_mean(weight: Tensor, ids: list[int], seed: int) -> None:
     weight[ids] = (weight[old].float().mean(dim=0) + noise * spread).to(weight.dtype)
 
 
+def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:
+    """``visible`` as FlexAttention takes it: by blocks, so that those where nothing is seen cost nothing."""
+    tree, branch, positions = (
+        torch.from_numpy(part).to(device) for part in (layout.tree, layout.branch, layout.positions)
+    )
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (tree[row, query] == tree[row, key]) & (tree[row, query] != PADDING) & (query >= key)
+        same = same & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
+        if window is not None:
+            same = same & (positions[row, query] - positions[row, key] < window)
+        return same | (query == key)
+
+    rows, width = layout.ids.shape
+    return create_block_mask(sees, rows, None, width, width, device=device, _compile=device.type == "cuda")
+
+
 class Backbone:
     """The body of a causal LM: token ids in, last hidden states (after the final norm) out; no logits."""
 
@@ -190,10 +208,19 @@ class Backbone:
         """Tokens the model has positions for; None where it has no limit."""
         return max_positions(self.config)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The vocabulary projection: (..., dim) -> (..., vocabulary)."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+    @property
+    def projection(self) -> nn.Module:
+        """The vocabulary projection W: (..., dim) -> (..., vocabulary)."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    def attend_in_blocks(self) -> bool:
+        """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
+        dropout = float(getattr(self.config, "attention_dropout", None) or 0)
+        if not getattr(self.model, "_supports_flex_attn", False) or dropout > 0:
+            return False
+        self.model.set_attn_implementation("flex_attention")
+        return True
 
     def hidden(self, layout: Layout) -> Tensor:
         """Last hidden states (R * L, dim) of a layout."""
@@ -209,15 +236,17 @@ class Backbone:
         """Hidden states at the slots of every branch: (branches, slots, dim)."""
         return self.hidden(layout)[torch.from_numpy(layout.slots).to(self.device)]
 
-    def _mask(self, layout: Layout) -> Tensor | dict[str, Tensor]:
-        """The 4-D mask as this model's attention takes it; per layer type where the types differ."""
+    def _mask(self, layout: Layout) -> Any:
+        """The mask as this model's attention takes it; per layer type where the types differ."""
         types = set(getattr(self.config, "layer_types", None) or ())
         if len(types) > 1:
             windows = {kind: self._window if kind == "sliding_attention" else None for kind in types}
             return {kind: self._attention_mask(layout, window) for kind, window in windows.items()}
         return self._attention_mask(layout, None if types == {"full_attention"} else self._window)
 
-    def _attention_mask(self, layout: Layout, window: int | None) -> Tensor:
+    def _attention_mask(self, layout: Layout, window: int | None) -> Tensor | BlockMask:
+        if self.config._attn_implementation == "flex_attention":
+            return block_mask(layout, window, self.device)
         seen = torch.from_numpy(visible(layout, window)).to(self.device)[:, None]
         if self.config._attn_implementation == "sdpa":
             return seen

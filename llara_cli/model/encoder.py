@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from llara_cli.console import UserError
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.layout import Tree, lay_out, micro_batches
+from llara_cli.model.batching import micro_batches
+from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
 from llara_cli.protocols import Encoded, Role

@@ -1,4 +1,4 @@
-"""Sequences, rows, masks and positions: pure functions of lengths.
+"""Trees of tokens in rows; masks and positions as pure functions of lengths.
 
 One text and its prompts are a *tree*: a trunk (start token, prefix, text) and one or two branches (SELF, NEXT). The
 trunk is computed once; every branch sees the trunk and itself, never its sibling, and its positions begin where the
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 PADDING = -1
-ALIKE, ENOUGH_TOKENS = 0.75, 256
-"""Rows share a batch down to this share of its longest, or while the batch has fewer tokens than that."""
 
 
 @dataclass(frozen=True)
 class Tree:
     """One trunk with its branches, in token ids; the last ``slots`` ids of a branch carry its answer."""
 
-    trunk: Sequence[int]
-    branches: Sequence[Sequence[int]]
+    trunk: TokenIds
+    branches: Sequence[TokenIds]
     slots: int = 1
 
     def __len__(self) -> int:
@@ -61,45 +61,14 @@ class Layout:
         return result
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Sequences into rows of at most ``capacity`` tokens: first fit, longest first; a longer one has its own row.
+def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, multiple: int = 1) -> Layout:
+    """Place trees into rows (``rows``: tree numbers of each; left out, one tree a row in the order given).
 
-    Returns the sequence numbers of each row, longest row first.
+    The rows' width is that of the longest, rounded up to a multiple of ``multiple``.
     """
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, left in enumerate(room) if left >= lengths[number]), None)
-        if row is None:
-            rows.append([])
-            room.append(max(capacity, lengths[number]))
-            row = len(rows) - 1
-        rows[row].append(number)
-        room[row] -= lengths[number]
-    return rows
-
-
-def micro_batches(row_lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows into batches of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
-
-    A row much shorter than its batch's longest opens a new one, once the batch has tokens enough to be worth a forward.
-    """
-    batches: list[list[int]] = []
-    for row in sorted(range(len(row_lengths)), key=lambda i: (-row_lengths[i], i)):
-        width = row_lengths[batches[-1][0]] if batches else 0
-        fits = bool(batches) and (len(batches[-1]) + 1) * width <= budget
-        alike = row_lengths[row] >= ALIKE * width or (fits and len(batches[-1]) * width < ENOUGH_TOKENS)
-        if fits and alike:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
-def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None) -> Layout:
-    """Place trees into rows (``rows``: tree numbers of each; left out, one tree a row in the order given)."""
     rows = [[number] for number in range(len(trees))] if rows is None else rows
     width = max(sum(len(trees[number]) for number in row) for row in rows)
+    width += -width % multiple
     shape = (len(rows), width)
     ids, branch, positions = (np.zeros(shape, np.int64) for _ in range(3))
     tree = np.full(shape, PADDING, np.int64)
@@ -117,8 +86,9 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None) 
     return Layout(ids, tree, branch, positions, _slots(trees, starts), starts, plain)
 
 
-def _flat_ids(tree: Tree) -> list[int]:
-    return [*tree.trunk, *(token for branch in tree.branches for token in branch)]
+def _flat_ids(tree: Tree) -> Ids:
+    parts = [np.asarray(part, np.int64) for part in (tree.trunk, *tree.branches)]
+    return np.concatenate(parts)
 
 
 def branch_and_position(tree: Tree) -> tuple[Ids, Ids]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llara_cli.artifacts import finish_swap, swap, write_atomically
 
 FOLDER = "checkpoint"
 _STATE, _STEP = "state.safetensors", "step.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+SHARED = 256
+"""Numbers in the table of code values that bitsandbytes shares among all weights; safetensors refuses shared memory."""
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -23,23 +26,20 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Replace the run's checkpoint by the state after ``step`` steps; a reader never sees half of one."""
+def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, *, writes: bool = True) -> None:
+    """Replace the run's checkpoint by the state after ``step`` steps; a reader never sees half of one.
+
+    Sharded weights are gathered: every process calls it, and the one that ``writes`` does.
+    """
+    tensors = {name: _whole(tensor) for name, tensor in _state(model, optimiser)}
+    if not writes:
+        return
     aside = folder / f".{FOLDER}.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(_tensors(model, optimiser), aside / _STATE)
+    save_file(tensors, aside / _STATE)
     write_atomically(aside / _STEP, json.dumps({"step": step}))
     swap(aside, folder / FOLDER)
-
-
-def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, weight in trainable(model).items():
-        found[f"weight/{name}"] = weight.detach().cpu().contiguous()
-        state: Mapping[str, Tensor] = optimiser.state.get(weight, {})
-        found |= {f"{key}/{name}": state[key].detach().cpu().contiguous() for key in _MOMENTS if key in state}
-    return found
 
 
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
@@ -49,16 +49,77 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
     if not (place / _STEP).is_file():
         return 0
     tensors = load_file(place / _STATE)
-    for name, weight in trainable(model).items():
-        with torch.no_grad():
-            weight.copy_(tensors[f"weight/{name}"])
-        moments = {key: tensors[f"{key}/{name}"] for key in _MOMENTS if f"{key}/{name}" in tensors}
-        if moments:
-            optimiser.state[weight] = {
-                key: value if key == "step" else value.to(weight.device) for key, value in moments.items()
-            }
+    if any(not name.startswith("weight/") for name in tensors):
+        _create_state(optimiser)
+    for name, tensor in _state(model, optimiser):
+        _fill(tensor, tensors[name])
+    for weight in trainable(model).values():
+        for key, value in optimiser.state.get(weight, {}).items():
+            if isinstance(value, int):  # bitsandbytes counts its steps in plain numbers
+                optimiser.state[weight][key] = int(tensors[f"{key}/{_name_of(model, weight)}"])
     step: int = json.loads((place / _STEP).read_text())["step"]
     return step
+
+
+def _name_of(model: nn.Module, weight: nn.Parameter) -> str:
+    return next(name for name, known in trainable(model).items() if known is weight)
+
+
+def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a run goes on from, by a name of its own."""
+    for name, weight in trainable(model).items():
+        yield f"weight/{name}", weight
+        state: Mapping[str, Any] = optimiser.state.get(weight, {})
+        for key, value in state.items():
+            found = torch.tensor(value) if isinstance(value, int) else value
+            if isinstance(found, Tensor):
+                yield from _parts(f"{key}/{name}", found)
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a tensor is made of: a quantised one has codes and scales."""
+    if type(tensor) in (Tensor, nn.Parameter, DTensor):
+        yield name, tensor
+        return
+    quantised: Any = tensor
+    names, _ = quantised.__tensor_flatten__()
+    for part in names:
+        yield f"{name}.{part}", getattr(quantised, part)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor on the CPU, sharded or not."""
+    plain = tensor.detach()
+    whole = (plain.full_tensor() if isinstance(plain, DTensor) else plain).cpu().contiguous()
+    return whole.clone() if whole.numel() <= SHARED else whole
+
+
+@torch.no_grad()
+def _fill(place: Tensor, value: Tensor) -> None:
+    if isinstance(place, DTensor):
+        value = distribute_tensor(value.to(place.device), place.device_mesh, place.placements)
+    place.copy_(value)
+
+
+def _create_state(optimiser: torch.optim.Optimizer) -> None:
+    """Make the optimiser allocate its state: a step of size nothing."""
+    rates = [float(group["lr"]) for group in optimiser.param_groups]
+    _set_rates(optimiser, [0.0] * len(rates))
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    with torch.compiler.set_stance("force_eager"):
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    _set_rates(optimiser, rates)
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, rates: list[float]) -> None:
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def discard(folder: Path) -> None:

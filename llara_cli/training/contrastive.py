@@ -6,7 +6,7 @@ the loss' gradient at the embeddings, then embed each micro-batch again and push
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from llara_cli.model.backbone import Backbone
+from llara_cli.model.batching import micro_batches
 from llara_cli.model.encoder import Sequencer, pool
-from llara_cli.model.layout import Layout, lay_out, micro_batches
+from llara_cli.model.layout import Layout, lay_out
 from llara_cli.model.recipe import Recipe
-from llara_cli.training.pretext import Terms
+from llara_cli.training.engine import Engine
+from llara_cli.training.objective import Terms
 
 
 @dataclass(frozen=True)
@@ -90,27 +92,26 @@ class ContrastiveObjective:
     normalise: bool = True
     seed: int = 0
 
-    def backward(self, groups: Sequence[Group], scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Terms:
+    def backward(self, groups: Sequence[Group], engine: Engine | None = None) -> Terms:
         """Accumulate the gradient of the batch's mean loss."""
+        engine = engine or Engine()
         batch = self._sequences(groups)
         mask = contrast_mask(groups, in_batch=self.in_batch, mask_false_negatives=self.mask_false_negatives)
         if self.chunk is None and batch.computed <= self.budget:
             embeddings = torch.cat([self._seeded_embed(batch, part) for part in range(len(batch.parts))])
             loss = self._loss(embeddings[batch.order.argsort()], groups, mask)
-            scale(loss).backward()
+            engine.backward(loss)
         else:
-            loss = self._cached_backward(batch, groups, mask, scale)
+            loss = self._cached_backward(batch, groups, mask, engine)
         self.seed += len(batch.parts)
         return Terms(float(loss.detach()), texts=len(batch.order), tokens=batch.tokens)
 
-    def _cached_backward(
-        self, batch: _Batch, groups: Sequence[Group], mask: Tensor, scale: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _cached_backward(self, batch: _Batch, groups: Sequence[Group], mask: Tensor, engine: Engine) -> Tensor:
         with torch.no_grad():
             cached = torch.cat([self._seeded_embed(batch, part) for part in range(len(batch.parts))])
         cached.requires_grad_()
         loss = self._loss(cached[batch.order.argsort()], groups, mask)
-        scale(loss).backward()
+        engine.backward(loss)
         assert cached.grad is not None
         gradients = cached.grad.split([len(part) for part in batch.parts])
         for part, gradient in enumerate(gradients):

@@ -1,42 +1,33 @@
-"""The loop that every kind of training shares: batches in a seeded order, AdamW, schedule, history, checkpoints."""
+"""The loop that every kind of training shares: batches in a seeded order, updates, history, checkpoints."""
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from llara_cli.console import Bar, LlaraError
 from llara_cli.settings import MAX_STEPS, OptimiserSettings
 from llara_cli.training import checkpoints
-from llara_cli.training.pretext import Terms
+from llara_cli.training.engine import AcceleratedEngine
+from llara_cli.training.history import History
+from llara_cli.training.interrupts import deferred_interrupt
+from llara_cli.training.objective import Objective, Terms
+from llara_cli.training.optimisers import make_optimiser
 
-HISTORY = "history.jsonl"
 FP16_TRIES = 24
 """Times that an overflowing fp16 gradient scale is halved: from 65,536 to almost nothing."""
+SAVE_SECONDS = 600
 ItemT = TypeVar("ItemT")
-ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
-
-
-class Objective(Protocol[ItemT_contra]):
-    """Adds the gradients of one optimiser batch to the weights and reports the batch's means."""
-
-    seed: int
-
-    def backward(self, items: Sequence[ItemT_contra], scale: Callable[[Tensor], Tensor] = ...) -> Terms: ...
 
 
 @dataclass(frozen=True)
@@ -71,34 +62,17 @@ class Schedule:
             yield epoch, order[within * self.batch_size : (within + 1) * self.batch_size].tolist()
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the step in hand is finished and kept; the second stops at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 @dataclass
 class Trainer(Generic[ItemT]):
     """Trains ``model`` in ``folder``, from the newest checkpoint there if there is one.
 
     Attributes:
         pick: the items of a step, from the epoch and their numbers.
-        dtype: compute dtype; trainable weights stay fp32, so that small updates are not rounded away.
+        dtype: compute dtype; weights that train are fp32 unless the settings say otherwise.
+        resumed_at: steps that earlier runs did.
     """
 
+    accelerator: Accelerator
     model: PreTrainedModel
     objective: Objective[ItemT]
     schedule: Schedule
@@ -106,45 +80,36 @@ class Trainer(Generic[ItemT]):
     settings: OptimiserSettings
     folder: Path
     dtype: torch.dtype
-    history: list[dict[str, Any]] = field(default_factory=list)
     resumed_at: int = 0
 
     def __post_init__(self) -> None:
-        assert self.settings.learning_rate is not None
         weights = list(checkpoints.trainable(self.model).values())
         self.device = weights[0].device
-        self.optimiser = torch.optim.AdamW(
-            weights,
-            lr=self.settings.learning_rate,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=self.settings.weight_decay,
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.engine = AcceleratedEngine(self.accelerator, self.model, make_optimiser(weights, self.settings))
+        self.engine.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.history = History(self.folder, self.accelerator)
 
     def train(self, bar: Bar) -> list[dict[str, Any]]:
         """Run to the last step; the history, one row an optimiser step.
 
-        Raises ``LlaraError`` where a loss or gradient is not finite; the last good checkpoint is kept.
+        Raises ``LlaraError`` where a loss or gradient is not finite; the last good weights are kept.
         """
         self.resumed_at = start = self._resume()
         bar.advance(start)
         self.model.train()
         saved = time.monotonic()
-        with (self.folder / HISTORY).open("a", encoding="utf-8") as log, deferred_interrupt() as interrupted:
+        with self.history, deferred_interrupt(self.engine) as interrupted:
             for step, (epoch, numbers) in enumerate(self.schedule.batches(start), start + 1):
                 row = self._step(step, self.pick(epoch, numbers))
-                self.history.append(row)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                bar.show(f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}")
+                bar.show(self.history.add(row))
                 bar.advance(1)
-                if interrupted.is_set() or self._save_is_due(step, saved):
-                    checkpoints.save(self.folder, self.model, self.optimiser, step)
+                stop = interrupted()
+                if stop or self._save_is_due(step, saved):
+                    self._save(step)
                     saved = time.monotonic()
-                if interrupted.is_set():
+                if stop:
                     raise KeyboardInterrupt
-        return self.history
+        return self.history.rows
 
     def _step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:
         # every step's randomness (dropout) follows from its number, so a resumed run draws what the whole one did
@@ -152,28 +117,27 @@ class Trainer(Generic[ItemT]):
         self.objective.seed = (self.settings.seed << 32) + (step << 16)
         terms, norm = self._gradients(items)
         for _ in range(FP16_TRIES):
-            if math.isfinite(norm) or not self.scaler.is_enabled():
+            if math.isfinite(norm) or not self.engine.scaler.is_enabled():
                 break
-            self.scaler.step(self.optimiser)  # skips the update, as the scaled gradient overflowed ...
-            self.scaler.update()  # ... and halves the scale for another try at the same batch
+            self.engine.update()  # skips the update, as the scaled gradient overflowed, and halves the scale
             terms, norm = self._gradients(items)
         if not math.isfinite(terms.loss) or not math.isfinite(norm):
+            self._save(step - 1)
             raise LlaraError(
-                f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; lower --learning-rate"
+                f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; a checkpoint of step {step - 1} is"
+                " kept; lower --learning-rate and run again with --restart or another --name"
             )
-        row = _row(step, terms, self.rates.get_last_lr()[0], norm)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        row = _row(step, terms, float(self.rates.get_last_lr()[0]), norm)
+        self.engine.update()
         self.rates.step()
         return row
 
     def _gradients(self, items: Sequence[ItemT]) -> tuple[Terms, float]:
         """Gradients of a batch in the weights, unscaled and clipped; their norm before clipping."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.engine.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            terms = self.objective.backward(items, self.scaler.scale)
-        self.scaler.unscale_(self.optimiser)
-        return terms, float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
+            terms = self.objective.backward(items, self.engine)
+        return terms, self.engine.clip(self.settings.max_grad_norm)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -181,25 +145,25 @@ class Trainer(Generic[ItemT]):
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def _save_is_due(self, step: int, saved: float) -> bool:
-        """Every ``save_every`` steps; left out: every ten minutes."""
+        """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
         if step == self.schedule.steps:
             return False
         if self.settings.save_every is not None:
             return step % self.settings.save_every == 0
-        return time.monotonic() - saved > 600
+        return self.engine.agreed(time.monotonic() - saved > SAVE_SECONDS)
+
+    def _save(self, step: int) -> None:
+        checkpoints.save(self.folder, self.model, self.engine.optimiser, step, writes=self.engine.rank == 0)
 
     def _resume(self) -> int:
-        for group in self.optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
-        done = checkpoints.restore(self.folder, self.model, self.optimiser)
+        for group in self.engine.optimiser.param_groups:
+            group["initial_lr"] = float(group["lr"])
+        done = checkpoints.restore(self.folder, self.model, self.engine.optimiser)
         warmup = int(self.settings.warmup_ratio * self.schedule.steps)
-        self.rates = get_linear_schedule_with_warmup(self.optimiser, warmup, self.schedule.steps, last_epoch=done - 1)
-        path = self.folder / HISTORY
-        rows = (
-            [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        self.rates = get_linear_schedule_with_warmup(
+            self.engine.optimiser, warmup, self.schedule.steps, last_epoch=done - 1
         )
-        self.history = rows[:done]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+        self.history.resume(done)
         return done
 
 

@@ -6,114 +6,52 @@ EBAR does the same with NEXT and the text that follows. One row of logits per em
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.layout import Layout, Tree, lay_out, micro_batches, pack
+from llara_cli.model.batching import Batching, Rows, computed_tokens, deal
+from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.tokens import PromptIds
-
-LOGITS_BYTES = 128 * 2**20
-"""Memory that one chunk of float32 logits may take."""
-ROW_TOKENS = 256
-"""Short texts share rows of this many tokens; measured on CPUs, longer shared rows waste attention."""
+from llara_cli.training.engine import Engine
+from llara_cli.training.losses import Targets, language_model_loss, pretext_losses
+from llara_cli.training.objective import Terms
 
 
 @dataclass(frozen=True)
 class Example:
     """One text in token ids, already cut, with the target ids of each branch (none: the term is left out)."""
 
-    text: Sequence[int]
-    targets: Mapping[Branch, Sequence[int]]
+    text: TokenIds
+    targets: Mapping[Branch, TokenIds]
 
 
-@dataclass
-class Terms:
-    """Means over the optimiser batch; ``None`` where nothing in the batch has the term."""
-
-    loss: float = 0.0
-    ebae: float | None = None
-    ebar: float | None = None
-    lm: float | None = None
-    texts: int = 0
-    tokens: int = 0
-
-
-def bag_of_tokens_loss(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """``-1/|X| sum_{x in X} log softmax(W e)_x`` for each embedding (eq. 2 and 3).
-
-    Args:
-        logits: (embeddings, vocabulary), W e after the recipe's pooling over slots.
-        targets: X of each embedding, not empty.
-
-    Returns:
-        (embeddings,) losses.
-    """
-    device = logits.device
-    counts = torch.tensor([len(ids) for ids in targets], device=device)
-    owner = torch.repeat_interleave(torch.arange(len(targets), device=device), counts)
-    flat = torch.from_numpy(np.concatenate([np.asarray(ids, np.int64) for ids in targets])).to(device)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    picked = wide[owner, flat] / counts[owner]
-    return wide.logsumexp(dim=-1) - torch.zeros_like(wide[:, 0]).index_add(0, owner, picked)
-
-
-def _in_chunks(function: Callable[[Tensor, slice], Tensor], hidden: Tensor, row_width: int) -> Tensor:
-    """``function`` over chunks of ``hidden``'s rows, concatenated.
-
-    With more than one chunk no logits are kept: backward computes them again, chunk by chunk.
-    """
-    step = max(1, LOGITS_BYTES // (4 * row_width))
-    if len(hidden) <= step:
-        return function(hidden, slice(0, len(hidden)))
-    parts = [slice(at, at + step) for at in range(0, len(hidden), step)]
-    run = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
-    return torch.cat([run(hidden[part], part) for part in parts])
-
-
-def pretext_losses(backbone: Backbone, slots: Tensor, targets: Sequence[Sequence[int]], recipe: Recipe) -> Tensor:
-    """EBAE/EBAR losses (embeddings,) from the slots' hidden states (embeddings, slots, dim), chunk by chunk."""
-
-    def chunk_loss(hidden: Tensor, part: slice) -> Tensor:
-        logits = backbone.head(hidden)
-        logits = logits.amax(dim=1) if recipe.logits_pooling == "max" else logits[:, -1]
-        return bag_of_tokens_loss(logits, targets[part])
-
-    used = slots if recipe.logits_pooling == "max" else slots[:, -1:]
-    return _in_chunks(chunk_loss, used, backbone.vocabulary * used.shape[1])
-
-
-def language_model_loss(backbone: Backbone, hidden: Tensor, next_ids: Tensor) -> Tensor:
-    """Summed next-token cross-entropy of the positions given: hidden (tokens, dim), next_ids (tokens,)."""
-
-    def chunk_loss(part: Tensor, where: slice) -> Tensor:
-        logits = backbone.head(part)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(wide, next_ids[where], reduction="none")
-
-    return _in_chunks(chunk_loss, hidden, backbone.vocabulary).sum()
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Piece:
     """One tree of the batch: which example, which branches it carries, and whether it gives the LM loss."""
 
     example: Example
-    branches: list[Branch]
+    branches: Sequence[Branch]
     language_model: bool
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Texts with an EBAE and an EBAR target, and positions with an LM loss, in the whole optimiser batch."""
+
+    ebae: int
+    ebar: int
+    lm: int
 
 
 @dataclass
 class PretextObjective:
-    """EBAE + EBAR (+ LM) over one optimiser batch, in micro-batches of at most ``budget`` tokens.
+    """EBAE + EBAR (+ LM) over one optimiser batch, in the forwards that ``batching`` makes of it.
 
     ``joint``: SELF and NEXT of a text share its trunk in one forward; else one forward each.
     """
@@ -121,46 +59,53 @@ class PretextObjective:
     backbone: Backbone
     recipe: Recipe
     prompts: PromptIds
-    budget: int
+    batching: Batching
     joint: bool = True
-    row_tokens: int = ROW_TOKENS
     seed: int = 0
-    _counts: dict[str, int] = field(default_factory=dict, init=False)
 
-    def backward(self, examples: Sequence[Example], scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Terms:
-        """Accumulate the gradients of the whole batch; every mean is over all of ``examples``."""
-        self._counts = self._count(examples)
-        sums = {"ebae": 0.0, "ebar": 0.0, "lm": 0.0}
-        for pieces, layout in self._micro_batches(examples):
-            parts = self._forward(pieces, layout)
-            total = torch.stack([self._weight(name) * value for name, value in parts.items()]).sum()
-            scale(total).backward()
-            for name, value in parts.items():
-                sums[name] += float(value.detach())
-        return self._terms(examples, sums)
+    def backward(self, examples: Sequence[Example], engine: Engine | None = None) -> Terms:
+        """Accumulate the gradients of this process' share; every mean is over all of ``examples``."""
+        engine = engine or Engine()
+        counts = self._count(examples)
+        pieces = self._pieces(examples)
+        trees = [self._tree(piece) for piece in pieces]
+        lengths = [len(tree) for tree in trees]
+        forwards = self.batching.forwards(lengths, engine.processes)
+        hand = deal([computed_tokens(lengths, [rows]) for rows in forwards], engine.processes)[engine.rank]
+        sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
+        for place, number in enumerate(hand):
+            numbers, layout = _lay_out(trees, forwards[max(number, 0)], self.batching.multiple)
+            with engine.accumulate(last=place == len(hand) - 1):
+                total, found = engine.run(self._forward, [pieces[n] for n in numbers], layout, counts)
+                engine.backward(total if number >= 0 else total * 0)
+            sums += found if number >= 0 else 0
+        return self._terms(examples, counts, engine.total(sums).tolist())
 
-    def _count(self, examples: Sequence[Example]) -> dict[str, int]:
+    def _count(self, examples: Sequence[Example]) -> _Counts:
         heads = 1 if self.prompts.head else 0
-        lm = (
-            sum(max(0, len(example.text) - 1 + heads) for example in examples) if self.recipe.language_model_loss else 0
+        lm = sum(max(0, len(example.text) - 1 + heads) for example in examples)
+        ebae, ebar = (sum(len(example.targets[branch]) > 0 for example in examples) for branch in BRANCHES)
+        return _Counts(ebae, ebar, lm if self.recipe.language_model_loss else 0)
+
+    def _factors(self, counts: _Counts) -> tuple[float, float, float]:
+        """What a summed EBAE, EBAR and LM term weigh in the total of the batch."""
+        both = 0.5 if self.recipe.pretext_mean and counts.ebae and counts.ebar else 1.0
+        ebae, ebar = (both * self.recipe.pretext_weight / max(1, count) for count in (counts.ebae, counts.ebar))
+        return ebae, ebar, 1.0 / max(1, counts.lm)
+
+    def _terms(self, examples: Sequence[Example], counts: _Counts, sums: Sequence[float]) -> Terms:
+        loss = sum(factor * value for factor, value in zip(self._factors(counts), sums, strict=True))
+        ebae, ebar = (
+            self.recipe.pretext_weight * value / count if count else None
+            for value, count in zip(sums[:2], (counts.ebae, counts.ebar), strict=True)
         )
-        ebae, ebar = (sum(1 for example in examples if example.targets[branch]) for branch in BRANCHES)
-        return {"ebae": ebae, "ebar": ebar, "lm": lm}
-
-    def _weight(self, name: str) -> float:
-        """Factor on a summed term in the total; sums are already divided by the batch's count."""
-        both = self._counts["ebae"] > 0 and self._counts["ebar"] > 0
-        return 0.5 if self.recipe.pretext_mean and both and name != "lm" else 1.0
-
-    def _terms(self, examples: Sequence[Example], sums: Mapping[str, float]) -> Terms:
-        found = {name: sums[name] if self._counts[name] else None for name in sums}
-        loss = sum(self._weight(name) * value for name, value in found.items() if value is not None)
-        return Terms(loss, **found, texts=len(examples), tokens=sum(len(example.text) for example in examples))
+        lm = sums[2] / counts.lm if counts.lm else None
+        return Terms(loss, ebae, ebar, lm, len(examples), sum(len(example.text) for example in examples))
 
     def _pieces(self, examples: Sequence[Example]) -> list[_Piece]:
         pieces = []
         for example in examples:
-            branches: list[Branch] = [branch for branch in BRANCHES if example.targets[branch]]
+            branches: list[Branch] = [branch for branch in BRANCHES if len(example.targets[branch])]
             groups = [branches] if self.joint or len(branches) < 2 else [[branch] for branch in branches]
             for number, group in enumerate(groups):
                 language_model = self.recipe.language_model_loss and number == 0 and len(example.text) > 0
@@ -168,42 +113,40 @@ class PretextObjective:
                     pieces.append(_Piece(example, group, language_model))
         return pieces
 
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[_Piece], Layout]]:
-        pieces = self._pieces(examples)
-        trees = [
-            Tree(
-                [*self.prompts.head, *piece.example.text],
-                [self.prompts.prompts[b] for b in piece.branches],
-                self.prompts.slots,
-            )
-            for piece in pieces
-        ]
-        lengths = [len(tree) for tree in trees]
-        rows = pack(lengths, min(self.row_tokens, self.budget)) if self.joint else [[n] for n in range(len(trees))]
-        row_lengths = [sum(lengths[number] for number in row) for row in rows]
-        for batch in micro_batches(row_lengths, self.budget):
-            numbers = [number for row in batch for number in rows[row]]
-            place = {number: at for at, number in enumerate(numbers)}
-            layout = lay_out([trees[n] for n in numbers], [[place[n] for n in rows[row]] for row in batch])
-            yield [pieces[number] for number in numbers], layout
+    def _tree(self, piece: _Piece) -> Tree:
+        trunk = np.concatenate([np.asarray(self.prompts.head, np.int64), piece.example.text])
+        return Tree(trunk, [self.prompts.prompts[branch] for branch in piece.branches], self.prompts.slots)
 
-    def _forward(self, pieces: Sequence[_Piece], layout: Layout) -> dict[str, Tensor]:
-        """The micro-batch's share of each mean: sums over its texts, divided by the whole batch's counts."""
+    def _forward(self, pieces: Sequence[_Piece], layout: Layout, counts: _Counts) -> tuple[Tensor, Tensor]:
+        """What to go backward from: the forward's share of the batch's loss; and its summed terms (3,), detached."""
         hidden = self.backbone.hidden(layout)
-        parts: dict[str, Tensor] = {}
-        owners = [(branch, piece.example.targets[branch]) for piece in pieces for branch in piece.branches]
-        if owners:
-            slots = hidden[torch.from_numpy(layout.slots).to(hidden.device)]
-            losses = pretext_losses(self.backbone, slots, [ids for _, ids in owners], self.recipe)
-            for name, branch in zip(("ebae", "ebar"), BRANCHES, strict=True):
-                mine = torch.tensor([owner == branch for owner, _ in owners], device=losses.device)
-                if bool(mine.any()):
-                    parts[name] = losses[mine].sum() * (self.recipe.pretext_weight / self._counts[name])
-        if self._counts["lm"] and (spans := self._text_spans(pieces, layout)):
+        factors = self._factors(counts)
+        sums = torch.zeros(3, device=hidden.device, dtype=torch.float64)
+        totals: list[Tensor] = []
+        if any(piece.branches for piece in pieces):
+            total, losses, kinds = self._pretext(pieces, layout, hidden, factors)
+            totals.append(total)
+            sums.index_add_(0, kinds, losses.double())
+        if counts.lm and (spans := self._text_spans(pieces, layout)):
             positions = torch.from_numpy(np.concatenate(spans)).to(hidden.device)
             ids = torch.from_numpy(layout.ids.reshape(-1)).to(hidden.device)
-            parts["lm"] = language_model_loss(self.backbone, hidden[positions], ids[positions + 1]) / self._counts["lm"]
-        return parts
+            total, lm = language_model_loss(self.backbone.projection, hidden[positions], ids[positions + 1])
+            totals.append(total * factors[2])
+            sums[2] += lm
+        return torch.stack(totals or [hidden.sum() * 0]).sum(), sums
+
+    def _pretext(
+        self, pieces: Sequence[_Piece], layout: Layout, hidden: Tensor, factors: Sequence[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sum to go backward from, each embedding's loss, and which of ``sums`` it belongs to."""
+        owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
+        kinds = torch.tensor([BRANCHES.index(branch) for _, branch in owners], device=hidden.device)
+        weights = torch.tensor(factors, device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        slots = hidden[torch.from_numpy(layout.slots).to(hidden.device)]
+        pool_slots = self.recipe.logits_pooling == "max"
+        targets = Targets([example.targets[branch] for example, branch in owners])
+        total, losses = pretext_losses(self.backbone.projection, slots, targets, weights[kinds], pool_slots=pool_slots)
+        return total, losses, kinds
 
     def _text_spans(self, pieces: Sequence[_Piece], layout: Layout) -> list[np.ndarray]:
         """Flat positions whose next token is a text token: from the last token of the head on."""
@@ -214,3 +157,10 @@ class PretextObjective:
             if piece.language_model and last > first:
                 spans.append(np.arange(first, last))
         return spans
+
+
+def _lay_out(trees: Sequence[Tree], rows: Rows, multiple: int) -> tuple[list[int], Layout]:
+    """The trees of one forward: their numbers in the layout's order, and the layout."""
+    numbers = [number for row in rows for number in row]
+    place = {number: at for at, number in enumerate(numbers)}
+    return numbers, lay_out([trees[n] for n in numbers], [[place[n] for n in row] for row in rows], multiple)

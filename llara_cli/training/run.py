@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from llara_cli import registry
@@ -25,12 +28,15 @@ from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import TrainingBackend, TrainingSetup
 from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json, refuse_nonpositive
 from llara_cli.training import checkpoints
-from llara_cli.training.loop import Objective, Schedule, Trainer
+from llara_cli.training.engine import open_accelerator
+from llara_cli.training.history import CURVE, draw_curve
+from llara_cli.training.loop import Schedule, Trainer
+from llara_cli.training.objective import Objective
 from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
 from llara_cli.workspace import Workspace, told_again
 
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise."""
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; on a CPU more only leave its cache."""
 ItemT = TypeVar("ItemT")
 
 
@@ -93,10 +99,24 @@ class TrainingRun(ABC, Generic[ItemT]):
     def run(self, *, restart: bool) -> dict[str, Any]:
         """Train, or take up where an earlier run stopped, or give the finished run's result again."""
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
-        with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
+        with self._building(restart) as build:
             if isinstance(build, Artifact):
                 return told_again(self.console, build)
             return self._train(build)
+
+    @contextmanager
+    def _building(self, restart: bool) -> Iterator[Build | Artifact]:
+        """The artifact under construction: the first process opens it and tells the others."""
+        told: list[Any] = [None]
+        if not self.accelerator.is_main_process:
+            yield broadcast_object_list(told)[0]
+            return
+        with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
+            if isinstance(build, Build):
+                build.open_folder()
+            told[0] = build
+            broadcast_object_list(told)
+            yield build
 
     def plan(self) -> Plan:
         """What ``run`` would do, without loading the weights."""
@@ -105,9 +125,16 @@ class TrainingRun(ABC, Generic[ItemT]):
         )
 
     @cached_property
+    def accelerator(self) -> Accelerator:
+        """The processes that train, one or several."""
+        folder = self.workspace.root / "tracking" / self.name
+        return open_accelerator(choose_device(), self.settings.optimiser.track, folder)
+
+    @property
     def device(self) -> torch.device:
-        """Where it trains."""
-        return choose_device()
+        """Where this process trains."""
+        device: torch.device = self.accelerator.device
+        return device
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -143,37 +170,68 @@ class TrainingRun(ABC, Generic[ItemT]):
     def _train(self, build: Build) -> dict[str, Any]:
         warn_if_long(self.console, self.plan())
         prepared = self._prepare()
+        self._open_trackers()
         trainer: Trainer[ItemT] = Trainer(
+            accelerator=self.accelerator,
             model=prepared.model,
             objective=self.objective(prepared),
             schedule=self.schedule,
             pick=self.pick,
             settings=self.settings.optimiser,
-            folder=build.open_folder(),
+            folder=build.folder,
             dtype=self.dtype,
         )
         started = time.monotonic()
         with self.console.bar(self.task, self.schedule.steps, unit="steps") as bar:
             history = trainer.train(bar)
         result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
-        prepared.save(build.folder, self.dtype)
-        checkpoints.discard(build.folder)
-        build.finish({key: result[key] for key in ("steps", "texts", "tokens")}, result)
+        self.accelerator.end_training()
+        trainer.engine.gather(prepared.model)
+        if self.accelerator.is_main_process:
+            self._finish(build, prepared, result)
+        self.accelerator.wait_for_everyone()
         return result
+
+    def _open_trackers(self) -> None:
+        """Start what ``--track`` names. Raises ``UserError`` where a tracker's library is missing."""
+        config = {key: value for key, value in self.blueprint.settings.items() if isinstance(value, int | float | str)}
+        self.accelerator.init_trackers("llara", config=config)
+
+    def _finish(self, build: Build, prepared: Prepared, result: dict[str, Any]) -> None:
+        """Save the model and close the artifact."""
+        prepared.save(build.folder, self.dtype)
+        draw_curve(result["history"], build.folder / CURVE)
+        checkpoints.discard(build.folder)
+        build.finish({key: result[key] for key in ("steps", "texts", "tokens")}, result, execution=self.execution)
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How it is computed: what changes the result by float noise at most."""
+        optimiser = self.settings.optimiser
+        return {
+            "gradient_checkpointing": optimiser.gradient_checkpointing,
+            "compile": optimiser.compile,
+            "micro_batch_tokens": self.budget,
+            "processes": self.accelerator.num_processes,
+        }
 
     def _prepare(self) -> Prepared:
         """Load the model through its training backend and move it to the device."""
         optimiser = self.settings.optimiser
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
-        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, self.settings.adapter)
+        adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"
+        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, adapter, bf16)
         torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(self.source, tokenizer, setup)
         model.to(self.device)
         if optimiser.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
-        return Prepared(backend, model, Backbone(model), tokenizer, self.recipe)
+        backbone = Backbone(model)
+        if optimiser.compile:
+            backbone.body.compile(dynamic=True)
+        return Prepared(backend, model, backbone, tokenizer, self.recipe)
 
 
 def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSource) -> Recipe:

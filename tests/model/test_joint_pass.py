@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from llara_cli.model.backbone import Backbone, quiet_transformers
-from llara_cli.model.layout import Tree, lay_out, pack
+from llara_cli.model.batching import pack
+from llara_cli.model.layout import Tree, lay_out
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {

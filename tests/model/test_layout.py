@@ -1,4 +1,4 @@
-"""Packing and batching: nothing lost, nothing over the bound, always the same."""
+"""Masks and positions are what a sequence of its own would have."""
 
 from __future__ import annotations
 
@@ -6,29 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llara_cli.model.layout import ALIKE, ENOUGH_TOKENS, Tree, lay_out, micro_batches, pack, visible
-
-lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
-
-
-@given(lengths=lengths, capacity=st.integers(1, 100))
-def test_pack_places_every_sequence_once_within_capacity(lengths: list[int], capacity: int) -> None:
-    rows = pack(lengths, capacity)
-    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
-    for row in rows:
-        assert sum(lengths[number] for number in row) <= capacity or len(row) == 1
-    assert rows == pack(lengths, capacity)
-
-
-@given(lengths=lengths, budget=st.integers(1, 400))
-def test_micro_batches_hold_the_budget_and_rows_of_like_length(lengths: list[int], budget: int) -> None:
-    batches = micro_batches(lengths, budget)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    for batch in batches:
-        width = max(lengths[row] for row in batch)
-        assert len(batch) * width <= budget or len(batch) == 1
-        for place, row in enumerate(batch):
-            assert lengths[row] >= ALIKE * width or place * width < ENOUGH_TOKENS
+from llara_cli.model.batching import pack
+from llara_cli.model.layout import Tree, lay_out, visible
 
 
 @given(

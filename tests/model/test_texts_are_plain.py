@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from llara_cli.console import UserError
 from llara_cli.model.backbone import Backbone, quiet_transformers
-from llara_cli.model.layout import Tree, pack
+from llara_cli.model.batching import pack
+from llara_cli.model.layout import Tree
 from llara_cli.model.recipe import BRANCHES, PAPER, RECIPES, RELEASED
 from llara_cli.model.tokens import TextTokenizer
 

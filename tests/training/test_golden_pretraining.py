@@ -12,10 +12,12 @@ import golden as g
 import pytest
 import torch
 
+from llara_cli.model.batching import Batching
 from llara_cli.model.recipe import PAPER, RELEASED
 from llara_cli.training.pretext import PretextObjective
 
 LOSS, GRADIENT = 1e-5, 1e-4
+BATCHING = Batching("packed", 4096, 256)
 CASE = re.compile(r"(own|edge)_c(\d+)(_keepstop)?_(all|row\d+)")
 
 
@@ -37,10 +39,13 @@ def test_every_case_of_the_reference_is_tried(reference: dict[str, Any]) -> None
     assert {key for key in reference if CASE.fullmatch(key)} == set(released_cases())
 
 
-@pytest.mark.parametrize(("joint", "budget"), [(True, 4096), (True, 100), (False, 4096)])
+@pytest.mark.parametrize(
+    ("layout", "joint", "budget"),
+    [("packed", True, 4096), ("packed", True, 100), ("bucketed", True, 1000), ("bucketed", False, 4096)],
+)
 @pytest.mark.parametrize("key", released_cases())
 def test_released_losses_and_gradients(
-    golden: Path, reference: dict[str, Any], key: str, joint: bool, budget: int
+    golden: Path, reference: dict[str, Any], key: str, layout: Any, joint: bool, budget: int
 ) -> None:
     match = CASE.fullmatch(key)
     assert match is not None
@@ -48,7 +53,8 @@ def test_released_losses_and_gradients(
     items = g.rows(golden, f"pretrain_{match[1]}")
     batch = g.examples(golden, [items[i] for i in reference[key]["rows"]], recipe, int(match[2]))
     backbone = g.fresh_model(golden)
-    terms = PretextObjective(backbone, recipe, g.tokenizer(golden).prompt_ids(recipe), budget, joint).backward(batch)
+    batching = Batching(layout, budget, 256)
+    terms = PretextObjective(backbone, recipe, g.tokenizer(golden).prompt_ids(recipe), batching, joint).backward(batch)
     wanted = reference[key]
     assert terms.loss == pytest.approx(wanted["loss"], rel=LOSS)
     assert terms.lm == pytest.approx(wanted["ar_loss"], rel=LOSS)
@@ -70,7 +76,7 @@ def test_released_trajectory(golden: Path, reference: dict[str, Any]) -> None:
     wanted = reference["_trajectory_adamw_lr1e-3_clip1.0_c128"]["own"]
     items = g.rows(golden, "pretrain_own")
     backbone = g.fresh_model(golden)
-    objective = PretextObjective(backbone, RELEASED, g.tokenizer(golden).prompt_ids(RELEASED), 4096)
+    objective = PretextObjective(backbone, RELEASED, g.tokenizer(golden).prompt_ids(RELEASED), BATCHING)
     optimiser = torch.optim.AdamW(backbone.model.parameters(), lr=1e-3, weight_decay=0.0)
     losses, norms = [], []
     for numbers in wanted["rows"]:
@@ -89,7 +95,7 @@ def test_paper_losses(golden: Path, targets: Any) -> None:
     recipe = replace(PAPER, targets=targets)
     batch = g.examples(golden, g.rows(golden, "pretrain_own"), recipe, 113)
     backbone = g.fresh_model(golden, torch.float64)
-    terms = PretextObjective(backbone, recipe, g.tokenizer(golden).prompt_ids(recipe), 4096).backward(batch)
+    terms = PretextObjective(backbone, recipe, g.tokenizer(golden).prompt_ids(recipe), BATCHING).backward(batch)
     means = wanted["own_fp64"]["loss_mean"]
     assert [list(example.text) for example in batch] == wanted["own_ids"]["text"]
     assert terms.ebae == pytest.approx(means[f"ebae_{targets}"], rel=1e-6)

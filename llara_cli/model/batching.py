@@ -1,0 +1,110 @@
+"""Which sequences share a row, which rows share a forward, which process runs it: pure functions of lengths.
+
+Two layouts. ``packed``: rows are filled with many sequences, which the mask keeps apart. ``bucketed``: one sequence a
+row. In both, rows of like length make a forward, so that little of what is computed is padding: docs/design/layouts.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+LayoutName = Literal["packed", "bucketed"]
+LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
+FORWARD_TOKENS = 16
+"""What one more forward costs besides its tokens, in tokens. Paragraphs of Wikipedia then compute 2 % padding."""
+Rows = list[list[int]]
+"""The rows of one forward, each the numbers of its sequences."""
+
+
+def pack(lengths: Sequence[int], capacity: int) -> Rows:
+    """Sequences into rows of at most ``capacity`` tokens: first fit, longest first; a longer one has its own row.
+
+    Returns the sequence numbers of each row, longest sequence first.
+    """
+    rows: Rows = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, left in enumerate(room) if left >= lengths[number]), None)
+        if row is None:
+            rows.append([])
+            room.append(max(capacity, lengths[number]))
+            row = len(rows) - 1
+        rows[row].append(number)
+        room[row] -= lengths[number]
+    return rows
+
+
+def micro_batches(row_lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows into forwards of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
+
+    Of all ways to cut the rows, sorted by length, it is the one that computes the fewest tokens, when each forward
+    counts as ``FORWARD_TOKENS`` more.
+    """
+    order = sorted(range(len(row_lengths)), key=lambda i: (-row_lengths[i], i))
+    widths = [row_lengths[row] for row in order]
+    cost = np.zeros(len(order) + 1)
+    end = [0] * len(order)
+    for start in reversed(range(len(order))):
+        most = min(len(order) - start, max(1, budget // widths[start]))
+        ways = widths[start] * np.arange(1, most + 1) + cost[start + 1 : start + most + 1]
+        best = int(ways.argmin())
+        cost[start], end[start] = ways[best] + FORWARD_TOKENS, start + best + 1
+    batches = []
+    start = 0
+    while start < len(order):
+        batches.append(order[start : end[start]])
+        start = end[start]
+    return batches
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the sequences of an optimiser batch become forwards of at most ``budget`` tokens.
+
+    Attributes:
+        layout: ``packed`` or ``bucketed``.
+        budget: tokens of one forward, padding counted; a longer sequence has a forward of its own.
+        row_tokens: tokens of a packed row.
+        multiple: a row's width is rounded up to a multiple of this many tokens.
+    """
+
+    layout: LayoutName
+    budget: int
+    row_tokens: int
+    multiple: int = 1
+
+    def forwards(self, lengths: Sequence[int], processes: int = 1) -> list[Rows]:
+        """The forwards of a batch; at least as many as ``processes`` where there are rows enough."""
+        budget = self.budget
+        if processes > 1:
+            budget = max(1, min(budget, -(-sum(lengths) // processes)))
+        if self.layout == "packed":
+            rows = pack(lengths, min(self.row_tokens, budget))
+        else:
+            rows = [[number] for number in range(len(lengths))]
+        row_lengths = [sum(lengths[number] for number in row) for row in rows]
+        return [[rows[row] for row in batch] for batch in micro_batches(row_lengths, budget)]
+
+
+def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows]) -> int:
+    """Tokens that the forwards compute, padding included."""
+    return sum(len(rows) * max(sum(lengths[number] for number in row) for row in rows) for rows in forwards)
+
+
+def deal(costs: Sequence[int], processes: int) -> list[list[int]]:
+    """Forwards to processes, evenly by cost and the same number to each: sharded weights are gathered in every forward.
+
+    A process that would have fewer is dealt ``-1``, a forward to run for nothing.
+    """
+    hands: list[list[int]] = [[] for _ in range(processes)]
+    load = [0] * processes
+    for number in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        lightest = min(range(processes), key=lambda p: (load[p], len(hands[p]), p))
+        hands[lightest].append(number)
+        load[lightest] += costs[number]
+    most = max((len(hand) for hand in hands), default=0)
+    return [hand + [-1] * (most - len(hand)) for hand in hands]

@@ -1,0 +1,130 @@
+"""Where forwards and backwards run: in one process, or in several that share a batch (accelerate: DDP, FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Engine:
+    """One process, nothing wrapped."""
+
+    processes = 1
+    rank = 0
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The function's result; what it returns may be gone backward from."""
+        return function(*args, **kwargs)
+
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """Around a forward and its backward; ``last``: of this process in the optimiser batch."""
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss' gradients to the weights'."""
+        loss.backward()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over all processes, element by element."""
+        return values
+
+    def agreed(self, mine: bool) -> bool:
+        """True in every process where it is true in any."""
+        return mine
+
+
+class Entry(nn.Module):
+    """Calls functions of ``model`` inside its own ``forward``, where DDP and FSDP look after the weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # the layers that FSDP shards one by one
+
+    def forward(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return function(*args, **kwargs)
+
+
+class AcceleratedEngine(Engine):
+    """A model and its optimiser as accelerate prepares them for the processes that were launched."""
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.accelerator = accelerator
+        self.processes, self.rank = accelerator.num_processes, accelerator.process_index
+        self.entry, prepared = accelerator.prepare(Entry(model), optimiser)
+        self.optimiser: torch.optim.Optimizer = prepared.optimizer
+        self.scaler = torch.amp.GradScaler(enabled=False)
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self.entry(function, *args, **kwargs)
+        return result
+
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        # FSDP reduces after every backward: to wait for the last would keep whole gradients in every process
+        waits = not last and self.accelerator.distributed_type != DistributedType.FSDP and self.processes > 1
+        if not waits:
+            yield
+            return
+        with self.accelerator.no_sync(self.entry):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss * self.processes).backward()  # the processes' gradients are averaged, we want their sum
+
+    def total(self, values: Tensor) -> Tensor:
+        summed: Tensor = self.accelerator.reduce(values, reduction="sum")
+        return summed
+
+    def agreed(self, mine: bool) -> bool:
+        if self.processes == 1:
+            return mine
+        return bool(self.total(torch.tensor(float(mine), device=self.accelerator.device)) > 0)
+
+    def clip(self, max_norm: float) -> float:
+        """Unscale the gradients and clip them, all weights' together; their norm before."""
+        self.scaler.unscale_(self.optimiser)
+        norm: Any = nn.utils.clip_grad_norm_(self.entry.parameters(), max_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def gather(self, model: nn.Module) -> None:
+        """Make sharded weights whole again, on the CPU; the model can be saved then, but trained no more."""
+        for module in model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                if isinstance(weight, DTensor):
+                    module.register_parameter(name, nn.Parameter(weight.full_tensor().cpu(), weight.requires_grad))
+
+    def update(self) -> None:
+        """One step of the optimiser; none where scaled gradients overflowed."""
+        # torchao compiles its step; on a CPU that takes longer than it ever saves
+        stance = torch.compiler.set_stance("force_eager") if self.accelerator.device.type == "cpu" else nullcontext()
+        with stance:
+            self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+
+def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone where none did.
+
+    ``trackers``: names of accelerate's trackers, which write below ``folder``.
+    """
+    in_step = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",  # the loop says what is computed in which dtype
+        kwargs_handlers=[in_step],
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )

@@ -1,0 +1,77 @@
+"""What a run shows while it trains: rows on disk, the bar's text, trackers, and a picture of the losses at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import Accelerator
+
+HISTORY, CURVE = "history.jsonl", "loss.png"
+TERMS = ("loss", "ebae", "ebar", "lm")
+
+
+class History:
+    """The rows of ``history.jsonl``, one an optimiser step; only the first process writes.
+
+    A context: the file is open within it.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.path = folder / HISTORY
+        self.rows: list[dict[str, Any]] = []
+        self._accelerator = accelerator
+        self._writes = accelerator.is_main_process
+        self._file: IO[str] | None = None
+        self._started, self._tokens = time.monotonic(), 0
+
+    def resume(self, done: int) -> None:
+        """Take up the first ``done`` rows of an earlier run and forget what it did after its last checkpoint."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.rows = [json.loads(line) for line in lines if line.endswith("}")][:done]
+        self._accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        if self._writes:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+
+    def __enter__(self) -> History:
+        self._started = time.monotonic()
+        self._file = self.path.open("a", encoding="utf-8") if self._writes else None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, row: dict[str, Any]) -> str:
+        """Keep a row; what the bar says of it."""
+        self.rows.append(row)
+        self._tokens += row["tokens"]
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        told = {name: value for name, value in row.items() if name != "step" and value is not None}
+        self._accelerator.log(told, step=row["step"])
+        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        terms = "  ".join(f"{name} {row[name]:.3f}" for name in TERMS if row[name] is not None)
+        return f"{terms}  {rate:,.0f} tokens/s"
+
+
+def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The losses of ``rows`` over steps, as a PNG."""
+    # the object-oriented interface: pyplot would choose a window system
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    for name in TERMS:
+        points = [(row["step"], row[name]) for row in rows if row[name] is not None]
+        if points and not (name != "loss" and [y for _, y in points] == [row["loss"] for row in rows]):
+            axes.plot(*zip(*points, strict=True), label={"ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}.get(name, name))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,32 @@
+"""What the loop asks of an objective, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from llara_cli.training.engine import Engine
+
+ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
+
+
+@dataclass
+class Terms:
+    """Means over the optimiser batch; ``None`` where nothing in the batch has the term."""
+
+    loss: float = 0.0
+    ebae: float | None = None
+    ebar: float | None = None
+    lm: float | None = None
+    texts: int = 0
+    tokens: int = 0
+
+
+class Objective(Protocol[ItemT_contra]):
+    """Adds the gradients of one optimiser batch to the weights and reports the batch's means."""
+
+    seed: int
+
+    def backward(self, items: Sequence[ItemT_contra], engine: Engine = ...) -> Terms:
+        """``items``: the whole batch, the same in every process; each runs its share of it."""

@@ -1,0 +1,50 @@
+"""The optimisers of ``--optimizer``: AdamW, and its forms that take less memory (bitsandbytes, torchao)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llara_cli.registry import missing_extra
+from llara_cli.settings import OptimiserSettings
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def make_optimiser(weights: Sequence[nn.Parameter], settings: OptimiserSettings) -> torch.optim.Optimizer:
+    """AdamW over ``weights``. Raises ``UserError`` where the library that the chosen form needs is missing."""
+    assert settings.learning_rate is not None
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": BETAS,
+        "eps": EPSILON,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.weights == "bf16":
+        return _rounding(weights, options)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(weights, fused=True, **options)
+    lean: torch.optim.Optimizer = _lean(settings.name)(weights, **options)
+    return lean
+
+
+def _lean(name: str) -> Any:
+    try:
+        from bitsandbytes import optim
+    except ImportError as error:
+        raise missing_extra(f"bitsandbytes, which --optimizer {name} comes from,", "qlora") from error
+    classes = {"adamw-8bit": "AdamW8bit", "paged-adamw": "PagedAdamW32bit", "paged-adamw-8bit": "PagedAdamW8bit"}
+    return getattr(optim, classes[name])
+
+
+def _rounding(weights: Sequence[nn.Parameter], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """8-bit AdamW that rounds bf16 weights up or down at random: small steps are not lost, but taken on average."""
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise missing_extra("torchao, which --weights bf16 needs,", "torchao") from error
+    optimiser: torch.optim.Optimizer = AdamW8bit(weights, bf16_stochastic_round=True, **options)
+    return optimiser

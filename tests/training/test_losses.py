@@ -1,0 +1,137 @@
+"""The head's losses: chunks change nothing, gradients taken at once are autograd's, no whole logits are ever made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llara_cli.training import losses
+from llara_cli.training.losses import Targets, bag_of_tokens_loss, language_model_loss, pretext_losses
+
+VOCABULARY, DIM, ROWS, SLOTS = 53, 8, 21, 3
+
+
+class Wrapped(nn.Module):
+    """A head that is no ``nn.Linear``, as peft makes of one."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.inner = head
+
+    @property
+    def weight(self) -> Tensor:
+        return self.inner.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.inner(hidden)
+        return logits
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that an operation made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About five rows of logits a chunk."""
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * VOCABULARY * 5)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Seeded normal numbers in float64."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def make_head(bias: bool, wrapped: bool) -> tuple[nn.Module, nn.Linear]:
+    """A head and the linear layer in it."""
+    torch.manual_seed(0)
+    linear = nn.Linear(DIM, VOCABULARY, bias=bias).double()
+    return (Wrapped(linear) if wrapped else linear), linear
+
+
+def gradients(total: Tensor, hidden: Tensor, head: nn.Linear) -> list[Tensor]:
+    """Of the hidden states and of the head."""
+    hidden.grad = None
+    head.zero_grad()
+    (total * 1.7).backward()
+    assert hidden.grad is not None
+    return [hidden.grad.clone(), *(w.grad.clone() for w in head.parameters() if w.grad is not None)]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_language_model_loss_is_cross_entropy(bias: bool, wrapped: bool) -> None:
+    head, linear = make_head(bias, wrapped)
+    hidden = draw(ROWS, DIM).requires_grad_()
+    ids = torch.arange(ROWS) * 2
+    total, summed = language_model_loss(head, hidden, ids)
+    wanted = functional.cross_entropy(linear(hidden), ids, reduction="sum")
+    torch.testing.assert_close(summed, wanted.detach(), rtol=1e-6, atol=0)
+    mine, theirs = gradients(total, hidden, linear), gradients(wanted, hidden, linear)
+    assert len(mine) == (3 if bias else 2)
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("pool_slots", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pretext_losses_are_the_formula(pool_slots: bool, wrapped: bool) -> None:
+    head, linear = make_head(bias=False, wrapped=wrapped)
+    slots = draw(ROWS, SLOTS, DIM).requires_grad_()
+    sets = [[(7 * row + k * k) % VOCABULARY for k in range(1 + row % 6)] for row in range(ROWS)]  # some tokens twice
+    weights = torch.linspace(0.1, 2, ROWS, dtype=torch.float64)
+    total, each = pretext_losses(head, slots, Targets(sets), weights, pool_slots=pool_slots)
+    logits = linear(slots).amax(dim=1) if pool_slots else linear(slots[:, -1])
+    by_hand = torch.stack([-logits[row].log_softmax(0)[ids].mean() for row, ids in enumerate(sets)])
+    torch.testing.assert_close(each, by_hand.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(bag_of_tokens_loss(logits, Targets(sets)), by_hand, rtol=1e-6, atol=0)
+    mine, theirs = gradients(total, slots, linear), gradients((by_hand * weights).sum(), slots, linear)
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    head, linear = make_head(bias=False, wrapped=False)
+    linear.requires_grad_(False)
+    hidden = draw(ROWS, DIM).requires_grad_()
+    language_model_loss(head, hidden, torch.arange(ROWS))[0].backward()
+    assert linear.weight.grad is None
+    assert hidden.grad is not None
+    assert bool(hidden.grad.any())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_float32_under_autocast(dtype: torch.dtype) -> None:
+    head = nn.Linear(DIM, VOCABULARY, bias=False)
+    hidden = draw(ROWS, DIM).float().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        total, summed = language_model_loss(head, hidden, torch.arange(ROWS))
+    assert total.dtype == summed.dtype == torch.float32
+    total.backward()
+    assert head.weight.grad is not None
+    wanted = functional.cross_entropy(head(hidden), torch.arange(ROWS), reduction="sum")
+    assert float(summed) == pytest.approx(float(wanted.detach()), rel=1e-2)
+
+
+def test_no_tensor_holds_all_logits() -> None:
+    head, _ = make_head(bias=False, wrapped=False)
+    hidden = draw(200, DIM).requires_grad_()
+    with Largest() as largest:
+        language_model_loss(head, hidden, torch.arange(200) % VOCABULARY)[0].backward()
+        sets = Targets([[row % VOCABULARY, 1] for row in range(200)])
+        pretext_losses(head, hidden[:, None], sets, torch.ones(200).double(), pool_slots=False)[0].backward()
+    assert largest.numbers <= 200 * DIM < 200 * VOCABULARY
