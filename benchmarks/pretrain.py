@@ -2,8 +2,9 @@
 
     python benchmarks/pretrain.py CORPUS [--rounds 3] [--threads 2] [--json FILE]
 
-CORPUS: a folder of .jsonl[.gz] articles ({"text": ...}); a 32,000-token vocabulary is trained on it. Models have the shape
-of a 30 M Llama and of SmolLM2-135M, random weights. Every system first tries its micro-batch sizes and keeps the fastest.
+CORPUS: a folder of .jsonl[.gz] articles ({"text": ...}); a 32,000-token vocabulary is trained on it. Models have the
+shape of a 30 M Llama and of SmolLM2-135M, random weights. Every system tries its micro-batch sizes first and keeps the
+fastest; the authors' way is also reported at every size that it tried.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def compare(shape: str, kind: str, texts: Texts, rounds: int) -> dict[str, Any]:
 
 
 def report(
-    shape: str, kind: str, backbone: Backbone, texts: Texts, batches: dict[str, list[Example]], seconds: dict[str, list[float]],
-    losses: dict[str, list[float]], tried: dict[str, dict[str, float]], peak: float,
+    shape: str, kind: str, backbone: Backbone, texts: Texts, batches: dict[str, list[Example]],
+    seconds: dict[str, list[float]], losses: dict[str, list[float]], tried: dict[str, dict[str, float]], peak: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Rates, ratios of the same round, agreement of losses, share of the matmul peak."""
     mine = {"paper": best(seconds, "paper"), "released": best(seconds, "released")}
@@ -167,7 +168,7 @@ def apart(theirs: Sequence[float], mine: Sequence[float]) -> float:
 
 
 def flops(backbone: Backbone, texts: Texts, examples: Sequence[Example], batch: int) -> float:
-    """FLOPs that a batch of the recipe ``paper`` needs: 6 a weight and token of the trees, 6 a weight and logits row."""
+    """FLOPs that a batch of the recipe ``paper`` needs: 6 a weight and token, 6 a weight and row of logits."""
     prompts = texts.prompts(PAPER)
     tokens = sum(len(example.text) for example in examples) * batch / len(examples) + batch * prompts.overhead()
     linear = sum(m.weight.numel() for m in backbone.body.modules() if isinstance(m, torch.nn.Linear))

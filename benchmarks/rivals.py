@@ -89,7 +89,7 @@ class Authors:
 
 @dataclass
 class TwoPasses:
-    """SELF and NEXT of each text in a forward of their own (recipe ``paper``), right-padded, logits at the end token only.
+    """SELF and NEXT of each text in forwards of their own (recipe ``paper``): right padding, logits at end tokens only.
 
     ``by_length``: texts of like length share a micro-batch; else they come in the batch's (random) order.
     """

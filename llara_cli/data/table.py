@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 BLOCK = 1024
 
@@ -24,17 +27,29 @@ class Table:
         return self._count
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        block = self._reader.get_batch(number // BLOCK)
-        return {name: block.column(name)[number % BLOCK].as_py() for name in block.schema.names}
-
-    def column(self, name: str) -> Iterator[Any]:
-        """One column's values, in order, block by block."""
-        for number in range(self._reader.num_record_batches):
-            yield from self._reader.get_batch(number).column(name)
+        return self.rows(number, number + 1)[0]
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Rows ``start`` to ``stop`` (exclusive)."""
-        return [self[number] for number in range(start, min(stop, len(self)))]
+        found: list[dict[str, Any]] = []
+        while start < min(stop, len(self)):
+            block, first = self._reader.get_batch(start // BLOCK), start % BLOCK
+            found += block.slice(first, stop - start).to_pylist()
+            start += block.num_rows - first
+        return found
+
+    def arrays(self, number: int) -> dict[str, NDArray[Any]]:
+        """A row of lists of numbers, each as the file's own memory: nothing is copied, nothing can be written."""
+        block, row = self._reader.get_batch(number // BLOCK), number % BLOCK
+        return {name: block.column(name)[row].values.to_numpy() for name in block.schema.names}
+
+    def lengths(self, name: str) -> NDArray[np.int64]:
+        """(rows,) How long each of a column's lists is."""
+        found = np.empty(len(self), np.int64)
+        for number in range(self._reader.num_record_batches):
+            counts = pc.list_value_length(self._reader.get_batch(number).column(name))
+            found[number * BLOCK : number * BLOCK + len(counts)] = counts.to_numpy()
+        return found
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -42,7 +57,16 @@ def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]
     count, source = 0, iter(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         while block := list(islice(source, BLOCK)):
-            arrays = [pa.array([row[field.name] for row in block], field.type) for field in schema]
+            arrays = [_column([row[field.name] for row in block], field.type) for field in schema]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
             count += len(block)
     return count
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow array; lists of numbers, which may be NumPy's, go there as one flat array."""
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    numbers = [np.asarray(value, kind.value_type.to_pandas_dtype()) for value in values]
+    ends = np.cumsum([0, *map(len, numbers)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(numbers)), type=kind)

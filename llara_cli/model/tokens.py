@@ -6,11 +6,18 @@ Special tokens written inside a text are plain text: only the layout of a recipe
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import normalizers
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -22,6 +29,9 @@ from llara_cli.model.source import ModelSource
 
 SPACE_MARKS = ("\u2581", "\u0120")
 """How SentencePiece and byte-level vocabularies write a space at the head of a piece."""
+_NORMALIZERS = frozenset(("NFC", "Prepend", "Replace"))
+_SPLITTERS = frozenset(("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"))
+_WORD_END = re.compile(r"\S(?= )")
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -42,6 +52,13 @@ def load_tokenizer(source: ModelSource) -> Any:
         hint = " (a tokenizer.model file needs: pip install sentencepiece protobuf)" if "tiktoken" in str(error) else ""
         raise UserError(f"{source.location}: cannot load its tokenizer: {first_line(error)}{hint}") from error
     return _keep_leading_spaces(tokenizer)
+
+
+def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """The single steps of a normalizer or pre-tokenizer, as ``tokenizer.json`` has it."""
+    if part is None:
+        return []
+    return [step for each in part[inner] for step in _steps(each, inner)] if part["type"] == "Sequence" else [part]
 
 
 def first_line(error: Exception) -> str:
@@ -89,6 +106,23 @@ class PromptIds:
         return left
 
 
+@dataclass(frozen=True)
+class Tokenized:
+    """A text and its tokens: ids (tokens,), and where in the text each starts and ends (exclusive, never falling)."""
+
+    text: str
+    ids: NDArray[np.uint32]
+    starts: Sequence[int]
+    ends: Sequence[int]
+
+    def between(self, start: int, stop: int) -> NDArray[np.uint32] | None:
+        """Ids of the tokens in ``text[start:stop]``; None where a token lies across its start or its end."""
+        first, last = bisect_right(self.ends, start), bisect_right(self.ends, stop)
+        # behind a character of several byte tokens, the next token may begin with the last of its bytes
+        whole = [*self.ends[max(first - 1, 0) : first], *self.ends[last - 1 : last]] == [start, stop]
+        return self.ids[first:last] if whole and all(s >= stop for s in self.starts[last : last + 1]) else None
+
+
 class TextTokenizer:
     """A Hugging Face tokenizer that gives a text's own ids and nothing else."""
 
@@ -114,12 +148,68 @@ class TextTokenizer:
         ids: list[list[int]] = found["input_ids"]
         return ids if limit is None else [row[:limit] for row in ids]
 
-    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of a text, and where each ends in it (characters, exclusive)."""
+    def encode_documents(self, texts: Sequence[str]) -> list[Tokenized]:
+        """Each text's ids with their places in it."""
         found = self.hf(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+            list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
-        return found["input_ids"], [end for _, end in found["offset_mapping"]]
+        return [
+            Tokenized(
+                text, np.array(ids, np.uint32), [s for s, _ in places], list(accumulate((e for _, e in places), max))
+            )
+            for text, ids, places in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
+        ]
+
+    def encode_parts(
+        self, documents: Sequence[Tokenized], parts: Sequence[Sequence[str]]
+    ) -> list[list[NDArray[np.uint32]]]:
+        """Ids of the parts of each document, as ``encode`` gives them, but cut from the document's ids where it can be.
+
+        ``parts``: consecutive pieces of each text, none empty or with white space around it.
+        """
+        halves = [list(self._halves(document, pieces)) for document, pieces in zip(documents, parts, strict=True)]
+        heads = iter(self.encode([head for row in halves for head, _ in row]))
+        return [[np.concatenate([np.array(next(heads), np.uint32), ids]) for _, ids in row] for row in halves]
+
+    def _halves(self, document: Tokenized, parts: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint32]]]:
+        """Each part as a head, to be tokenised on its own, and the ids of the rest, which are the document's.
+
+        The head is the first word, whose tokens depend on what stands before it, or all of the part.
+        """
+        stop = 0
+        for part in parts:
+            start = document.text.index(part, stop)
+            stop = start + len(part)
+            apart = self._parting is not None and self._parting.match(document.text, stop)
+            word = _WORD_END.search(document.text, start, stop) if apart else None
+            ids = document.between(word.end(), stop) if word else None
+            yield (part, np.zeros(0, np.uint32)) if word is None or ids is None else (part[: word.end() - start], ids)
+
+    @cached_property
+    def _parting(self) -> re.Pattern[str] | None:
+        """What must stand behind a part for its last ids to be its document's; None: no part's ids are sure to be.
+
+        They are for byte pairs whose vocabulary joins no word with a space behind it: merges on one side of a place
+        that none crosses are those of that side alone (unless whole words skip the merges).
+        """
+        state = json.loads(self.hf.backend_tokenizer.to_str())
+        model, normalizers = state["model"], _steps(state["normalizer"], "normalizers")
+        sure = (
+            model["type"] == "BPE"
+            and not any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+            and all(step["type"] in _NORMALIZERS for step in normalizers)
+            and all(step["pattern"] == {"String": " "} for step in normalizers if step["type"] == "Replace")
+            and all(step["type"] in _SPLITTERS for step in _steps(state["pre_tokenizer"], "pretokenizers"))
+            and not any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"] if not token["special"])
+            and not any(_WORD_END.search(self._written(piece)) for piece in self.hf.get_vocab())
+        )
+        return re.compile(r" |\Z" if model.get("ignore_merges") else r"\s|\Z") if sure else None
+
+    def _written(self, piece: str) -> str:
+        """The text of a piece of the vocabulary."""
+        decoder = self.hf.backend_tokenizer.decoder
+        text: str = piece if decoder is None else decoder.decode([piece])
+        return text.replace(SPACE_MARKS[0], " ")
 
     @property
     def start_ids(self) -> list[int]:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from llara_cli.console import Bar, UserError
 from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
-from llara_cli.data.passages import pair_up, split_document
+from llara_cli.data.lines import kind
+from llara_cli.data.passages import split_document
 from llara_cli.data.stopwords import drop_stop_words
 from llara_cli.data.table import BLOCK, Table, write_table
+from llara_cli.model.layout import TokenIds
 from llara_cli.model.recipe import BRANCHES, Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example
 
 _IDS = pa.list_(pa.uint32())
+_BLOCK_TEXTS, _BLOCK_CHARACTERS = 256, 1 << 19
+"""Documents tokenised at once: enough for every core, little beside a model in memory."""
 _SCHEMA = pa.schema([("text", _IDS), ("self", _IDS), ("next", _IDS)])
 
 
 class ExampleTable:
-    """Examples in a memory-mapped Arrow file, by number."""
+    """Examples in a memory-mapped Arrow file, by number; their ids are the file's own memory, uint32."""
 
     def __init__(self, path: Path) -> None:
         self._table = Table(path)
@@ -35,12 +42,12 @@ class ExampleTable:
         return len(self._table)
 
     def __getitem__(self, number: int) -> Example:
-        row = self._table[number]
+        row = self._table.arrays(number)
         return Example(row["text"], {branch: row[branch] for branch in BRANCHES})
 
-    def lengths(self) -> Iterator[int]:
-        """Text tokens of each example, in order."""
-        return (len(ids) for ids in self._table.column("text"))
+    def lengths(self) -> NDArray[np.int64]:
+        """(examples,) Text tokens of each example."""
+        return self._table.lengths("text")
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,14 @@ class ExampleBuilder:
     prompts: PromptIds
     max_length: int
 
-    def key(self, inputs: Sequence[object]) -> str:
-        """What the cached table is filed under: the inputs' names and fingerprints, the tokenizer and the settings."""
+    def key(self, inputs: Sequence[Mapping[str, Any]]) -> str:
+        """What the cached table is filed under: the inputs' content and format, the tokenizer and the settings.
+
+        ``inputs``: records with ``name`` and ``sha256`` (None: it has no content here, and goes by its name).
+        """
         tokenizer = hashlib.sha256(self.tokenizer.hf.backend_tokenizer.to_str().encode()).hexdigest()
-        told = [list(inputs), tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v2"]
+        content = [[kind(Path(record["name"])), record["sha256"] or record["name"]] for record in inputs]
+        told = [content, tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v3"]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
     def build(self, corpus: Sequence[str], path: Path, bar: Bar) -> ExampleTable:
@@ -77,45 +88,76 @@ class ExampleBuilder:
         return ExampleTable(path)
 
     def _write(self, corpus: Sequence[str], path: Path, bar: Bar) -> None:
-        if not write_table(path, _SCHEMA, self._counted(self.examples(self._rows(read_corpus(corpus))), bar)):
+        items = read_corpus(corpus)
+        first = next(items)  # one kind of item only, and at least one, is what read_corpus sees to
+        rest: Iterator[Any] = chain([first], items)
+        examples = self.examples(rest) if isinstance(first, ReadyRow) else self.document_examples(rest)
+        if not write_table(path, _SCHEMA, _counted(examples, bar)):
             raise UserError(f"{', '.join(corpus)}: no text to learn from (every text or target is empty)")
 
-    @staticmethod
-    def _counted(examples: Iterable[Example], bar: Bar) -> Iterator[dict[str, Sequence[int]]]:
-        for example in examples:
-            bar.advance()
-            yield {"text": example.text, "self": example.targets["self"], "next": example.targets["next"]}
-
-    def _rows(self, items: Iterable[RawDocument | ReadyRow]) -> Iterator[ReadyRow]:
-        # tokenised again on its own, a passage may take a token more than inside its document: leave room for it
-        limit = self.prompts.text_limit(self.max_length)
-        limit -= 2 if limit > 16 else 0
-        for item in items:
-            if isinstance(item, ReadyRow):
-                yield item
-                continue
-            _, ends = self.tokenizer.encode_with_ends(item.text)
-            for passage, successor in pair_up(split_document(item.text, ends, limit)):
-                yield ReadyRow(passage, passage, successor, item.where)
-
     def examples(self, rows: Iterator[ReadyRow]) -> Iterator[Example]:
-        limit = self.prompts.text_limit(self.max_length)
+        """Rows with their targets, each text tokenised on its own."""
+        limit = self._text_limit
         while block := list(islice(rows, BLOCK)):
             texts = self.tokenizer.encode([row.input for row in block], limit)
-            targets = [self._targets([row.output_summarize for row in block], limit)]
-            targets.append(self._targets([row.output_predict for row in block], limit))
-            for text, own, successor in zip(texts, *targets, strict=True):
-                if own or successor or (text and self.recipe.language_model_loss):
-                    yield Example(text, {"self": own, "next": successor})
+            own = self._targets([row.output_summarize or "" for row in block])
+            successors = self._targets([row.output_predict or "" for row in block])
+            yield from self._kept(texts, own, successors)
 
-    def _targets(self, texts: Sequence[str | None], text_limit: int) -> list[list[int]]:
+    def document_examples(self, documents: Iterator[RawDocument]) -> Iterator[Example]:
+        """The passages of documents: each is its own target and that of the one before it; tokenised once."""
+        for texts in _blocks(document.text for document in documents):
+            tokenized = self.tokenizer.encode_documents(texts)
+            parts = [split_document(document.text, document.ends, self._passage_limit) for document in tokenized]
+            for passages, ids in zip(parts, self.tokenizer.encode_parts(tokenized, parts), strict=True):
+                own = self._targets(passages) if self.recipe.drop_stop_words else self._chosen(ids)
+                yield from self._kept([row[: self._text_limit] for row in ids], own, [*own[1:], ()])
+
+    @property
+    def _text_limit(self) -> int:
+        return self.prompts.text_limit(self.max_length)
+
+    @property
+    def _passage_limit(self) -> int:
+        # tokenised on its own, a passage may take a token more than inside its document: leave room for it
+        return self._text_limit - (2 if self._text_limit > 16 else 0)
+
+    def _kept(
+        self, texts: Iterable[TokenIds], own: Iterable[TokenIds], successors: Iterable[TokenIds]
+    ) -> Iterator[Example]:
+        """Examples, but for those that nothing is to be learnt from."""
+        for text, itself, successor in zip(texts, own, successors, strict=True):
+            if len(itself) or len(successor) or (len(text) and self.recipe.language_model_loss):
+                yield Example(text, {"self": itself, "next": successor})
+
+    def _targets(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Target ids of texts."""
+        plain = [drop_stop_words(text) for text in texts] if self.recipe.drop_stop_words else texts
+        return self._chosen(self.tokenizer.encode(plain))
+
+    def _chosen(self, rows: Iterable[TokenIds]) -> list[TokenIds]:
         """Target ids: the authors cut at the total length with the start token counted, the paper at the text's."""
-        plain = [text or "" for text in texts]
-        if self.recipe.drop_stop_words:
-            plain = [drop_stop_words(text) for text in plain]
-        limit = text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
-        ids = self.tokenizer.encode(plain, limit)
+        limit = self._text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
         if self.recipe.targets == "all":
-            return ids
+            return [row[:limit] for row in rows]
         special = self.tokenizer.special_ids
-        return [sorted(set(row) - special) for row in ids]
+        return [sorted({*map(int, row[:limit])} - special) for row in rows]
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists that bear tokenising at once."""
+    block: list[str] = []
+    for text in texts:
+        block.append(text)
+        if len(block) == _BLOCK_TEXTS or sum(map(len, block)) >= _BLOCK_CHARACTERS:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _counted(examples: Iterable[Example], bar: Bar) -> Iterator[dict[str, TokenIds]]:
+    for number, example in enumerate(examples, start=1):
+        if number % BLOCK == 0:  # drawing every one would take longer than tokenising it
+            bar.advance(BLOCK)
+        yield {"text": example.text, **example.targets}

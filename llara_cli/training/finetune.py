@@ -20,9 +20,10 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import Role
 from llara_cli.settings import FinetuneSettings
+from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training.contrastive import ContrastiveObjective, Group
 from llara_cli.training.plan import Load
-from llara_cli.training.run import Prepared, TrainingRun, choose_recipe, derived_name, refuse_length
+from llara_cli.training.run import Prepared, TrainingRun
 from llara_cli.workspace import Workspace
 
 PLAN_SAMPLE = 256

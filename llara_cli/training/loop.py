@@ -52,6 +52,11 @@ class Schedule:
             steps = min(per_epoch, MAX_STEPS)
         return cls(items, settings.batch_size, steps, settings.seed)
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the items."""
+        return self.steps * self.batch_size / self.items
+
     def batches(self, start: int = 0) -> Iterator[tuple[int, Sequence[int]]]:
         """From step ``start`` on: the epoch, and the numbers of the step's items."""
         per_epoch = math.ceil(self.items / self.batch_size)
@@ -135,14 +140,9 @@ class Trainer(Generic[ItemT]):
     def _gradients(self, items: Sequence[ItemT]) -> tuple[Terms, float]:
         """Gradients of a batch in the weights, unscaled and clipped; their norm before clipping."""
         self.engine.optimiser.zero_grad(set_to_none=True)
-        with self._autocast():
+        with autocast(self.device, self.dtype):
             terms = self.objective.backward(items, self.engine)
         return terms, self.engine.clip(self.settings.max_grad_norm)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def _save_is_due(self, step: int, saved: float) -> bool:
         """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
@@ -165,6 +165,13 @@ class Trainer(Generic[ItemT]):
         )
         self.history.resume(done)
         return done
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Compute in ``dtype`` what is precise enough in it."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def _row(step: int, terms: Terms, rate: float, norm: float) -> dict[str, Any]:

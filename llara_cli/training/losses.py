@@ -55,8 +55,50 @@ def bag_of_tokens_loss(logits: Tensor, targets: Targets, part: slice | None = No
     return wide.logsumexp(dim=-1) - torch.zeros_like(wide[:, 0]).index_add(0, owner, picked)
 
 
+class HeadGradients:
+    """The projection's gradients, gathered over the forwards of an optimiser batch and handed over with the last.
+
+    They are as large as the vocabulary: to make, scale and add them once a forward would take longer than the losses.
+    ``last``: the forward at hand is this process' last of the batch.
+    """
+
+    def __init__(self) -> None:
+        self.last = True
+        self._sums: dict[str, Tensor] = {}
+        self._waiting = False
+
+    def start(self) -> None:
+        """Begin a batch."""
+        self._waiting = False
+        for total in self._sums.values():
+            total.zero_()
+
+    def sum_of(self, name: str, weight: Tensor) -> Tensor:
+        """Where the gradient of ``weight`` is summed up."""
+        self._waiting = True
+        if name not in self._sums:
+            self._sums[name] = torch.zeros_like(weight)
+        return self._sums[name]
+
+    def take(self, name: str, upstream: Tensor) -> Tensor | None:
+        """What was summed, times ``upstream``, once; None before the last forward."""
+        if not self.last or not self._waiting or name not in self._sums:
+            return None
+        return self._sums[name] * upstream.to(self._sums[name].dtype)
+
+    def taken(self) -> None:
+        """All that was summed is handed over."""
+        self._waiting = self._waiting and not self.last
+
+
 def pretext_losses(
-    head: nn.Module, slots: Tensor, targets: Targets, weights: Tensor, *, pool_slots: bool
+    head: nn.Module,
+    slots: Tensor,
+    targets: Targets,
+    weights: Tensor,
+    *,
+    pool_slots: bool,
+    gathered: HeadGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
     """EBAE or EBAR of embeddings, from their slots' hidden states (embeddings, slots, dim).
 
@@ -67,7 +109,7 @@ def pretext_losses(
     """
 
     def losses(logits: Tensor, part: slice) -> Tensor:
-        return bag_of_tokens_loss(logits.amax(dim=1), targets, part) * weights[part]
+        return bag_of_tokens_loss(logits.amax(dim=1), targets, part)
 
     def gradient(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         ids, owner, counts = targets.part(part, logits.device)
@@ -77,25 +119,28 @@ def pretext_losses(
         at_pooled = log_share.exp_()
         at_pooled.index_put_((owner, ids), (-1.0 / counts.to(at_pooled.dtype))[owner], accumulate=True)
         at_pooled *= weights[part, None]
-        return each * weights[part], torch.zeros_like(logits, dtype=at_pooled.dtype).scatter_(
-            1, slot[:, None], at_pooled[:, None]
-        )
+        at_logits = torch.zeros_like(logits, dtype=at_pooled.dtype)
+        return each, at_logits.scatter_(1, slot[:, None], at_pooled[:, None])
 
-    total, each = _chunked(losses, gradient, head, slots if pool_slots else slots[:, -1:])
-    return total, each / weights
+    used = slots if pool_slots else slots[:, -1:]
+    if type(head) is nn.Linear:
+        return _at_once(gradient, head, used, weights, gathered)
+    return _by_autograd(losses, head, used, weights)
 
 
-def language_model_loss(head: nn.Module, hidden: Tensor, next_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed next-token cross-entropy of positions: hidden (tokens, dim), next_ids (tokens,).
+def language_model_loss(
+    head: nn.Module, hidden: Tensor, next_ids: Tensor, weight: float, gathered: HeadGradients | None = None
+) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy of positions: hidden (tokens, dim), next_ids (tokens,).
 
     On CUDA through Liger's fused kernel where it is installed.
 
     Returns:
-        The sum, to go backward from, and the same detached.
+        The summed loss times ``weight``, to go backward from; the summed loss, detached.
     """
     if hidden.is_cuda and type(head) is nn.Linear and find_spec("liger_kernel") is not None:
         summed = _liger(hidden, head, next_ids)
-        return summed, summed.detach()
+        return summed * weight, summed.detach()
 
     def losses(logits: Tensor, part: slice) -> Tensor:
         return functional.cross_entropy(logits.to(_wide(logits)), next_ids[part], reduction="none")
@@ -106,9 +151,13 @@ def language_model_loss(head: nn.Module, hidden: Tensor, next_ids: Tensor) -> tu
         each = -log_share[place]
         share = log_share.exp_()
         share[place] -= 1
-        return each, share
+        return each, share.mul_(weight)
 
-    total, each = _chunked(losses, gradient, head, hidden)
+    weights = torch.full((len(hidden),), weight, device=hidden.device, dtype=_wide(hidden))
+    if type(head) is nn.Linear:
+        total, each = _at_once(gradient, head, hidden, weights, gathered)
+    else:
+        total, each = _by_autograd(losses, head, hidden, weights)
     return total, each.sum()
 
 
@@ -119,29 +168,38 @@ def _liger(hidden: Tensor, head: nn.Linear, next_ids: Tensor) -> Tensor:
     return loss
 
 
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 Losses = Callable[[Tensor, slice], Tensor]
 """Losses (rows,) of the logits of a part of the rows."""
 Gradient = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""The same losses, and the gradient of their sum at the logits."""
+"""The same losses, and the gradient of their weighted sum at the logits."""
 
 
-def _chunked(losses: Losses, gradient: Gradient, head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the losses of ``hidden``'s rows, to go backward from, and the losses (rows,), detached."""
+def _parts(head: nn.Module, hidden: Tensor) -> list[slice]:
+    """Rows of ``hidden`` in chunks whose logits take ``LOGITS_BYTES``."""
     weight = head.weight
     assert isinstance(weight, Tensor)
     step = max(1, LOGITS_BYTES // (4 * hidden[0, ..., 0].numel() * weight.shape[0]))
-    parts = [slice(at, min(at + step, len(hidden))) for at in range(0, len(hidden), step)]
-    if type(head) is nn.Linear:
-        total, each = _GradientsAtOnce.apply(gradient, parts, hidden, head.weight, head.bias)  # type: ignore[no-untyped-call]
-        return total, each
-    # a wrapper may take its weights from anywhere (peft ties the rows of new tokens): autograd finds them by itself
+    return [slice(at, min(at + step, len(hidden))) for at in range(0, len(hidden), step)]
+
+
+def _by_autograd(losses: Losses, head: nn.Module, hidden: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """For a wrapped head, whose weights may come from anywhere (peft ties the rows of new tokens)."""
     run = partial(checkpoint, lambda chunk, part: losses(head(chunk), part), use_reentrant=False)
-    each = torch.cat([run(hidden[part], part) for part in parts])
-    return each.sum(), each.detach()
+    each = torch.cat([run(hidden[part], part) for part in _parts(head, hidden)])
+    return (each * weights).sum(), each.detach()
+
+
+def _at_once(
+    gradient: Gradient, head: nn.Linear, hidden: Tensor, weights: Tensor, gathered: HeadGradients | None
+) -> tuple[Tensor, Tensor]:
+    total, each = _GradientsAtOnce.apply(  # type: ignore[no-untyped-call]
+        gradient, _parts(head, hidden), weights, gathered or HeadGradients(), hidden, head.weight, head.bias
+    )
+    return total, each
 
 
 class _GradientsAtOnce(torch.autograd.Function):
@@ -149,43 +207,37 @@ class _GradientsAtOnce(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gradient: Gradient, parts: Sequence[slice], hidden: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        of_hidden = torch.empty_like(hidden)
-        trains = weight.requires_grad and ctx.needs_input_grad[2]
-        of_weight = torch.zeros_like(weight) if trains else None
-        of_bias = torch.zeros_like(bias) if trains and bias is not None else None
+        ctx: Any, gradient: Gradient, parts: Sequence[slice], weights: Tensor, gathered: HeadGradients, hidden: Tensor,
+        weight: Tensor, bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.gathered, ctx.of_hidden = gathered, torch.empty_like(hidden)
         found = []
         for part in parts:
             logits = functional.linear(hidden[part], weight, bias)
             each, at_logits = gradient(logits, part)
             found.append(each)
-            if ctx.needs_input_grad[2]:
-                _push(at_logits.to(logits.dtype).flatten(0, -2), part, hidden, weight, of_hidden, of_weight, of_bias)
-        ctx.gradients = (of_hidden, of_weight, of_bias)
+            if ctx.needs_input_grad[4]:
+                flat, chunk = at_logits.to(logits.dtype).flatten(0, -2), hidden[part].flatten(0, -2)
+                ctx.of_hidden[part] = (flat @ weight.to(flat.dtype)).view_as(ctx.of_hidden[part])
+                if weight.requires_grad:
+                    _add_outer(gathered.sum_of("weight", weight), flat, chunk)
+                if bias is not None and bias.requires_grad:
+                    gathered.sum_of("bias", bias).add_(flat.sum(dim=0))
         losses = torch.cat(found)
         ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
+        return (losses * weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if part is None else part.mul_(upstream.to(part.dtype)) for part in ctx.gradients]
-        ctx.gradients = ()
-        return (None, None, *scaled)
+        gathered: HeadGradients = ctx.gathered
+        of_head = [gathered.take(name, upstream) for name in ("weight", "bias")]
+        gathered.taken()
+        return (None, None, None, None, ctx.of_hidden.mul_(upstream.to(ctx.of_hidden.dtype)), *of_head)
 
 
-def _push(
-    at_logits: Tensor, part: slice, hidden: Tensor, weight: Tensor, of_hidden: Tensor, of_weight: Tensor | None,
-    of_bias: Tensor | None,
-) -> None:  # fmt: skip
-    """The gradient at a chunk's logits (rows, vocabulary) through the head, into the gradients of all."""
-    dtype = at_logits.dtype
-    of_hidden[part] = (at_logits @ weight.to(dtype)).view_as(of_hidden[part])
-    if of_weight is not None:
-        chunk = hidden[part].flatten(0, -2).to(dtype)
-        if dtype == of_weight.dtype:
-            of_weight.addmm_(at_logits.T, chunk)
-        else:
-            of_weight += at_logits.T @ chunk
-    if of_bias is not None:
-        of_bias += at_logits.sum(dim=0)
+def _add_outer(total: Tensor, at_logits: Tensor, hidden: Tensor) -> None:
+    """``total += at_logits.T @ hidden``, in place where the dtypes allow."""
+    if total.dtype == at_logits.dtype == hidden.dtype:
+        total.addmm_(at_logits.T, hidden)
+    else:
+        total += at_logits.T @ hidden.to(at_logits.dtype)

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run will take, before any weight is loaded."""
+"""``--dry-run``: what a run will take, before any of its weights is loaded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from llara_cli.console import Console
 from llara_cli.model.facts import ModelFacts
-from llara_cli.settings import AdapterSettings
 from llara_cli.training.loop import Schedule
+from llara_cli.training.probe import Cost
 
-EFFICIENCY = 0.4
-"""Share of the device's matrix-product rate that training is expected to reach."""
+EFFICIENCY = 0.5
+"""Share of the device's matrix-product rate that training is taken to reach where nothing was probed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a training run; memory and disk in bytes."""
+    """The plan of a training run; memory (of one process) and disk in bytes."""
 
     device: str
     dtype: str
@@ -54,48 +54,62 @@ class Load:
     head_rows: int
     budget: int
 
+    def tokens(self, items: int) -> int:
+        """Of texts and prompts."""
+        return self.text_tokens + items * self.overhead
 
-def training_plan(
+
+def needed_flops(facts: ModelFacts, schedule: Schedule, load: Load, *, frozen_base: bool) -> float:
+    """6 FLOPs a weight and token (4 where the base is frozen), 6 a weight of the projection and row of logits."""
+    each = 4.0 if frozen_base else 6.0
+    body = each * facts.linear_parameters * load.tokens(schedule.items)
+    return schedule.epochs * (body + 6.0 * load.head_rows * facts.hidden_size * facts.vocabulary)
+
+
+def rough_seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
+    """At a usual share of the device's matrix-product rate."""
+    return flops / (EFFICIENCY * matmul_rate(device, dtype))
+
+
+def probed_plan(
     facts: ModelFacts,
-    backend: str,
-    adapter: AdapterSettings,
-    device: torch.device,
-    dtype: torch.dtype,
+    cost: Cost,
+    sample_tokens: int,
     schedule: Schedule,
     load: Load,
+    device: torch.device,
+    dtype: torch.dtype,
+    runtime: int,
+    processes: int,
 ) -> Plan:
-    """Estimate from the model's shape: 6 FLOPs a parameter and token (4 where the base is frozen)."""
-    full, width = backend == "full", torch.finfo(dtype).bits // 8
-    trained = facts.parameters if full else adapter.rank * facts.linear_widths
-    passes = schedule.steps * schedule.batch_size / schedule.items
-    seen = passes * (load.text_tokens + schedule.items * load.overhead)
-    flops = (6.0 if full else 4.0) * facts.linear_parameters * seen
-    flops += 6.0 * passes * load.head_rows * facts.hidden_size * facts.vocabulary
-    memory = {
-        "weights": 4 * trained + (0 if full else facts.parameters * width),
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-        "activations": load.budget * facts.layers * facts.hidden_size * 17 * width,
-    }
+    """From what the whole model will cost.
+
+    Args:
+        sample_tokens: tokens, prompts included, whose gradients took ``cost.gradients_seconds``.
+        runtime: bytes that the process takes before it has a model.
+    """
+    flops = needed_flops(facts, schedule, load, frozen_base=cost.frozen > cost.trained)
+    seconds = schedule.epochs * load.tokens(schedule.items) * cost.gradients_seconds / sample_tokens / processes
+    parts = {name: int(getattr(cost, name)) for name in ("weights", "gradients", "optimizer", "activations")}
     return Plan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        trained_parameters=trained,
-        frozen_parameters=0 if full else facts.parameters,
-        texts=int(passes * schedule.items),
-        tokens=int(passes * load.text_tokens),
+        trained_parameters=round(cost.trained),
+        frozen_parameters=round(cost.frozen),
+        texts=int(schedule.epochs * schedule.items),
+        tokens=int(schedule.epochs * load.text_tokens),
         steps=schedule.steps,
         flops=flops,
-        memory=memory,
-        disk=facts.parameters * width + 12 * trained,
-        expected_seconds=flops / (EFFICIENCY * matmul_rate(device, dtype)),
+        memory=parts | {"runtime": runtime},
+        disk=facts.parameters * torch.finfo(dtype).bits // 8 + parts["gradients"] + parts["optimizer"],
+        expected_seconds=seconds + schedule.steps * cost.update_seconds,
     )
 
 
-def warn_if_long(console: Console, plan: Plan) -> None:
+def warn_if_long(console: Console, seconds: float, steps: int) -> None:
     """Say so before a run that will take more than an hour."""
-    if (hours := plan.expected_seconds / 3600) > 1:
-        console.warn(f"about {hours:.1f} hours expected for {plan.steps} steps; --max-steps shortens the run")
+    if (hours := seconds / 3600) > 1:
+        console.warn(f"about {hours:.1f} hours expected for {steps} steps; --max-steps shortens the run")
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

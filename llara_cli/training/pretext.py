@@ -7,7 +7,7 @@ EBAR does the same with NEXT and the text that follows. One row of logits per em
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.engine import Engine
-from llara_cli.training.losses import Targets, language_model_loss, pretext_losses
+from llara_cli.training.losses import HeadGradients, Targets, language_model_loss, pretext_losses
 from llara_cli.training.objective import Terms
 
 
@@ -29,6 +29,10 @@ class Example:
 
     text: TokenIds
     targets: Mapping[Branch, TokenIds]
+
+
+Factors = tuple[float, float, float]
+"""What a summed EBAE, EBAR and LM term weigh in the total."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class PretextObjective:
     batching: Batching
     joint: bool = True
     seed: int = 0
+    _gathered: HeadGradients = field(default_factory=HeadGradients, init=False)
 
     def backward(self, examples: Sequence[Example], engine: Engine | None = None) -> Terms:
         """Accumulate the gradients of this process' share; every mean is over all of ``examples``."""
@@ -73,12 +78,16 @@ class PretextObjective:
         forwards = self.batching.forwards(lengths, engine.processes)
         hand = deal([computed_tokens(lengths, [rows]) for rows in forwards], engine.processes)[engine.rank]
         sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
+        self._gathered.start()
         for place, number in enumerate(hand):
+            idle = number < 0  # another process has more to do: the forward counts for nothing
             numbers, layout = _lay_out(trees, forwards[max(number, 0)], self.batching.multiple)
-            with engine.accumulate(last=place == len(hand) - 1):
-                total, found = engine.run(self._forward, [pieces[n] for n in numbers], layout, counts)
-                engine.backward(total if number >= 0 else total * 0)
-            sums += found if number >= 0 else 0
+            factors = (0.0, 0.0, 0.0) if idle else self._factors(counts)
+            self._gathered.last = place == len(hand) - 1
+            with engine.accumulate(last=self._gathered.last):
+                total, found = engine.run(self._forward, [pieces[n] for n in numbers], layout, factors)
+                engine.backward(total)
+            sums += 0 if idle else found
         return self._terms(examples, counts, engine.total(sums).tolist())
 
     def _count(self, examples: Sequence[Example]) -> _Counts:
@@ -87,7 +96,7 @@ class PretextObjective:
         ebae, ebar = (sum(len(example.targets[branch]) > 0 for example in examples) for branch in BRANCHES)
         return _Counts(ebae, ebar, lm if self.recipe.language_model_loss else 0)
 
-    def _factors(self, counts: _Counts) -> tuple[float, float, float]:
+    def _factors(self, counts: _Counts) -> Factors:
         """What a summed EBAE, EBAR and LM term weigh in the total of the batch."""
         both = 0.5 if self.recipe.pretext_mean and counts.ebae and counts.ebar else 1.0
         ebae, ebar = (both * self.recipe.pretext_weight / max(1, count) for count in (counts.ebae, counts.ebar))
@@ -117,26 +126,27 @@ class PretextObjective:
         trunk = np.concatenate([np.asarray(self.prompts.head, np.int64), piece.example.text])
         return Tree(trunk, [self.prompts.prompts[branch] for branch in piece.branches], self.prompts.slots)
 
-    def _forward(self, pieces: Sequence[_Piece], layout: Layout, counts: _Counts) -> tuple[Tensor, Tensor]:
+    def _forward(self, pieces: Sequence[_Piece], layout: Layout, factors: Factors) -> tuple[Tensor, Tensor]:
         """What to go backward from: the forward's share of the batch's loss; and its summed terms (3,), detached."""
         hidden = self.backbone.hidden(layout)
-        factors = self._factors(counts)
         sums = torch.zeros(3, device=hidden.device, dtype=torch.float64)
         totals: list[Tensor] = []
         if any(piece.branches for piece in pieces):
             total, losses, kinds = self._pretext(pieces, layout, hidden, factors)
             totals.append(total)
             sums.index_add_(0, kinds, losses.double())
-        if counts.lm and (spans := self._text_spans(pieces, layout)):
+        if self.recipe.language_model_loss and (spans := self._text_spans(pieces, layout)):
             positions = torch.from_numpy(np.concatenate(spans)).to(hidden.device)
             ids = torch.from_numpy(layout.ids.reshape(-1)).to(hidden.device)
-            total, lm = language_model_loss(self.backbone.projection, hidden[positions], ids[positions + 1])
-            totals.append(total * factors[2])
+            total, lm = language_model_loss(
+                self.backbone.projection, hidden[positions], ids[positions + 1], factors[2], self._gathered
+            )
+            totals.append(total)
             sums[2] += lm
         return torch.stack(totals or [hidden.sum() * 0]).sum(), sums
 
     def _pretext(
-        self, pieces: Sequence[_Piece], layout: Layout, hidden: Tensor, factors: Sequence[float]
+        self, pieces: Sequence[_Piece], layout: Layout, hidden: Tensor, factors: Factors
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum to go backward from, each embedding's loss, and which of ``sums`` it belongs to."""
         owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
@@ -145,7 +155,9 @@ class PretextObjective:
         slots = hidden[torch.from_numpy(layout.slots).to(hidden.device)]
         pool_slots = self.recipe.logits_pooling == "max"
         targets = Targets([example.targets[branch] for example, branch in owners])
-        total, losses = pretext_losses(self.backbone.projection, slots, targets, weights[kinds], pool_slots=pool_slots)
+        total, losses = pretext_losses(
+            self.backbone.projection, slots, targets, weights[kinds], pool_slots=pool_slots, gathered=self._gathered
+        )
         return total, losses, kinds
 
     def _text_spans(self, pieces: Sequence[_Piece], layout: Layout) -> list[np.ndarray]:

@@ -16,10 +16,11 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import PromptIds
 from llara_cli.settings import PretrainSettings
+from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training.examples import ExampleBuilder, ExampleTable
 from llara_cli.training.plan import Load
 from llara_cli.training.pretext import Example, PretextObjective
-from llara_cli.training.run import Prepared, TrainingRun, choose_recipe, derived_name, refuse_length
+from llara_cli.training.run import Prepared, TrainingRun
 from llara_cli.workspace import Workspace
 
 ROW_TOKENS, BLOCK_TOKENS = 256, 128

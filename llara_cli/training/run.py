@@ -10,33 +10,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build, input_stem, slug, write_atomically
-from llara_cli.console import Console, UserError
+from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
+from llara_cli.console import Console
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name, quiet_transformers
 from llara_cli.model.facts import ModelFacts
-from llara_cli.model.recipe import PAPER, RECIPE_FILE, Recipe, by_name, to_json
+from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import TrainingBackend, TrainingSetup
-from llara_cli.settings import FinetuneSettings, PretrainSettings, as_json, refuse_nonpositive
+from llara_cli.settings import as_json
 from llara_cli.training import checkpoints
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
-from llara_cli.training.loop import Schedule, Trainer
+from llara_cli.training.loop import Schedule, Trainer, autocast
 from llara_cli.training.objective import Objective
-from llara_cli.training.plan import Load, Plan, training_plan, warn_if_long
+from llara_cli.training.optimisers import make_optimiser
+from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, rough_seconds, warn_if_long
+from llara_cli.training.probe import DEPTHS, Cost, cost_of, shrunken
 from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; on a CPU more only leave its cache."""
+SAMPLE_BUDGETS = 2
+"""Full forwards that the plan's probe runs."""
 ItemT = TypeVar("ItemT")
 
 
@@ -119,9 +125,31 @@ class TrainingRun(ABC, Generic[ItemT]):
             yield build
 
     def plan(self) -> Plan:
-        """What ``run`` would do, without loading the weights."""
-        return training_plan(
-            self.facts, self.settings.backend, self.settings.adapter, self.device, self.dtype, self.schedule, self.load
+        """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""
+        schedule, load = self.schedule, self.load
+        wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
+        _, numbers = next(schedule.batches())
+        numbers = numbers[:wanted]
+        items = self.pick(0, numbers)
+        runtime = psutil.Process().memory_info().rss if self.device.type == "cpu" else 0
+        deep = min(DEPTHS[1], self.facts.layers)
+        first = cost = self._cost(DEPTHS[0], items)
+        if deep > DEPTHS[0]:
+            cost = first.at(deep, self._cost(deep, items), self.facts.layers)
+        tokens = load.tokens(schedule.items) * len(items) // schedule.items
+        processes = self.accelerator.num_processes
+        return probed_plan(self.facts, cost, tokens, schedule, load, self.device, self.dtype, runtime, processes)
+
+    def _cost(self, layers: int, items: Sequence[ItemT]) -> Cost:
+        """What a model of so many layers takes for the gradients of ``items``."""
+        with TemporaryDirectory() as folder:
+            prepared = self._prepare(shrunken(self.source, layers, Path(folder)))
+        weights = list(checkpoints.trainable(prepared.model).values())
+        optimiser = make_optimiser(weights, self.settings.optimiser)
+        objective = self.objective(prepared)
+        prepared.model.train()
+        return cost_of(
+            prepared.model, optimiser, lambda: objective.backward(items), lambda: autocast(self.device, self.dtype)
         )
 
     @cached_property
@@ -168,8 +196,10 @@ class TrainingRun(ABC, Generic[ItemT]):
         return self.settings.optimiser.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
 
     def _train(self, build: Build) -> dict[str, Any]:
-        warn_if_long(self.console, self.plan())
-        prepared = self._prepare()
+        flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
+        seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
+        warn_if_long(self.console, seconds, self.schedule.steps)
+        prepared = self._prepare(self.source)
         self._open_trackers()
         trainer: Trainer[ItemT] = Trainer(
             accelerator=self.accelerator,
@@ -215,15 +245,15 @@ class TrainingRun(ABC, Generic[ItemT]):
             "processes": self.accelerator.num_processes,
         }
 
-    def _prepare(self) -> Prepared:
-        """Load the model through its training backend and move it to the device."""
+    def _prepare(self, source: ModelSource) -> Prepared:
+        """Load a model through the training backend and move it to the device."""
         optimiser = self.settings.optimiser
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"
         setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, adapter, bf16)
         torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
-        model = backend.load(self.source, tokenizer, setup)
+        model = backend.load(source, tokenizer, setup)
         model.to(self.device)
         if optimiser.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -232,31 +262,6 @@ class TrainingRun(ABC, Generic[ItemT]):
         if optimiser.compile:
             backbone.body.compile(dynamic=True)
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
-
-
-def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSource) -> Recipe:
-    """``--recipe``, else the model's own, else the paper's. A saved recipe of that name keeps its own settings.
-
-    Raises ``UserError`` for an unknown recipe, and for a training backend that is unknown or lacks its library.
-    """
-    registry.load("training", settings.backend)
-    if source.saved_recipe is not None and settings.recipe in (None, source.saved_recipe.name):
-        return source.saved_recipe
-    return by_name(settings.recipe) if settings.recipe else PAPER
-
-
-def derived_name(base: str, recipe: str, inputs: Sequence[str], suffix: str = "") -> str:
-    """``BASE-RECIPE-INPUT[-ft]``; a base that is an adapted model has its recipe in its name already."""
-    stem = slug(inputs[0]) if inputs[0].startswith("hf:") else input_stem(Path(inputs[0]))
-    parts = [base, stem] if f"-{recipe}-" in f"{base}-" else [base, recipe, stem]
-    return slug("-".join(parts)) + suffix
-
-
-def refuse_length(length: int, max_positions: int | None, flag: str) -> None:
-    """Raise ``UserError`` where the model has fewer positions than ``length``."""
-    refuse_nonpositive(flag, length)
-    if max_positions is not None and length > max_positions:
-        raise UserError(f"{flag} {length} is above the model's {max_positions} positions")
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:

@@ -78,10 +78,10 @@ def test_language_model_loss_is_cross_entropy(bias: bool, wrapped: bool) -> None
     head, linear = make_head(bias, wrapped)
     hidden = draw(ROWS, DIM).requires_grad_()
     ids = torch.arange(ROWS) * 2
-    total, summed = language_model_loss(head, hidden, ids)
+    total, summed = language_model_loss(head, hidden, ids, 0.3)
     wanted = functional.cross_entropy(linear(hidden), ids, reduction="sum")
     torch.testing.assert_close(summed, wanted.detach(), rtol=1e-6, atol=0)
-    mine, theirs = gradients(total, hidden, linear), gradients(wanted, hidden, linear)
+    mine, theirs = gradients(total, hidden, linear), gradients(wanted * 0.3, hidden, linear)
     assert len(mine) == (3 if bias else 2)
     for ours, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-7)
@@ -108,7 +108,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     head, linear = make_head(bias=False, wrapped=False)
     linear.requires_grad_(False)
     hidden = draw(ROWS, DIM).requires_grad_()
-    language_model_loss(head, hidden, torch.arange(ROWS))[0].backward()
+    language_model_loss(head, hidden, torch.arange(ROWS), 1.0)[0].backward()
     assert linear.weight.grad is None
     assert hidden.grad is not None
     assert bool(hidden.grad.any())
@@ -119,7 +119,7 @@ def test_losses_are_float32_under_autocast(dtype: torch.dtype) -> None:
     head = nn.Linear(DIM, VOCABULARY, bias=False)
     hidden = draw(ROWS, DIM).float().requires_grad_()
     with torch.autocast("cpu", dtype):
-        total, summed = language_model_loss(head, hidden, torch.arange(ROWS))
+        total, summed = language_model_loss(head, hidden, torch.arange(ROWS), 1.0)
     assert total.dtype == summed.dtype == torch.float32
     total.backward()
     assert head.weight.grad is not None
@@ -131,7 +131,7 @@ def test_no_tensor_holds_all_logits() -> None:
     head, _ = make_head(bias=False, wrapped=False)
     hidden = draw(200, DIM).requires_grad_()
     with Largest() as largest:
-        language_model_loss(head, hidden, torch.arange(200) % VOCABULARY)[0].backward()
+        language_model_loss(head, hidden, torch.arange(200) % VOCABULARY, 1.0)[0].backward()
         sets = Targets([[row % VOCABULARY, 1] for row in range(200)])
         pretext_losses(head, hidden[:, None], sets, torch.ones(200).double(), pool_slots=False)[0].backward()
     assert largest.numbers <= 200 * DIM < 200 * VOCABULARY

@@ -1,0 +1,38 @@
+"""What a training run chooses and refuses before it starts: recipe, name, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llara_cli import registry
+from llara_cli.artifacts import input_stem, slug
+from llara_cli.console import UserError
+from llara_cli.model.recipe import PAPER, Recipe, by_name
+from llara_cli.model.source import ModelSource
+from llara_cli.settings import FinetuneSettings, PretrainSettings, refuse_nonpositive
+
+
+def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSource) -> Recipe:
+    """``--recipe``, else the model's own, else the paper's. A saved recipe of that name keeps its own settings.
+
+    Raises ``UserError`` for an unknown recipe, and for a training backend that is unknown or lacks its library.
+    """
+    registry.load("training", settings.backend)
+    if source.saved_recipe is not None and settings.recipe in (None, source.saved_recipe.name):
+        return source.saved_recipe
+    return by_name(settings.recipe) if settings.recipe else PAPER
+
+
+def derived_name(base: str, recipe: str, inputs: Sequence[str], suffix: str = "") -> str:
+    """``BASE-RECIPE-INPUT[-ft]``; a base that is an adapted model has its recipe in its name already."""
+    stem = slug(inputs[0]) if inputs[0].startswith("hf:") else input_stem(Path(inputs[0]))
+    parts = [base, stem] if f"-{recipe}-" in f"{base}-" else [base, recipe, stem]
+    return slug("-".join(parts)) + suffix
+
+
+def refuse_length(length: int, max_positions: int | None, flag: str) -> None:
+    """Raise ``UserError`` where the model has fewer positions than ``length``."""
+    refuse_nonpositive(flag, length)
+    if max_positions is not None and length > max_positions:
+        raise UserError(f"{flag} {length} is above the model's {max_positions} positions")

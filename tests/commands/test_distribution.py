@@ -1,0 +1,86 @@
+"""Several processes share a batch: the same losses, the same texts, one artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import DistributedType
+from program import write_jsonl
+from tiny import TEXTS
+
+PROCESSES = 2
+
+
+def pretrain(corpus: Path, model: Path, workspace: Path, *flags: object, processes: int = 1) -> dict[str, Any]:
+    """The result of ``llara pretrain`` in so many processes (gloo)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "llara_cli", "pretrain", corpus, "--model", model, "--name", "m",
+               "--max-length", 60, "--max-steps", 6, "--json", "-w", workspace, *flags]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of several passages; the last batch of an epoch has one text."""
+    documents = [{"text": " ".join(TEXTS[number:] + TEXTS[:number])} for number in range(5)]
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "wiki.jsonl", documents)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--recipe", "paper"), ("--recipe", "released"), ("--recipe", "paper", "--batch-size", "1")],
+    ids=["paper", "released", "fewer texts than processes"],
+)
+def test_two_processes_train_as_one_does(
+    tiny_model: Path, long_corpus: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    batch = () if "--batch-size" in flags else ("--batch-size", "7")
+    alone = pretrain(long_corpus, tiny_model, tmp_path / "one", *batch, *flags)
+    together = pretrain(long_corpus, tiny_model, tmp_path / "two", *batch, *flags, processes=PROCESSES)
+    for one, two in zip(alone["history"], together["history"], strict=True):
+        assert one.keys() == two.keys()
+        assert (one["texts"], one["tokens"]) == (two["texts"], two["tokens"])
+        for name in ("loss", "ebae", "ebar", "lm", "grad_norm", "learning_rate"):
+            assert two[name] == (one[name] and pytest.approx(one[name], rel=1e-5)), name
+    manifests = [json.loads((tmp_path / run / "models/m/manifest.json").read_text()) for run in ("one", "two")]
+    assert [manifest["execution"]["processes"] for manifest in manifests] == [1, PROCESSES]
+    assert manifests[0]["settings"] == manifests[1]["settings"]
+
+
+def test_a_run_may_go_on_in_more_processes(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
+    """A finished run's result is told by the first process alone, and no other hangs."""
+    first = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7)
+    again = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7, processes=PROCESSES)
+    assert again["history"] == first["history"]
+
+
+def test_sharded_training_saves_one_plain_checkpoint(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
+    """FSDP2 at world size 1: accelerate shards on GPUs only."""
+    environment = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    }
+    code = "from accelerate import Accelerator; print(Accelerator().distributed_type.value)"
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--no-python",
+                sys.executable, "-c", code]  # fmt: skip
+    done = subprocess.run(launched, capture_output=True, text=True, check=False, env=os.environ | environment)
+    if DistributedType.FSDP.value not in done.stdout.split():
+        pytest.skip(f"accelerate does not shard here: {done.stdout.strip() or 'no GPU'}")
+    plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", "--batch-size", 7)
+    command = [*launched[:5], "-m", "llara_cli", "pretrain", str(long_corpus), "--model", str(tiny_model), "--name", "m",
+               "--max-length", "60", "--max-steps", "6", "--batch-size", "7", "--json", "-w", str(tmp_path / "sharded")]  # fmt: skip
+    sharded = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    losses = [row["loss"] for row in json.loads(sharded.stdout)["history"]]
+    assert losses == pytest.approx([row["loss"] for row in plain["history"]], rel=1e-4)
+    assert (tmp_path / "sharded/models/m/model.safetensors").exists()
