@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +32,9 @@ _IDS = pa.list_(pa.uint32())
 _BLOCK_TEXTS, _BLOCK_CHARACTERS = 256, 1 << 19
 """Documents tokenised at once: enough for every core, little beside a model in memory."""
 _SCHEMA = pa.schema([("text", _IDS), ("self", _IDS), ("next", _IDS)])
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 class ExampleTable:
@@ -100,18 +105,22 @@ class ExampleBuilder:
         limit = self._text_limit
         while block := list(islice(rows, BLOCK)):
             texts = self.tokenizer.encode([row.input for row in block], limit)
-            own = self._targets([row.output_summarize or "" for row in block])
-            successors = self._targets([row.output_predict or "" for row in block])
+            own = self._targets(row.output_summarize or "" for row in block)
+            successors = self._targets(row.output_predict or "" for row in block)
             yield from self._kept(texts, own, successors)
 
     def document_examples(self, documents: Iterator[RawDocument]) -> Iterator[Example]:
         """The passages of documents: each is its own target and that of the one before it; tokenised once."""
-        for texts in _blocks(document.text for document in documents):
-            tokenized = self.tokenizer.encode_documents(texts)
+        for tokenized in _ahead(self.tokenizer.encode_documents, _blocks(document.text for document in documents)):
             parts = [split_document(document.text, document.ends, self._passage_limit) for document in tokenized]
-            for passages, ids in zip(parts, self.tokenizer.encode_parts(tokenized, parts), strict=True):
-                own = self._targets(passages) if self.recipe.drop_stop_words else self._chosen(ids)
-                yield from self._kept([row[: self._text_limit] for row in ids], own, [*own[1:], ()])
+            ids = self.tokenizer.encode_parts(tokenized, parts)
+            passages = chain.from_iterable(parts)
+            own = iter(
+                self._targets(passages) if self.recipe.drop_stop_words else self._chosen(chain.from_iterable(ids))
+            )
+            for rows in ids:
+                targets = list(islice(own, len(rows)))
+                yield from self._kept([row[: self._text_limit] for row in rows], targets, [*targets[1:], ()])
 
     @property
     def _text_limit(self) -> int:
@@ -130,10 +139,10 @@ class ExampleBuilder:
             if len(itself) or len(successor) or (len(text) and self.recipe.language_model_loss):
                 yield Example(text, {"self": itself, "next": successor})
 
-    def _targets(self, texts: Sequence[str]) -> list[TokenIds]:
+    def _targets(self, texts: Iterable[str]) -> list[TokenIds]:
         """Target ids of texts."""
-        plain = [drop_stop_words(text) for text in texts] if self.recipe.drop_stop_words else texts
-        return self._chosen(self.tokenizer.encode(plain))
+        drop = self.recipe.drop_stop_words
+        return self._chosen(self.tokenizer.encode([drop_stop_words(text) if drop else text for text in texts]))
 
     def _chosen(self, rows: Iterable[TokenIds]) -> list[TokenIds]:
         """Target ids: the authors cut at the total length with the start token counted, the paper at the text's."""
@@ -156,8 +165,21 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield block
 
 
+def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
+    """``map``, with the next result in the making while the last one is used; for functions that free the GIL."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        results: deque[Future[ResultT]] = deque()
+        for item in items:
+            results.append(worker.submit(function, item))
+            if len(results) > 1:
+                yield results.popleft().result()
+        yield from (result.result() for result in results)
+
+
 def _counted(examples: Iterable[Example], bar: Bar) -> Iterator[dict[str, TokenIds]]:
+    number = 0
     for number, example in enumerate(examples, start=1):
-        if number % BLOCK == 0:  # drawing every one would take longer than tokenising it
+        if number % BLOCK == 0:  # one by one, they would take as long to count as to tokenise
             bar.advance(BLOCK)
-        yield {"text": example.text, **example.targets}
+        yield {"text": example.text, "self": example.targets["self"], "next": example.targets["next"]}
+    bar.advance(number % BLOCK)
