@@ -125,8 +125,12 @@ def run(arguments: list[str]) -> int:
 
 
 def silence_libraries() -> None:
-    """Keep other libraries' deprecation notes off the user's screen; ``-v`` shows them."""
+    """Keep other libraries' notes to their own developers off the user's screen; ``-v`` shows them."""
+    import logging
     import warnings
+
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

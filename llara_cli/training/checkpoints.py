@@ -45,8 +45,8 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step:
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     """Take up the newest checkpoint; the number of steps it has done, 0 where there is none."""
     place = folder / FOLDER
-    finish_swap(place)
-    if not (place / _STEP).is_file():
+    step = steps_done(folder)
+    if step is None:
         return 0
     tensors = load_file(place / _STATE)
     if any(not name.startswith("weight/") for name in tensors):
@@ -57,6 +57,15 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
         for key, value in optimiser.state.get(weight, {}).items():
             if isinstance(value, int):  # bitsandbytes counts its steps in plain numbers
                 optimiser.state[weight][key] = int(tensors[f"{key}/{_name_of(model, weight)}"])
+    return step
+
+
+def steps_done(folder: Path) -> int | None:
+    """The steps of the run's checkpoint; None where there is none."""
+    place = folder / FOLDER
+    finish_swap(place)
+    if not (place / _STEP).is_file():
+        return None
     step: int = json.loads((place / _STEP).read_text())["step"]
     return step
 

@@ -9,7 +9,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -120,11 +119,9 @@ def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path
 
     ``trackers``: names of accelerate's trackers, which write below ``folder``.
     """
-    in_step = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the loop says what is computed in which dtype
-        kwargs_handlers=[in_step],
         log_with=list(trackers) or None,
         project_dir=folder,
     )

@@ -11,7 +11,8 @@ from typing import IO, Any
 from accelerate import Accelerator
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
-TERMS = ("loss", "ebae", "ebar", "lm")
+TERMS = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
+"""The terms of a row and what they are called on the screen."""
 
 
 class History:
@@ -55,7 +56,7 @@ class History:
         told = {name: value for name, value in row.items() if name != "step" and value is not None}
         self._accelerator.log(told, step=row["step"])
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        terms = "  ".join(f"{name} {row[name]:.3f}" for name in TERMS if row[name] is not None)
+        terms = "  ".join(f"{label} {row[name]:.3f}" for name, label in TERMS.items() if row[name] is not None)
         return f"{terms}  {rate:,.0f} tokens/s"
 
 
@@ -68,10 +69,10 @@ def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
-    for name in TERMS:
+    for name, label in TERMS.items():
         points = [(row["step"], row[name]) for row in rows if row[name] is not None]
-        if points and not (name != "loss" and [y for _, y in points] == [row["loss"] for row in rows]):
-            axes.plot(*zip(*points, strict=True), label={"ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}.get(name, name))
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) == 1 else "")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -127,10 +127,10 @@ class Trainer(Generic[ItemT]):
             self.engine.update()  # skips the update, as the scaled gradient overflowed, and halves the scale
             terms, norm = self._gradients(items)
         if not math.isfinite(terms.loss) or not math.isfinite(norm):
-            self._save(step - 1)
+            kept = self._keep_what_is_good(step - 1)
             raise LlaraError(
-                f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; a checkpoint of step {step - 1} is"
-                " kept; lower --learning-rate and run again with --restart or another --name"
+                f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; {kept};"
+                " lower --learning-rate and run again with --restart or another --name"
             )
         row = _row(step, terms, float(self.rates.get_last_lr()[0]), norm)
         self.engine.update()
@@ -154,6 +154,13 @@ class Trainer(Generic[ItemT]):
 
     def _save(self, step: int) -> None:
         checkpoints.save(self.folder, self.model, self.engine.optimiser, step, writes=self.engine.rank == 0)
+
+    def _keep_what_is_good(self, step: int) -> str:
+        """Save the weights unless the last update spoiled them; which checkpoint there is then."""
+        if all(bool(weight.isfinite().all()) for weight in checkpoints.trainable(self.model).values()):
+            self._save(step)
+        done = checkpoints.steps_done(self.folder)
+        return f"a checkpoint of step {done} is kept" if done is not None else "there is no checkpoint yet"
 
     def _resume(self) -> int:
         for group in self.engine.optimiser.param_groups:

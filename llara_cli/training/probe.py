@@ -8,6 +8,8 @@ layout, lengths, attention) is in the figures.
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llara_cli.model.backbone import load_config, quiet_transformers
+from llara_cli.model.loading import load_config, quiet_transformers
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
 from llara_cli.training.losses import LOGITS_BYTES
@@ -62,6 +64,7 @@ def shrunken(source: ModelSource, layers: int, folder: Path) -> ModelSource:
             config, dtype=torch.bfloat16, trust_remote_code=source.remote_code
         )
     model.to_empty(device="cpu")
+    model.tie_weights()
     with torch.no_grad():
         for weight in model.parameters():
             weight.uniform_(-0.02, 0.02)
@@ -122,9 +125,19 @@ def _state_bytes(state: Sequence[Any]) -> int:
 
 
 def _head_bytes(model: PreTrainedModel) -> int:
-    """What the losses hold for a moment: a chunk of logits, its log-softmax, the gradient of the projection."""
+    """What the losses hold for a moment: a chunk of logits with its log-softmax and gradient, and what is as large as
+    the vocabulary: the projection's gradient as gathered and as handed over, the embedding's.
+    """
     weight = model.get_output_embeddings().weight
-    return 3 * LOGITS_BYTES + (4 * weight.numel() if weight.requires_grad else 0)
+    return 3 * LOGITS_BYTES + (3 * weight.nbytes if weight.requires_grad else 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has taken so far: on a GPU of its memory, else of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Activations:

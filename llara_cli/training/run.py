@@ -22,8 +22,9 @@ from transformers import PreTrainedModel
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
-from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name, quiet_transformers
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
 from llara_cli.model.facts import ModelFacts
+from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
@@ -36,7 +37,7 @@ from llara_cli.training.loop import Schedule, Trainer, autocast
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import make_optimiser
 from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, rough_seconds, warn_if_long
-from llara_cli.training.probe import DEPTHS, Cost, cost_of, shrunken
+from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
 from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -106,9 +107,9 @@ class TrainingRun(ABC, Generic[ItemT]):
         """Train, or take up where an earlier run stopped, or give the finished run's result again."""
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
         with self._building(restart) as build:
-            if isinstance(build, Artifact):
-                return told_again(self.console, build)
-            return self._train(build)
+            result = told_again(self.console, build) if isinstance(build, Artifact) else self._train(build)
+        self.accelerator.end_training()
+        return result
 
     @contextmanager
     def _building(self, restart: bool) -> Iterator[Build | Artifact]:
@@ -214,8 +215,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         started = time.monotonic()
         with self.console.bar(self.task, self.schedule.steps, unit="steps") as bar:
             history = trainer.train(bar)
-        result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
-        self.accelerator.end_training()
+        result = summary(build, history, time.monotonic() - started, trainer.resumed_at, self.device)
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
             self._finish(build, prepared, result)
@@ -264,8 +264,10 @@ class TrainingRun(ABC, Generic[ItemT]):
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
 
 
-def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:
-    """The result of a training command, as the command line's contract names it."""
+def summary(
+    build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int, device: torch.device
+) -> dict[str, Any]:
+    """The result of a training command, as the command line's contract names it; memory in bytes."""
     fresh = sum(row["tokens"] for row in history[resumed_at:])
     return {
         "name": build.name,
@@ -275,5 +277,6 @@ def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed
         "tokens": sum(row["tokens"] for row in history),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(fresh / seconds, 1) if seconds > 0 else 0.0,
+        "peak_memory": peak_memory(device),
         "history": history,
     }

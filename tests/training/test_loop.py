@@ -1,0 +1,112 @@
+"""The loop: learning rates, the order of texts, NaN, what is shown and drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from program import Llara
+
+from llara_cli.settings import OptimiserSettings
+from llara_cli.training.history import History, draw_curve
+from llara_cli.training.loop import Schedule
+
+SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 10, "--name", "m")
+
+
+@given(items=st.integers(1, 50), batch=st.integers(1, 20), epochs=st.integers(1, 3), start=st.integers(0, 10))
+def test_an_epoch_takes_every_text_once_and_resuming_takes_the_same(
+    items: int, batch: int, epochs: int, start: int
+) -> None:
+    schedule = Schedule.of(items, OptimiserSettings(batch_size=batch, epochs=epochs, seed=3))
+    steps = list(schedule.batches())
+    taken = Counter((epoch, number) for epoch, numbers in steps for number in numbers)
+    assert taken == Counter({(epoch, number): 1 for epoch in range(epochs) for number in range(items)})
+    assert list(schedule.batches(start)) == steps[start:]
+    assert steps == list(schedule.batches())
+
+
+def test_rates_rise_linearly_and_fall_linearly(llara: Llara, corpus: Path, tiny_model: Path) -> None:
+    flags = ("--learning-rate", 1e-3, "--warmup-ratio", 0.4, "--json")
+    history = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags).json["history"]
+    rates = [row["learning_rate"] for row in history]
+    assert rates == pytest.approx([1e-3 * part for part in (0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
+    assert [row["step"] for row in history] == list(range(1, 11))
+    assert all(a["loss"] != b["loss"] for a, b in pairwise(history))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(
+    llara: Llara,
+    corpus: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update, calls = torch.optim.AdamW.step, []
+
+    def spoil(self: Any, closure: Any = None) -> Any:
+        calls.append(1)
+        done = update(self, closure)
+        if len(calls) == 5:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--save-every", 3)
+    assert done.code == 1
+    assert "step 6: the loss is nan" in done.error
+    assert "a checkpoint of step 3 is kept" in done.error
+    folder = tmp_path / "ws/models/m"
+    assert json.loads((folder / "checkpoint/step.json").read_text()) == {"step": 3}
+    assert not (folder / "manifest.json").exists()
+    monkeypatch.undo()
+    again = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--save-every", 3, "--json")
+    assert [row["step"] for row in again.json["history"]] == list(range(1, 11))
+
+
+def test_the_curve_and_the_trackers_tell_the_history(
+    llara: Llara,
+    corpus: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--track", "tensorboard", "--json")
+    history = done.json["history"]
+    assert (tmp_path / "ws/models/m/loss.png").read_bytes().startswith(b"\x89PNG")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "ws/tracking/m/llara"))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("loss")}
+    assert logged == pytest.approx({row["step"]: row["loss"] for row in history}, rel=1e-6)
+
+
+def test_a_row_that_was_not_finished_is_forgotten(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    history = History(tmp_path, Accelerator(cpu=True))
+    history.resume(2)
+    assert history.rows == rows[:2]
+    assert (tmp_path / "history.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
+
+
+def test_the_bar_tells_terms_and_rate(tmp_path: Path) -> None:
+    row = {"step": 1, "loss": 3.0, "ebae": 1.0, "ebar": 2.0, "lm": None, "learning_rate": 0.1, "tokens": 50}
+    with History(tmp_path, Accelerator(cpu=True)) as history:
+        shown = history.add(row)
+    assert shown.startswith("loss 3.000  EBAE 1.000  EBAR 2.000")
+    assert shown.endswith("tokens/s")
+    assert json.loads((tmp_path / "history.jsonl").read_text()) == row
+
+
+def test_a_curve_of_one_step_can_be_drawn(tmp_path: Path) -> None:
+    draw_curve([{"step": 1, "loss": 2.0, "ebae": 2.0, "ebar": None, "lm": None}], tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 1000
