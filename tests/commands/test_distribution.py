@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 from accelerate import DistributedType
 from program import write_jsonl
+from safetensors.torch import load_file
 from tiny import TEXTS
 
 PROCESSES = 2
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
 
 
-def pretrain(corpus: Path, model: Path, workspace: Path, *flags: object, processes: int = 1) -> dict[str, Any]:
+def pretrain(
+    corpus: Path, model: Path, workspace: Path, *flags: object, processes: int = 1, launched: bool = False
+) -> dict[str, Any]:
     """The result of ``llara pretrain`` in so many processes (gloo)."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    launcher = [*LAUNCHER, f"--nproc_per_node={processes}"] if processes > 1 or launched else []
     command = [sys.executable, *launcher, "-m", "llara_cli", "pretrain", corpus, "--model", model, "--name", "m",
-               "--max-length", 60, "--max-steps", 6, "--json", "-w", workspace, *flags]  # fmt: skip
+               "--max-length", 120, "--max-steps", 6, "--json", "-w", workspace, *flags]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
@@ -64,23 +68,28 @@ def test_a_run_may_go_on_in_more_processes(tiny_model: Path, long_corpus: Path, 
     assert again["history"] == first["history"]
 
 
-def test_sharded_training_saves_one_plain_checkpoint(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
-    """FSDP2 at world size 1: accelerate shards on GPUs only."""
-    environment = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    }
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+def distributed_type() -> str:
+    """What accelerate makes of a request to shard, in one launched process."""
     code = "from accelerate import Accelerator; print(Accelerator().distributed_type.value)"
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--no-python",
-                sys.executable, "-c", code]  # fmt: skip
-    done = subprocess.run(launched, capture_output=True, text=True, check=False, env=os.environ | environment)
-    if DistributedType.FSDP.value not in done.stdout.split():
-        pytest.skip(f"accelerate does not shard here: {done.stdout.strip() or 'no GPU'}")
+    command = [sys.executable, *LAUNCHER, "--nproc_per_node=1", "--no-python", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | FSDP)
+    return done.stdout.split()[-1]
+
+
+def test_sharded_training_saves_one_plain_checkpoint(
+    tiny_model: Path, long_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP2 at world size 1; accelerate shards on GPUs only."""
+    if (found := distributed_type()) != DistributedType.FSDP.value:
+        pytest.skip(f"accelerate does not shard on this machine: it runs as {found}")
     plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", "--batch-size", 7)
-    command = [*launched[:5], "-m", "llara_cli", "pretrain", str(long_corpus), "--model", str(tiny_model), "--name", "m",
-               "--max-length", "60", "--max-steps", "6", "--batch-size", "7", "--json", "-w", str(tmp_path / "sharded")]  # fmt: skip
-    sharded = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
-    losses = [row["loss"] for row in json.loads(sharded.stdout)["history"]]
-    assert losses == pytest.approx([row["loss"] for row in plain["history"]], rel=1e-4)
-    assert (tmp_path / "sharded/models/m/model.safetensors").exists()
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    sharded = pretrain(long_corpus, tiny_model, tmp_path / "sharded", "--batch-size", 7, launched=True)
+    for one, other in zip(plain["history"], sharded["history"], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    weights = [load_file(tmp_path / run / "models/m/model.safetensors") for run in ("plain", "sharded")]
+    assert weights[0].keys() == weights[1].keys()

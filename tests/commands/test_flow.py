@@ -13,7 +13,7 @@ from program import Llara, tree, write_jsonl
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llara_cli.model.backbone import quiet_transformers
+from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPES
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--learning-rate", 1e-3)
