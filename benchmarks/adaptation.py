@@ -26,9 +26,10 @@ from texts import articles
 
 from llara_cli.data.corpus import ReadyRow, corpus_files
 from llara_cli.data.passages import pair_up, split_document
-from llara_cli.model.backbone import Backbone, load_causal_lm
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.encoder import Encoder, Sequencer
+from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import BRANCHES, PAPER
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.model.tokens import TextTokenizer
@@ -42,8 +43,8 @@ def held_out_rows(tokenizer: TextTokenizer, corpus: Path, length: int, count: in
     """``count`` passages with their successors: ten consecutive ones of each article that is long enough."""
     rows: list[ReadyRow] = []
     for text in articles(corpus):
-        _, ends = tokenizer.encode_with_ends(text[: 20 * length * 5])
-        passages = split_document(text[: 20 * length * 5], ends, length - 20)
+        (document,) = tokenizer.encode_documents([text[: 20 * length * 5]])
+        passages = split_document(document.text, document.ends, length - 20)
         if len(passages) > 11:
             rows += [ReadyRow(own, own, following, str(corpus)) for own, following in pair_up(passages[:11])[:10]]
         if len(rows) >= count:

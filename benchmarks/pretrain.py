@@ -26,8 +26,9 @@ from rivals import Authors, TwoPasses
 from texts import Texts
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llara_cli.model.backbone import Backbone, quiet_transformers
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
+from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.training.pretext import Example, PretextObjective
 from llara_cli.training.pretrain import ROW_TOKENS

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from llara_cli.data.corpus import ReadyRow
-from llara_cli.model.backbone import Backbone, load_causal_lm
+from llara_cli.model.backbone import Backbone
+from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer

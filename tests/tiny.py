@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from llara_cli.model.backbone import quiet_transformers
+from llara_cli.model.loading import quiet_transformers
 
 TEXTS = [
     "The river rises in the hills above the town and runs south to the sea.",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, load_causal_lm
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
 from llara_cli.model.encoder import Encoder, Sequencer, choose_length
+from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role

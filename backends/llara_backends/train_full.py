@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from llara_cli.model.backbone import add_new_tokens, load_causal_lm
+from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import TrainingBackend, TrainingSetup

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from llara_cli.model.backbone import add_new_tokens, load_causal_lm
+from llara_backends import adapters
+from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import TrainingBackend, TrainingSetup
@@ -19,34 +19,28 @@ class LoraBackend(TrainingBackend):
     """The base stays frozen in the compute dtype; adapters train in fp32 (RepLLaMA's set-up)."""
 
     name = "lora"
+    quantization: str | None = None
 
     def __init__(self) -> None:
         self.adapted: Any = None
-        self.grown = False
+        self.source: ModelSource | None = None
+        self.setup: TrainingSetup | None = None
 
     def load(self, source: ModelSource, tokenizer: TextTokenizer, setup: TrainingSetup) -> PreTrainedModel:
         """The base model with adapters in place; the rows of tokens that the base never saw train too."""
+        self.source, self.setup = source, setup
         model = load_causal_lm(source, setup.dtype)
         fresh = add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
-        self.grown = bool(fresh)
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=setup.adapter.rank,
-            lora_alpha=setup.adapter.alpha,
-            lora_dropout=setup.adapter.dropout,
-            target_modules="all-linear",
-            trainable_token_indices=fresh or None,
-        )
-        self.adapted = get_peft_model(model, config)
-        for weight in self.adapted.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
+        self.adapted = adapters.adapt(self.prepare(model, setup), fresh, setup)
         adapted: PreTrainedModel = self.adapted.get_base_model()
         return adapted
 
+    def prepare(self, model: PreTrainedModel, setup: TrainingSetup) -> PreTrainedModel:
+        """The base as it is kept while adapters train."""
+        return model
+
     def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
         """The adapter under ``adapter/``, and the merged model as a checkpoint that any tool loads."""
-        # said outright: peft would ask the hub whether the base model has as many rows
-        self.adapted.save_pretrained(folder / "adapter", save_embedding_layers=self.grown)
-        merged = self.adapted.merge_and_unload()
-        merged.to(dtype).save_pretrained(folder)
+        assert self.source is not None
+        assert self.setup is not None
+        adapters.save(self.adapted, self.source, self.setup, folder, dtype, self.quantization)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from llara_cli.model.backbone import Backbone, load_config, quiet_transformers
+from llara_cli.model.backbone import Backbone
+from llara_cli.model.loading import load_config, quiet_transformers
 from llara_cli.model.source import ModelSource
 
 

@@ -16,7 +16,9 @@ from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
 from llara_cli.workspace import Workspace
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja")
+_WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja", "adapter/*")
+ADAPTER, BASE = "adapter", "base.json"
+"""In a model that was saved as an adapter only: the adapter's folder, and what is written down of its base."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class ModelSource:
     def is_local(self) -> bool:
         """Whether the files lie on this machine."""
         return Path(self.location).is_dir()
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether only an adapter lies there, to be put on its base."""
+        return (Path(self.location) / BASE).is_file()
 
     @property
     def path(self) -> str:

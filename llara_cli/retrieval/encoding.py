@@ -28,9 +28,10 @@ from llara_cli.artifacts import (
 from llara_cli.console import Bar, Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, read_documents
 from llara_cli.data.table import Table, write_table
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name, load_config, max_positions
+from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.encoder import choose_length
 from llara_cli.model.facts import ModelFacts
+from llara_cli.model.loading import load_config, max_positions
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.store import IDS, TEXTS, shard_name

@@ -12,7 +12,7 @@ import torch
 from tiny import SHAPE
 
 from llara_cli.console import UserError
-from llara_cli.model.backbone import load_causal_lm
+from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.workspace import Workspace

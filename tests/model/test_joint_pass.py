@@ -24,9 +24,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from llara_cli.model.backbone import Backbone, quiet_transformers
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import pack
 from llara_cli.model.layout import Tree, lay_out
+from llara_cli.model.loading import quiet_transformers
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {

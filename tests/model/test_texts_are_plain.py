@@ -11,9 +11,10 @@ from tiny import ARCHITECTURES, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from llara_cli.console import UserError
-from llara_cli.model.backbone import Backbone, quiet_transformers
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import pack
 from llara_cli.model.layout import Tree
+from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import BRANCHES, PAPER, RECIPES, RELEASED
 from llara_cli.model.tokens import TextTokenizer
 

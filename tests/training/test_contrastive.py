@@ -11,8 +11,9 @@ from tiny import TEXTS
 from torch import nn
 
 from llara_cli.data.training_rows import TrainingRow
-from llara_cli.model.backbone import Backbone, load_causal_lm
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.encoder import Sequencer
+from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer

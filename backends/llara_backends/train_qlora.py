@@ -1,0 +1,21 @@
+"""Training backend ``qlora``: adapters on a base kept in four bits (NF4 with double quantisation, bitsandbytes)."""
+
+from __future__ import annotations
+
+import bitsandbytes  # noqa: F401  that it is missing is told before any work
+from transformers import PreTrainedModel
+
+from llara_backends.train_lora import LoraBackend
+from llara_cli.model.adapted import NF4, quantise
+from llara_cli.protocols import TrainingSetup
+
+
+class QloraBackend(LoraBackend):
+    """The base's linear layers, the projection apart, take half a byte a weight; they compute in the compute dtype."""
+
+    name = "qlora"
+    quantization = NF4
+
+    def prepare(self, model: PreTrainedModel, setup: TrainingSetup) -> PreTrainedModel:
+        """The base with its linear layers quantised as soon as it is moved to its device."""
+        return quantise(model, setup.dtype)

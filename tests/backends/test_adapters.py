@@ -1,0 +1,142 @@
+"""Adapters: what is saved is what was trained, merged or not, on a plain base and on a four-bit one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from program import Llara, write_jsonl
+from tiny import TEXTS, make_model
+from torch.nn.functional import cross_entropy
+
+from llara_cli import registry
+from llara_cli.console import UserError
+from llara_cli.model.loading import load_causal_lm, quiet_transformers
+from llara_cli.model.recipe import RELEASED
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.protocols import TrainingSetup
+from llara_cli.settings import AdapterSettings
+
+BACKENDS = ["lora", "qlora"]
+
+
+class Trained:
+    """A backend with its model after some steps of next-token prediction."""
+
+    def __init__(self, name: str, folder: Path, *, merge: bool, steps: int = 30) -> None:
+        torch.manual_seed(0)
+        self.source = ModelSource("tiny", str(folder))
+        self.backend = registry.load("training", name)()
+        self.tokenizer = TextTokenizer.load(self.source)
+        adapter = AdapterSettings(rank=8, alpha=16, dropout=0.0, merge=merge)
+        setup = TrainingSetup(torch.float32, RELEASED.new_tokens, seed=3, adapter=adapter)
+        self.model = self.backend.load(self.source, self.tokenizer, setup)
+        slots = self.tokenizer.hf.convert_tokens_to_ids(list(RELEASED.new_tokens))
+        self.ids = [torch.tensor([[*ids, *slots]]) for ids in self.tokenizer.encode(TEXTS)]
+        self.losses = [self._step(optimiser) for optimiser in [self._optimiser()] for _ in range(steps)]
+        self.model.eval()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([weight for weight in self.model.parameters() if weight.requires_grad], lr=2e-2)
+
+    def _step(self, optimiser: torch.optim.Optimizer) -> float:
+        optimiser.zero_grad()
+        losses = [cross_entropy(self.model(ids).logits[0, :-1], ids[0, 1:]) for ids in self.ids]
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def logits(self, model: Any) -> torch.Tensor:
+        """Of the first text."""
+        logits: torch.Tensor = model(self.ids[0]).logits
+        return logits
+
+    def save(self, folder: Path) -> ModelSource:
+        """As a training run does."""
+        with quiet_transformers():
+            self.backend.save(self.model, folder, torch.float32)
+        self.tokenizer.save(folder)
+        return ModelSource("saved", str(folder))
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model; Qwen's has tied embeddings."""
+    return make_model(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter only"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_is_saved_is_what_was_trained(name: str, folder: Path, tmp_path: Path, merge: bool) -> None:
+    trained = Trained(name, folder, merge=merge)
+    assert trained.losses[-1] < 0.97 * trained.losses[0]
+    wanted = trained.logits(trained.model)
+    saved = trained.save(tmp_path)
+    assert (tmp_path / "model.safetensors").exists() == merge
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
+    again = load_causal_lm(saved, torch.float32).eval()
+    torch.testing.assert_close(trained.logits(again), wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_merging_into_the_base_that_was_not_quantised_would_show(folder: Path, tmp_path: Path) -> None:
+    """The check above has teeth: the adapter belongs on the four-bit base it was trained on."""
+    trained = Trained("qlora", folder, merge=False)
+    wanted = trained.logits(trained.model)
+    saved = trained.save(tmp_path)
+    base = tmp_path / "base.json"
+    base.write_text(json.dumps(json.loads(base.read_text()) | {"quantization": None}))
+    wrong = trained.logits(load_causal_lm(saved, torch.float32).eval())
+    assert (wrong - wanted).norm() / wanted.norm() > 0.02
+
+
+def test_the_base_really_takes_four_bits(folder: Path) -> None:
+    import bitsandbytes
+
+    trained = Trained("qlora", folder, merge=True, steps=1)
+    layers = [layer for layer in trained.model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    assert layers
+    for layer in layers:
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.quant_state.nested
+        assert layer.weight.numel() * 2 == layer.in_features * layer.out_features
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_base_that_is_gone_or_another_is_named(name: str, folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "base"
+    shutil.copytree(folder, moved)
+    saved = Trained(name, moved, merge=False, steps=1).save(tmp_path / "saved")
+    before = saved.fingerprint()
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    with pytest.raises(UserError, match="base model has changed"):
+        load_causal_lm(saved, torch.float32)
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="base model is gone"):
+        load_causal_lm(saved, torch.float32)
+    weights = tmp_path / "saved/adapter/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert saved.fingerprint() != before
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_adapter_encodes_like_the_model_merged_from_it(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    documents = write_jsonl(tmp_path / "documents.jsonl", [{"_id": str(i), "text": t} for i, t in enumerate(TEXTS)])
+    flags = ("--model", tiny_model, "--backend", name, "--max-length", 110, "--max-steps", 4, "--recipe", "released")
+    for merge in ("--merge", "--no-merge"):
+        trained = llara("pretrain", corpus, *flags, merge, "--name", merge[2:])
+        assert trained.code == 0, trained.err
+        encoded = llara("encode", documents, "--model", merge[2:], "--name", merge[2:])
+        assert encoded.code == 0, encoded.err
+    merged, alone = (np.load(tmp_path / f"ws/embeddings/{name}/vectors-00000.npy") for name in ("merge", "no-merge"))
+    np.testing.assert_allclose(alone, merged, atol=2e-6)
+    assert not (tmp_path / "ws/models/no-merge/model.safetensors").exists()
