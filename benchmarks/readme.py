@@ -27,11 +27,44 @@ def startup() -> str:
     )
 
 
+def pretrain() -> str:
+    """The table of ``pretrain.json``."""
+    found = json.loads((HERE / "pretrain.json").read_text())
+    lines = [
+        "| model | texts | the authors' way | two passes | two passes, by length | share of matmul peak |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["speed"]:
+        ratios = [f"{row['ratio'][rival]:.2f}" for rival in ("authors", "two passes", "two passes, by length")]
+        tokens = f"{row['texts']} ({row['mean_tokens']:.0f} tokens)"
+        lines.append(f"| {row['model']} | {tokens} | {' | '.join(ratios)} | {row['share_of_matmul_peak']:.0%} |")
+    memory = ", ".join(f"{row['model']}: {row['ratio']:.2f}" for row in found["memory"])
+    return "\n".join(
+        [*lines, "", f"Peak memory of a step on the same batch, as a share of the authors' way: {memory}."]
+    )
+
+
+def adaptation() -> str:
+    """The table of ``adaptation.json``."""
+    found = json.loads((HERE / "adaptation.json").read_text())
+    losses, ranks = found["losses"], found["next_passage_mrr@10"]
+    rows = [
+        f"| {name} | {losses[key]['ebae']:.2f} | {losses[key]['ebar']:.2f} | {shown} |"
+        for name, key, shown in (
+            ("before", "before", f"{ranks['before']:.3f}"),
+            (f"after {found['steps']} steps of {found['batch']} texts", "after", f"{ranks['after']:.3f}"),
+            ("unigram model", "unigram", ""),
+        )
+    ]
+    head = ["| | EBAE | EBAR | next passage, MRR@10 |", "| --- | ---: | ---: | ---: |"]
+    return "\n".join([*head, *rows, "", f"Paired t-test of the reciprocal ranks: p = {found['paired_t_test_p']:.1g}."])
+
+
 def filled(text: str) -> str:
     """The README with every table as the JSON files have it."""
-    for name, table in {"startup": startup()}.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        text = marked.sub(lambda match, table=table: match[1] + table + match[2], text)
+    for name, table in {"startup": startup(), "pretrain": pretrain(), "adaptation": adaptation()}.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?\n?(<!-- /{name} -->)", re.DOTALL)
+        text = marked.sub(lambda match, table=table: match[1] + table + "\n" + match[2], text)
     return text
 
 

@@ -83,7 +83,10 @@ class Console:
 
     @contextmanager
     def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
-        """A progress bar on stderr with rate and time left; ``total`` None: unknown."""
+        """A progress bar on stderr with rate and time left; ``total`` None: unknown; no ``unit``: ``show`` tells rates.
+
+        What ``show`` says gets the room of 80 columns that a shorter bar leaves.
+        """
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -103,9 +106,9 @@ class Console:
 
         columns = [
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if unit else 8),
             MofNCompleteColumn(),
-            Rate(),
+            *([Rate()] if unit else []),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[detail]}", style="dim", markup=False),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -112,6 +113,11 @@ class AcceleratedEngine(Engine):
         with stance:
             self.scaler.step(self.optimiser)
         self.scaler.update()
+
+
+def launched_processes() -> int:
+    """How many processes ``accelerate launch`` or ``torchrun`` started; 1 where none did."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path) -> Accelerator:

@@ -56,8 +56,8 @@ class History:
         told = {name: value for name, value in row.items() if name != "step" and value is not None}
         self._accelerator.log(told, step=row["step"])
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        terms = "  ".join(f"{label} {row[name]:.3f}" for name, label in TERMS.items() if row[name] is not None)
-        return f"{terms}  {rate:,.0f} tokens/s"
+        terms = " ".join(f"{label} {row[name]:.2f}" for name, label in TERMS.items() if row[name] is not None)
+        return f"{terms} {rate:,.0f} tokens/s"
 
 
 def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -213,7 +213,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             dtype=self.dtype,
         )
         started = time.monotonic()
-        with self.console.bar(self.task, self.schedule.steps, unit="steps") as bar:
+        with self.console.bar(self.task, self.schedule.steps) as bar:
             history = trainer.train(bar)
         result = summary(build, history, time.monotonic() - started, trainer.resumed_at, self.device)
         trainer.engine.gather(prepared.model)
