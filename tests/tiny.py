@@ -29,6 +29,7 @@ ARCHITECTURES: dict[str, Any] = {
     "llama": lambda **c: LlamaConfig(**SHAPE, num_key_value_heads=2, **c),
     "qwen": lambda **c: Qwen2Config(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True, **c),
     "neox": lambda **c: GPTNeoXConfig(**SHAPE, **c),
+    "wide": lambda **c: LlamaConfig(**(SHAPE | {"hidden_size": 64}), num_key_value_heads=2, **c),
 }
 
 

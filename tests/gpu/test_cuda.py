@@ -1,0 +1,123 @@
+"""Every path that only a GPU takes gives what the CPU gives; skipped where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_model
+from torch import nn
+
+from llara_cli import registry
+from llara_cli.model.backbone import Backbone
+from llara_cli.model.batching import Batching
+from llara_cli.model.loading import load_causal_lm
+from llara_cli.model.recipe import PAPER, RELEASED, Recipe
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.protocols import IndexOptions, TrainingSetup
+from llara_cli.training.losses import language_model_loss
+from llara_cli.training.pretext import Example, PretextObjective
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A tiny Llama whose heads are wide enough for FlexAttention (16)."""
+    return ModelSource("tiny", str(make_model(tmp_path_factory.mktemp("gpu") / "model", "wide")))
+
+
+def examples(count: int) -> list[Example]:
+    """Texts of all lengths."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 120, count)
+    return [Example(draw.integers(5, 300, n), {"self": draw.integers(5, 300, 9), "next": [6, 7]}) for n in lengths]
+
+
+def losses_and_norm(
+    source: ModelSource, recipe: Recipe, device: str, batching: Batching, items: Sequence[Example], *, blocks: bool
+) -> tuple[float, float]:
+    """The batch's loss and the norm of its gradient, in fp32."""
+    backbone = Backbone(load_causal_lm(source, torch.float32).to(device).train())
+    if blocks:
+        assert backbone.attend_in_blocks()
+    tokenizer = TextTokenizer.load(source).with_tokens(())
+    prompts = tokenizer.prompt_ids(recipe)
+    loss = PretextObjective(backbone, recipe, prompts, batching).backward(items).loss
+    gradients = [weight.grad.double().norm() for weight in backbone.model.parameters() if weight.grad is not None]
+    return loss, float(torch.stack(gradients).norm())
+
+
+@pytest.mark.parametrize(
+    ("batching", "blocks"),
+    [(Batching("packed", 2048, 2048, 128), True), (Batching("packed", 2048, 256), False),
+     (Batching("bucketed", 2048, 256), False)],
+)  # fmt: skip
+def test_layouts_agree_with_the_cpu(source: ModelSource, batching: Batching, blocks: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    items = examples(40)
+    wanted = losses_and_norm(source, PAPER, "cpu", Batching("bucketed", 4096, 256), items, blocks=False)
+    found = losses_and_norm(source, PAPER, "cuda", batching, items, blocks=blocks)
+    assert found == pytest.approx(wanted, rel=2e-4)
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
+def test_liger_gives_our_language_model_loss() -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(64, 1000, bias=False).cuda()
+    hidden, ids = torch.randn(300, 64, device="cuda"), torch.randint(0, 1000, (300,), device="cuda")
+    fused = language_model_loss(head, hidden.requires_grad_(), ids, 0.5)
+    plain = language_model_loss(head.cpu(), hidden.detach().cpu(), ids.cpu(), 0.5)
+    assert float(fused[0].detach()) == pytest.approx(float(plain[0].detach()), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "qlora"])
+def test_backends_train_in_bf16(source: ModelSource, name: str) -> None:
+    if name == "qlora":
+        pytest.importorskip("bitsandbytes")
+    backend = registry.load("training", name)()
+    tokenizer = TextTokenizer.load(source)
+    model = backend.load(source, tokenizer, TrainingSetup(torch.bfloat16, RELEASED.new_tokens)).to("cuda").train()
+    objective = PretextObjective(
+        Backbone(model), RELEASED, tokenizer.prompt_ids(RELEASED), Batching("packed", 2048, 256)
+    )
+    optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            losses.append(objective.backward(examples(20)).loss)
+        optimiser.step()
+    assert losses[-1] < losses[0]
+
+
+def test_exact_search_agrees_with_the_cpu() -> None:
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((5000, 64), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    class Blocks:
+        count, dim = vectors.shape
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            yield vectors
+
+    exact = registry.load("index", "exact")
+    hits = [exact.build(Blocks(), IndexOptions(device=device)).search(vectors[:50], 10) for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(hits[0].scores, hits[1].scores, atol=1e-5)
+    assert (hits[0].rows == hits[1].rows).mean() > 0.99
+
+
+def test_a_plan_on_a_gpu(source: ModelSource, tmp_path: Path) -> None:
+    from llara_cli import app
+
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("The river rises in the hills above the town. " * 200)
+    arguments = ["pretrain", str(corpus), "--model", source.location, "--max-length", "100", "--json"]
+    assert app.run([*arguments, "--dry-run", "-w", str(tmp_path / "ws")]) == 0
+    assert app.run([*arguments, "--max-steps", "3", "-w", str(tmp_path / "ws")]) == 0
