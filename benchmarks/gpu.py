@@ -71,8 +71,7 @@ def model_of(shape: str, setting: Setting, device: torch.device) -> Iterator[Pre
         adapted = get_peft_model(quantised, LoraConfig(r=64, lora_alpha=16, target_modules="all-linear"))
         model = adapted.get_base_model()
     if setting.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        Backbone(model).recompute_in_backward()
     yield model.train()
     del model
     gc.collect()

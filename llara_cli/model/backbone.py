@@ -105,6 +105,16 @@ class Backbone:
         self.model.set_attn_implementation("flex_attention")
         return True
 
+    def recompute_in_backward(self) -> None:
+        """Keep a layer's input only, and compute the layer again in backward: less memory, a third more time."""
+        # transformers is renaming the method; releases before know the old name alone
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        if enable is not None:
+            enable()
+        else:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.enable_input_require_grads()
+
     def hidden(self, layout: Layout) -> Tensor:
         """Last hidden states (R * L, dim) of a layout."""
         device = self.device

@@ -255,10 +255,9 @@ class TrainingRun(ABC, Generic[ItemT]):
         torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(source, tokenizer, setup)
         model.to(self.device)
-        if optimiser.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.enable_input_require_grads()
         backbone = Backbone(model)
+        if optimiser.gradient_checkpointing:
+            backbone.recompute_in_backward()
         if optimiser.compile:
             backbone.body.compile(dynamic=True)
         return Prepared(backend, model, backbone, tokenizer, self.recipe)

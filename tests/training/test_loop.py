@@ -110,3 +110,30 @@ def test_the_bar_tells_terms_and_rate(tmp_path: Path) -> None:
 def test_a_curve_of_one_step_can_be_drawn(tmp_path: Path) -> None:
     draw_curve([{"step": 1, "loss": 2.0, "ebae": 2.0, "ebar": None, "lm": None}], tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--gradient-checkpointing",), ("--layout", "bucketed"), ("--layout", "packed"), ("--micro-batch-tokens", 70)],
+    ids=lambda flags: flags[-1],
+)
+def test_how_it_is_computed_changes_no_loss(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    plain = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--json", workspace=tmp_path / "plain").json
+    other = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags, "--json").json
+    for one, two in zip(plain["history"], other["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
+    assert manifest["execution"].keys() == {
+        "gradient_checkpointing", "compile", "micro_batch_tokens", "processes", "layout"
+    }  # fmt: skip
+    assert manifest["execution"]["gradient_checkpointing"] == ("--gradient-checkpointing" in flags)
+
+
+@pytest.mark.parametrize("flags", [("--layout", "long"), ("--track", "paper"), ("--weights", "fp8")])
+def test_unknown_choices_are_named(llara: Llara, corpus: Path, tiny_model: Path, flags: tuple[str, str]) -> None:
+    done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags)
+    assert done.code == 2
+    assert flags[1] in done.error
