@@ -43,26 +43,29 @@ def save(
         save_base(folder, source, setup, quantization)
         adapted.get_base_model().config.save_pretrained(folder)
         return
-    merge(adapted).to(dtype).save_pretrained(folder)
+    merge(adapted, dtype).save_pretrained(folder)
 
 
 @torch.no_grad()
-def merge(adapted: Any) -> PreTrainedModel:
-    """Each layer's base weight, as the layer computes with it, plus its adapter, in fp32; plain layers again."""
+def merge(adapted: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """Each layer's base weight, as the layer computes with it, plus its adapter, summed in fp32; plain layers again.
+
+    Layer by layer onto the CPU, in ``dtype``: a card that holds the model in four bits could not hold it whole.
+    """
     for name, layer in list(adapted.named_modules()):
         if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear):
-            adapted.set_submodule(name, _merged(layer))
+            adapted.set_submodule(name, _merged(layer, dtype))
     merged: PreTrainedModel = adapted.merge_and_unload()  # what is left: the rows of new tokens
-    return merged
+    return merged.to(device="cpu", dtype=dtype)
 
 
-def _merged(layer: Any) -> nn.Linear:
+def _merged(layer: Any, dtype: torch.dtype) -> nn.Linear:
     base = layer.get_base_layer()
     weight = base_weight(base) + layer.get_delta_weight("default").float()
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
-    plain.weight = nn.Parameter(weight)
+    plain.weight = nn.Parameter(weight.to("cpu", dtype))
     if base.bias is not None:
-        plain.bias = nn.Parameter(base.bias.detach().float())
+        plain.bias = nn.Parameter(base.bias.detach().to("cpu", dtype))
     return plain
 
 

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from llara_cli.artifacts import read_json, write_atomically
 from llara_cli.console import UserError
 from llara_cli.model.source import ADAPTER, BASE, ModelSource
+from llara_cli.model.tokens import first_line
 from llara_cli.protocols import TrainingSetup
 from llara_cli.registry import missing_extra
 
 NF4 = "nf4"
+_TOLD = {"location", "gguf_file", "fingerprint", "dtype", "new_tokens", "seed", "quantization"}
 
 
 def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantization: str | None) -> None:
@@ -36,32 +39,51 @@ def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantizat
 def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
     """The base of an adapter's folder and what was written down of it.
 
-    Raises ``UserError`` where the base is gone or is not the one that the adapter was trained on.
+    Raises ``UserError`` where that is not what this version reads, or where the base is gone.
     """
     told = read_json(Path(source.location) / BASE)
+    if not isinstance(told, dict) or _TOLD - told.keys() or told["quantization"] not in (None, NF4):
+        raise UserError(f"{Path(source.path) / BASE}: not what this version reads of an adapter's base model")
     base = ModelSource(
         source.name, told["location"], told["gguf_file"], source.saved_recipe, remote_code=source.remote_code
     )
     if Path(base.location).is_absolute() and not Path(base.path).exists():
         raise UserError(f"{source.path}: an adapter whose base model is gone: no {base.path}")
-    if base.fingerprint() != told["fingerprint"]:
-        raise UserError(f"{source.path}: an adapter whose base model has changed since: {base.path}")
     return base, told
 
 
+def refuse_changed(source: ModelSource, base: ModelSource, fingerprint: str) -> None:
+    """Raise ``UserError`` where the base is not the one, by its fingerprint, that the adapter was trained on."""
+    if base.fingerprint() != fingerprint:
+        raise UserError(f"{source.path}: an adapter whose base model has changed since: {base.path}")
+
+
 def put_together(model: PreTrainedModel, folder: Path, quantization: str | None) -> PreTrainedModel:
-    """The base, with its new tokens, and the adapter in ``folder`` as one plain model in fp32."""
+    """The base, with its new tokens, and the adapter in ``folder`` as one plain model in fp32.
+
+    Raises ``UserError`` for an adapter that is missing, damaged, or made for a model of another shape.
+    """
     from peft import PeftModel  # takes seconds to import
 
+    place = folder / ADAPTER
+    if not (place / "adapter_model.safetensors").is_file():  # peft would go on to look for a pickle
+        raise UserError(f"{place}: no adapter_model.safetensors")
     if quantization == NF4:
         _round_to_nf4(model)
     model.float()
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder / ADAPTER).merge_and_unload()
+    try:
+        adapted = PeftModel.from_pretrained(model, place)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{place}: cannot load the adapter: {first_line(error)}") from error
+    merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
 
 
 def quantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Make every linear layer but the projection an NF4 one that computes in ``dtype``; quantised when it is moved."""
+    """Make every linear layer but the projection an NF4 one that computes in ``dtype``, on the CPU, ready to move.
+
+    A GPU quantises where there is one, a layer at a time, so that it never holds the whole model.
+    """
     bnb = _bitsandbytes()
     for name, layer in _linear_layers(model):
         quantised = bnb.nn.Linear4bit(
@@ -73,9 +95,9 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         )
         quantised.bias = layer.bias
         quantised.support_avx512bf16_for_cpu = False  # its packed layout is for inference only
-        model.set_submodule(name, quantised)
+        model.set_submodule(name, quantised.to(_quantiser()).to("cpu"))
     model.is_loaded_in_4bit = True  # what peft asks
-    return model.to("cpu") if not torch.cuda.is_available() else model
+    return model
 
 
 @torch.no_grad()
@@ -83,8 +105,13 @@ def _round_to_nf4(model: PreTrainedModel) -> None:
     """Give every linear layer but the projection the weights that NF4 leaves of it."""
     bnb = _bitsandbytes()
     for _, layer in _linear_layers(model):
-        codes, state = bnb.functional.quantize_4bit(layer.weight.data, compress_statistics=True, quant_type=NF4)
+        weight = layer.weight.data.to(_quantiser())
+        codes, state = bnb.functional.quantize_4bit(weight, compress_statistics=True, quant_type=NF4)
         layer.weight.copy_(bnb.functional.dequantize_4bit(codes, state))
+
+
+def _quantiser() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:

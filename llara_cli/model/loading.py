@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llara_cli.console import UserError
-from llara_cli.model.adapted import base_of, put_together
+from llara_cli.model.adapted import base_of, put_together, refuse_changed
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer, first_line
 from llara_cli.registry import missing_extra
@@ -89,6 +89,9 @@ def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype) -> Pr
 
 def _from_adapter(source: ModelSource) -> PreTrainedModel:
     base, told = base_of(source)
+    if not base.is_local:
+        load_config(base)  # puts a hub model into the cache, where its fingerprint is read
+    refuse_changed(source, base, told["fingerprint"])
     model = load_causal_lm(base, getattr(torch, told["dtype"]))
     add_new_tokens(model, TextTokenizer.load(base), tuple(told["new_tokens"]), told["seed"])
     return put_together(model, Path(source.location), told["quantization"])

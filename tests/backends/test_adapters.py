@@ -126,6 +126,51 @@ def test_a_base_that_is_gone_or_another_is_named(name: str, folder: Path, tmp_pa
     assert saved.fingerprint() != before
 
 
+@pytest.fixture(scope="module")
+def unmerged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model saved as an adapter only, on a four-bit base."""
+    place = tmp_path_factory.mktemp("unmerged")
+    Trained("qlora", make_model(place / "base"), merge=False, steps=1).save(place / "saved")
+    return place / "saved"
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _tell(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("adapter/adapter_model.safetensors", _cut, "adapter: cannot load the adapter"),
+        ("adapter/adapter_model.safetensors", Path.unlink, "adapter: no adapter_model.safetensors"),
+        ("adapter/adapter_config.json", Path.unlink, "adapter: cannot load the adapter"),
+        ("adapter/adapter_config.json", lambda path: _tell(path, r=3), "adapter: cannot load the adapter"),
+        ("base.json", lambda path: path.write_text("{}"), r"base\.json: not what this version reads"),
+        ("base.json", lambda path: path.write_text("[]"), r"base\.json: not what this version reads"),
+        ("base.json", lambda path: _tell(path, quantization="int3"), r"base\.json: not what this version reads"),
+        ("base.json", lambda path: _tell(path, location="some/hub-model"), "no model 'some/hub-model'.*on the hub"),
+    ],
+)
+def test_damage_is_named(unmerged: Path, tmp_path: Path, file: str, damage: Any, message: str) -> None:
+    shutil.copytree(unmerged, tmp_path / "saved")
+    damage(tmp_path / "saved" / file)
+    with pytest.raises(UserError, match=message):
+        load_causal_lm(ModelSource("saved", str(tmp_path / "saved")), torch.float32)
+
+
+@pytest.mark.parametrize(("first", "second"), [("qlora", "qlora"), ("lora", "qlora"), ("qlora", "lora")])
+def test_an_adapter_on_an_adapter(folder: Path, tmp_path: Path, first: str, second: str) -> None:
+    Trained(first, folder, merge=False, steps=3).save(tmp_path / "first")
+    trained = Trained(second, tmp_path / "first", merge=False, steps=3)
+    wanted = trained.logits(trained.model)
+    again = load_causal_lm(trained.save(tmp_path / "second"), torch.float32).eval()
+    torch.testing.assert_close(trained.logits(again), wanted, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_an_adapter_encodes_like_the_model_merged_from_it(
     llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, name: str

@@ -149,3 +149,25 @@ def test_layout_counts() -> None:
     np.testing.assert_array_equal(layout.ids, [[1, 2, 3, 4, 5, 6, 7, 8]])
     np.testing.assert_array_equal(layout.positions, [[0, 1, 2, 3, 4, 3, 0, 1]])
     np.testing.assert_array_equal(layout.slots, [[4], [5], [7]])
+
+
+# torch's own import of its inductor; that nothing is compiled here is meant
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma-mixed"])
+def test_attention_in_blocks_sees_what_the_dense_mask_sees(name: str) -> None:
+    """FlexAttention, forward only and uncompiled: a CPU has no backward of it."""
+    trees = [
+        Tree([5, 6, 7, 8, 9, 10, 11, 12, 13], [[3, 4, 5], [6, 7, 8]]),
+        Tree([], [[3, 4, 5], [6, 7]]),
+        Tree([9] * 30, [[1, 2], [4, 5]]),
+    ]
+    rows = pack([len(tree) for tree in trees], 40)
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = Backbone(AutoModelForCausalLM.from_config(CONFIGS[name]).eval())
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        dense = model.slots(lay_out(trees, rows))
+        assert model.attend_in_blocks()
+        blocks = model.slots(lay_out(trees, rows, 128))
+    torch.testing.assert_close(blocks, dense, atol=1e-5, rtol=0)

@@ -1,0 +1,85 @@
+"""The plan of ``--dry-run`` is what then happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import Llara, write_jsonl
+from tiny import TEXTS, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
+
+from llara_cli.model.loading import quiet_transformers
+
+SMALL = ("--max-length", 110, "--batch-size", 8, "--max-steps", 3, "--name", "m", "--json")
+
+
+@pytest.fixture(scope="module")
+def wiki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough text for whole forwards."""
+    documents = [{"text": " ".join(TEXTS[n % 5 :] + TEXTS[: n % 5])} for n in range(60)]
+    return write_jsonl(tmp_path_factory.mktemp("wiki") / "wiki.jsonl", documents)
+
+
+def save(config: Any, folder: Path) -> Path:
+    """A random model of the configuration, with the tiny tokenizer."""
+    with quiet_transformers():
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen"])
+def test_parameters_are_those_of_the_model(
+    llara: Llara, wiki: Path, tmp_path: Path, backend: str, architecture: str
+) -> None:
+    model = make_model(tmp_path / "model", architecture)
+    flags = ("--model", model, "--backend", backend, "--recipe", "released", "--lora-rank", 4, *SMALL)
+    plan = llara("pretrain", wiki, *flags, "--dry-run").json
+    with quiet_transformers():
+        loaded = AutoModelForCausalLM.from_pretrained(model)
+        loaded.resize_token_embeddings(400 + 16)
+    every = sum(weight.numel() for weight in loaded.parameters())
+    if backend == "full":
+        assert (plan["trained_parameters"], plan["frozen_parameters"]) == (every, 0)
+    else:
+        widths = sum(m.in_features + m.out_features for name, m in loaded.named_modules() if name.endswith("_proj"))
+        assert plan["trained_parameters"] == 4 * widths + 16 * 32  # the adapters, and the rows of the slots
+    assert plan["memory"].keys() == {"weights", "gradients", "optimizer", "activations", "runtime"}
+    assert plan["steps"] == 3
+    assert plan["expected_seconds"] > 0
+    assert not (tmp_path / "ws/models").exists()
+
+
+def test_a_model_of_one_layer_and_one_of_two_passes_can_be_planned(llara: Llara, wiki: Path, tmp_path: Path) -> None:
+    one = LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    alibi = BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4)
+    for name, config in {"one": one, "alibi": alibi}.items():
+        plan = llara("pretrain", wiki, "--model", save(config, tmp_path / name), *SMALL, "--dry-run").json
+        assert plan["trained_parameters"] == AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def program(*arguments: object) -> dict[str, Any]:
+    """The result of a process of its own, so that its peak of memory is its own."""
+    command = [sys.executable, "-m", "llara_cli", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("flags", [("--backend", "full"), ("--backend", "lora", "--lora-rank", "8")])
+def test_memory_is_what_the_run_takes(wiki: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=384, intermediate_size=1024, num_hidden_layers=12, num_attention_heads=6
+    )
+    command = ("pretrain", wiki, "--model", save(config, tmp_path / "model"), *SMALL, *flags, "-w", tmp_path / "ws")
+    plan = program(*command, "--dry-run")
+    assert plan["peak_memory"] == sum(plan["memory"].values())
+    assert plan["peak_memory"] == pytest.approx(program(*command)["peak_memory"], rel=0.15)
