@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llara_cli import __version__
-from llara_cli.console import LlaraError
+from llara_cli.console import LlaraError, is_follower
 
 SUMMARY = "Turn a language model into a dense retriever."
 
@@ -115,11 +115,11 @@ def run(arguments: list[str]) -> int:
         if verbose:
             sys.excepthook(type(error), error, error.__traceback__)
         message, code = explain(error)
-        sys.stderr.write(f"error: {message}\n" if message else "")
+        sys.stderr.write(f"error: {message}\n" if message and not is_follower() else "")
         return code
     except KeyboardInterrupt:
         code = INTERRUPTED
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and not is_follower():
         sys.stderr.write("interrupted; what is finished is kept, and the same command goes on from there\n")
     return code
 

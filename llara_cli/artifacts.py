@@ -21,6 +21,8 @@ Kind = Literal["models", "embeddings", "indexes"]
 KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes")
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png"}
+_PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old"}
+"""Folders that are gone soon after an artifact is finished."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 """Names of artifacts; short enough for a lock file's name beside."""
 
@@ -202,7 +204,8 @@ class Build:
         return Artifact(self.kind, self.name, self.target)
 
     def _checksums(self) -> dict[str, dict[str, Any]]:
-        files = sorted(f for f in self.folder.rglob("*") if f.is_file() and f.name not in _UNHASHED)
+        every = (f for f in self.folder.rglob("*") if f.is_file() and f.name not in _UNHASHED)
+        files = sorted(f for f in every if f.parent.name not in _PASSING)
         return {
             file.relative_to(self.folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
             for file in files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ class UserError(LlaraError):
     """The caller's mistake: the message says what, where and how to mend it; exit code 2."""
 
     exit_code = 2
+
+
+def is_follower() -> bool:
+    """Whether ``accelerate launch`` or ``torchrun`` started this process beside a first one, which does the talking."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 @dataclass

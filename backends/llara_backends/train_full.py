@@ -22,7 +22,9 @@ class FullBackend(TrainingBackend):
         """The model in fp32 (or bf16, see ``setup``), with its new tokens, every weight trainable."""
         model = load_causal_lm(source, torch.bfloat16 if setup.bf16_weights else torch.float32)
         add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
-        model.requires_grad_(True)
+        model.requires_grad_(False)  # a multimodal model has more than a decoder and its projection
+        for part in (model.get_decoder(), model.get_output_embeddings()):
+            part.requires_grad_(True)
         return model
 
     def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:

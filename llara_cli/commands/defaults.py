@@ -20,6 +20,13 @@ class Flag(NamedTuple):
 
     parameter: str
     negated: bool
+    repeatable: bool = False
+
+    def value(self, told: Any) -> Any:
+        """What the table's value means for the parameter."""
+        if self.repeatable and not isinstance(told, list):
+            return [told]
+        return not told if self.negated else told
 
 
 def read_toml(workspace: Path) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def command_defaults(workspace: Path, command: str, known: Mapping[str, Flag]) -
     unknown = [key for key in table if key not in known]
     if unknown:
         raise UserError(f"{workspace / FILE}: [{command}] has no setting {', '.join(unknown)}")
-    return {known[key].parameter: not value if known[key].negated else value for key, value in table.items()}
+    return {known[key].parameter: known[key].value(value) for key, value in table.items()}
 
 
 class Command(TyperCommand):
@@ -66,5 +73,6 @@ class Command(TyperCommand):
             names = [(flag, False) for flag in (name, *parameter.opts)]
             for flag, negated in [*names, *((flag, True) for flag in parameter.secondary_opts)]:
                 key = flag.removeprefix("--")
-                found |= dict.fromkeys((key, key.replace("-", "_")), Flag(name, negated))
+                flagged = Flag(name, negated, bool(getattr(parameter, "multiple", False)))
+                found |= dict.fromkeys((key, key.replace("-", "_")), flagged)
         return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llara_cli.console import Console, UserError
+from llara_cli.console import Console, UserError, is_follower
 
 if TYPE_CHECKING:
     from llara_cli.workspace import Workspace
@@ -135,11 +135,6 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
 
     root = workspace_path(workspace, ctx)
     return Session(Workspace(root), Console(as_json, quiet, verbose, muted=is_follower()))
-
-
-def is_follower() -> bool:
-    """Whether ``accelerate launch`` or ``torchrun`` started this process beside a first one, which does the talking."""
-    return int(os.environ.get("RANK", "0")) > 0
 
 
 def default_model(workspace_root: Path) -> str:

@@ -25,7 +25,7 @@ _TOLD = {"location", "gguf_file", "fingerprint", "dtype", "new_tokens", "seed", 
 def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantization: str | None) -> None:
     """Write down what an adapter was trained on: where the base lies, what it is, and how it was kept."""
     told = {
-        "location": str(Path(source.location).resolve()) if source.is_local else source.location,
+        "location": _location(folder, source),
         "gguf_file": source.gguf_file,
         "fingerprint": source.fingerprint(),
         "dtype": str(setup.dtype).removeprefix("torch."),
@@ -36,17 +36,27 @@ def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantizat
     write_atomically(folder / BASE, json.dumps(told, indent=1) + "\n")
 
 
+def _location(folder: Path, source: ModelSource) -> str:
+    """A hub id, or where a folder lies: as seen from the adapter's where both are in one workspace, which may move."""
+    if not source.is_local:
+        return source.location
+    place = Path(source.location).resolve()
+    return f"../{place.name}" if place.parent == folder.resolve().parent else str(place)
+
+
 def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
     """The base of an adapter's folder and what was written down of it.
 
     Raises ``UserError`` where that is not what this version reads, or where the base is gone.
     """
-    told = read_json(Path(source.location) / BASE)
+    folder = Path(source.location)
+    told = read_json(folder / BASE)
     if not isinstance(told, dict) or _TOLD - told.keys() or told["quantization"] not in (None, NF4):
         raise UserError(f"{Path(source.path) / BASE}: not what this version reads of an adapter's base model")
-    base = ModelSource(
-        source.name, told["location"], told["gguf_file"], source.saved_recipe, remote_code=source.remote_code
-    )
+    location = told["location"]
+    if location.startswith("../"):
+        location = str(folder.resolve().parent / Path(location).name)
+    base = ModelSource(source.name, location, told["gguf_file"], source.saved_recipe, remote_code=source.remote_code)
     if Path(base.location).is_absolute() and not Path(base.path).exists():
         raise UserError(f"{source.path}: an adapter whose base model is gone: no {base.path}")
     return base, told

@@ -31,7 +31,11 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step:
 
     Sharded weights are gathered: every process calls it, and the one that ``writes`` does.
     """
-    tensors = {name: _whole(tensor) for name, tensor in _state(model, optimiser)}
+    tensors = {}
+    for name, tensor in _state(model, optimiser):
+        whole = _whole(tensor)  # every process takes part
+        if writes:
+            tensors[name] = whole
     if not writes:
         return
     aside = folder / f".{FOLDER}.part"
@@ -49,8 +53,7 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
     if step is None:
         return 0
     tensors = load_file(place / _STATE)
-    if any(not name.startswith("weight/") for name in tensors):
-        _create_state(optimiser)
+    _create_state(model, optimiser, set(tensors))
     for name, tensor in _state(model, optimiser):
         _fill(tensor, tensors[name])
     for weight in trainable(model).values():
@@ -63,7 +66,6 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
 def steps_done(folder: Path) -> int | None:
     """The steps of the run's checkpoint; None where there is none."""
     place = folder / FOLDER
-    finish_swap(place)
     if not (place / _STEP).is_file():
         return None
     step: int = json.loads((place / _STEP).read_text())["step"]
@@ -110,12 +112,12 @@ def _fill(place: Tensor, value: Tensor) -> None:
     place.copy_(value)
 
 
-def _create_state(optimiser: torch.optim.Optimizer) -> None:
-    """Make the optimiser allocate its state: a step of size nothing."""
+def _create_state(model: nn.Module, optimiser: torch.optim.Optimizer, saved: set[str]) -> None:
+    """Make the optimiser allocate the state that was saved, by a step of size nothing."""
     rates = [float(group["lr"]) for group in optimiser.param_groups]
     _set_rates(optimiser, [0.0] * len(rates))
-    for group in optimiser.param_groups:
-        for weight in group["params"]:
+    for name, weight in trainable(model).items():
+        if f"step/{name}" in saved:  # a weight that never had a gradient has no state
             weight.grad = torch.zeros_like(weight)
     with torch.compiler.set_stance("force_eager"):
         optimiser.step()
@@ -129,6 +131,11 @@ def _set_rates(optimiser: torch.optim.Optimizer, rates: list[float]) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def mend(folder: Path) -> None:
+    """Finish what a kill cut short; for one process, before any other looks."""
+    finish_swap(folder / FOLDER)
 
 
 def discard(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,11 @@ class ContrastiveObjective:
     normalise: bool = True
     seed: int = 0
 
+    @property
+    def execution(self) -> dict[str, Any]:
+        """Nothing that could have been computed another way."""
+        return {}
+
     def backward(self, groups: Sequence[Group], engine: Engine | None = None) -> Terms:
         """Accumulate the gradient of the batch's mean loss."""
         engine = engine or Engine()
@@ -100,7 +106,7 @@ class ContrastiveObjective:
         if self.chunk is None and batch.computed <= self.budget:
             embeddings = torch.cat([self._seeded_embed(batch, part) for part in range(len(batch.parts))])
             loss = self._loss(embeddings[batch.order.argsort()], groups, mask)
-            engine.backward(loss)
+            (loss * engine.scale).backward()
         else:
             loss = self._cached_backward(batch, groups, mask, engine)
         self.seed += len(batch.parts)
@@ -111,7 +117,7 @@ class ContrastiveObjective:
             cached = torch.cat([self._seeded_embed(batch, part) for part in range(len(batch.parts))])
         cached.requires_grad_()
         loss = self._loss(cached[batch.order.argsort()], groups, mask)
-        engine.backward(loss)
+        (loss * engine.scale).backward()
         assert cached.grad is not None
         gradients = cached.grad.split([len(part) for part in batch.parts])
         for part, gradient in enumerate(gradients):

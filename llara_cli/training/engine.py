@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +13,9 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from llara_cli.console import UserError
+from llara_cli.training.optimisers import uncompiled_on_cpu
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,6 +27,11 @@ class Engine:
     processes = 1
     rank = 0
 
+    @property
+    def scale(self) -> float:
+        """What a loss is multiplied by before it goes backward."""
+        return 1.0
+
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result; what it returns may be gone backward from."""
         return function(*args, **kwargs)
@@ -32,10 +41,6 @@ class Engine:
         """Around a forward and its backward; ``last``: of this process in the optimiser batch."""
         yield
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss' gradients to the weights'."""
-        loss.backward()
-
     def total(self, values: Tensor) -> Tensor:
         """Sums over all processes, element by element."""
         return values
@@ -43,6 +48,11 @@ class Engine:
     def agreed(self, mine: bool) -> bool:
         """True in every process where it is true in any."""
         return mine
+
+
+def local(weight: Tensor) -> Tensor:
+    """This process' part of a weight, which is all of it unless it is sharded."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 class Entry(nn.Module):
@@ -63,6 +73,8 @@ class AcceleratedEngine(Engine):
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         self.accelerator = accelerator
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
+        if accelerator.distributed_type == DistributedType.FSDP and type(optimiser) is not torch.optim.AdamW:
+            raise UserError("sharded weights (FSDP) train with --optimizer adamw only")
         self.entry, prepared = accelerator.prepare(Entry(model), optimiser)
         self.optimiser: torch.optim.Optimizer = prepared.optimizer
         self.scaler = torch.amp.GradScaler(enabled=False)
@@ -81,8 +93,12 @@ class AcceleratedEngine(Engine):
         with self.accelerator.no_sync(self.entry):
             yield
 
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss * self.processes).backward()  # the processes' gradients are averaged, we want their sum
+    @property
+    def scale(self) -> float:
+        """fp16's, so that small gradients do not vanish; times the processes, as their gradients are averaged."""
+        if not self.scaler.is_enabled():
+            return float(self.processes)
+        return self.processes * float(self.scaler.scale(torch.ones((), device=self.accelerator.device)))
 
     def total(self, values: Tensor) -> Tensor:
         summed: Tensor = self.accelerator.reduce(values, reduction="sum")
@@ -104,13 +120,13 @@ class AcceleratedEngine(Engine):
         for module in model.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 if isinstance(weight, DTensor):
-                    module.register_parameter(name, nn.Parameter(weight.full_tensor().cpu(), weight.requires_grad))
+                    whole = weight.full_tensor()  # every process takes part, the first keeps it
+                    if self.rank == 0:
+                        module.register_parameter(name, nn.Parameter(whole.cpu(), weight.requires_grad))
 
     def update(self) -> None:
         """One step of the optimiser; none where scaled gradients overflowed."""
-        # torchao compiles its step; on a CPU that takes longer than it ever saves
-        stance = torch.compiler.set_stance("force_eager") if self.accelerator.device.type == "cpu" else nullcontext()
-        with stance:
+        with uncompiled_on_cpu(self.accelerator.device):
             self.scaler.step(self.optimiser)
         self.scaler.update()
 
@@ -123,8 +139,12 @@ def launched_processes() -> int:
 def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path) -> Accelerator:
     """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone where none did.
 
-    ``trackers``: names of accelerate's trackers, which write below ``folder``.
+    ``trackers``: names of accelerate's trackers, which write below ``folder``. Raises ``UserError`` where the library
+    of one is missing: accelerate would go on without it.
     """
+    for name in trackers:
+        if find_spec(name) is None:
+            raise UserError(f"{name}, which --track asks for, is not installed: pip install {name}")
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the loop says what is computed in which dtype

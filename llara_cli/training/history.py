@@ -10,6 +10,8 @@ from typing import IO, Any
 
 from accelerate import Accelerator
 
+from llara_cli.artifacts import write_atomically
+
 HISTORY, CURVE = "history.jsonl", "loss.png"
 TERMS = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
 """The terms of a row and what they are called on the screen."""
@@ -35,7 +37,7 @@ class History:
         self.rows = [json.loads(line) for line in lines if line.endswith("}")][:done]
         self._accelerator.wait_for_everyone()  # nobody writes before everybody has read
         if self._writes:
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def __enter__(self) -> History:
         self._started = time.monotonic()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from llara_cli.console import Bar, LlaraError
 from llara_cli.settings import MAX_STEPS, OptimiserSettings
 from llara_cli.training import checkpoints
-from llara_cli.training.engine import AcceleratedEngine
+from llara_cli.training.engine import AcceleratedEngine, local
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
 from llara_cli.training.objective import Objective, Terms
@@ -146,18 +146,20 @@ class Trainer(Generic[ItemT]):
 
     def _save_is_due(self, step: int, saved: float) -> bool:
         """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
-        if step == self.schedule.steps:
-            return False
         if self.settings.save_every is not None:
             return step % self.settings.save_every == 0
-        return self.engine.agreed(time.monotonic() - saved > SAVE_SECONDS)
+        last = step == self.schedule.steps  # saving the model takes a while, too
+        return self.engine.agreed(time.monotonic() - saved > (SAVE_SECONDS / 10 if last else SAVE_SECONDS))
 
     def _save(self, step: int) -> None:
         checkpoints.save(self.folder, self.model, self.engine.optimiser, step, writes=self.engine.rank == 0)
+        self.accelerator.wait_for_everyone()
 
     def _keep_what_is_good(self, step: int) -> str:
         """Save the weights unless the last update spoiled them; which checkpoint there is then."""
-        if all(bool(weight.isfinite().all()) for weight in checkpoints.trainable(self.model).values()):
+        weights = checkpoints.trainable(self.model).values()
+        spoiled = not all(bool(local(weight).isfinite().all()) for weight in weights)
+        if not self.engine.agreed(spoiled):
             self._save(step)
         done = checkpoints.steps_done(self.folder)
         return f"a checkpoint of step {done} is kept" if done is not None else "there is no checkpoint yet"
@@ -165,6 +167,9 @@ class Trainer(Generic[ItemT]):
     def _resume(self) -> int:
         for group in self.engine.optimiser.param_groups:
             group["initial_lr"] = float(group["lr"])
+        if self.engine.rank == 0:
+            checkpoints.mend(self.folder)
+        self.accelerator.wait_for_everyone()
         done = checkpoints.restore(self.folder, self.model, self.engine.optimiser)
         warmup = int(self.settings.warmup_ratio * self.schedule.steps)
         self.rates = get_linear_schedule_with_warmup(

@@ -76,15 +76,16 @@ class HeadGradients:
     def sum_of(self, name: str, weight: Tensor) -> Tensor:
         """Where the gradient of ``weight`` is summed up."""
         self._waiting = True
-        if name not in self._sums:
-            self._sums[name] = torch.zeros_like(weight)
+        if name not in self._sums:  # in fp32 at least: in bf16 the many small additions would be lost
+            self._sums[name] = torch.zeros_like(weight, dtype=_wide(weight))
         return self._sums[name]
 
-    def take(self, name: str, upstream: Tensor) -> Tensor | None:
-        """What was summed, times ``upstream``, once; None before the last forward."""
+    def take(self, name: str, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What was summed, times ``upstream``, once, in ``dtype``; None before the last forward."""
         if not self.last or not self._waiting or name not in self._sums:
             return None
-        return self._sums[name] * upstream.to(self._sums[name].dtype)
+        total = self._sums[name] * upstream.to(self._sums[name].dtype)
+        return total.to(dtype)
 
     def taken(self) -> None:
         """All that was summed is handed over."""
@@ -210,7 +211,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         ctx: Any, gradient: Gradient, parts: Sequence[slice], weights: Tensor, gathered: HeadGradients, hidden: Tensor,
         weight: Tensor, bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.gathered, ctx.of_hidden = gathered, torch.empty_like(hidden)
+        ctx.gathered, ctx.of_hidden, ctx.dtype = gathered, torch.empty_like(hidden), weight.dtype
         found = []
         for part in parts:
             logits = functional.linear(hidden[part], weight, bias)
@@ -230,7 +231,7 @@ class _GradientsAtOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gathered: HeadGradients = ctx.gathered
-        of_head = [gathered.take(name, upstream) for name in ("weight", "bias")]
+        of_head = [gathered.take(name, upstream, ctx.dtype) for name in ("weight", "bias")]
         gathered.taken()
         return (None, None, None, None, ctx.of_hidden.mul_(upstream.to(ctx.of_hidden.dtype)), *of_head)
 

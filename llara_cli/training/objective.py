@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from llara_cli.training.engine import Engine
 
@@ -27,6 +27,10 @@ class Objective(Protocol[ItemT_contra]):
     """Adds the gradients of one optimiser batch to the weights and reports the batch's means."""
 
     seed: int
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How it computes: what changes results by float noise at most."""
 
     def backward(self, items: Sequence[ItemT_contra], engine: Engine = ...) -> Terms:
         """``items``: the whole batch, the same in every process; each runs its share of it."""

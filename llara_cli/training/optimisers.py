@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ def make_optimiser(weights: Sequence[nn.Parameter], settings: OptimiserSettings)
         return torch.optim.AdamW(weights, fused=True, **options)
     lean: torch.optim.Optimizer = _lean(settings.name)(weights, **options)
     return lean
+
+
+def uncompiled_on_cpu(device: torch.device) -> AbstractContextManager[Any]:
+    """Around an optimiser's step: torchao compiles its own, which on a CPU takes longer than it ever saves."""
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager if device.type == "cpu" else nullcontext()
 
 
 def _lean(name: str) -> Any:

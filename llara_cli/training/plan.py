@@ -75,6 +75,7 @@ def probed_plan(
     facts: ModelFacts,
     cost: Cost,
     sample_tokens: int,
+    flops: float,
     schedule: Schedule,
     load: Load,
     device: torch.device,
@@ -88,7 +89,6 @@ def probed_plan(
         sample_tokens: tokens, prompts included, whose gradients took ``cost.gradients_seconds``.
         runtime: bytes that the process takes before it has a model.
     """
-    flops = needed_flops(facts, schedule, load, frozen_base=cost.frozen > cost.trained)
     seconds = schedule.epochs * load.tokens(schedule.items) * cost.gradients_seconds / sample_tokens / processes
     parts = {name: int(getattr(cost, name)) for name in ("weights", "gradients", "optimizer", "activations")}
     return Plan(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,11 @@ class PretextObjective:
     seed: int = 0
     _gathered: HeadGradients = field(default_factory=HeadGradients, init=False)
 
+    @property
+    def execution(self) -> dict[str, Any]:
+        """The layout."""
+        return {"layout": self.batching.layout}
+
     def backward(self, examples: Sequence[Example], engine: Engine | None = None) -> Terms:
         """Accumulate the gradients of this process' share; every mean is over all of ``examples``."""
         engine = engine or Engine()
@@ -79,14 +85,15 @@ class PretextObjective:
         hand = deal([computed_tokens(lengths, [rows]) for rows in forwards], engine.processes)[engine.rank]
         sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
         self._gathered.start()
+        scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
         for place, number in enumerate(hand):
             idle = number < 0  # another process has more to do: the forward counts for nothing
             numbers, layout = _lay_out(trees, forwards[max(number, 0)], self.batching.multiple)
-            factors = (0.0, 0.0, 0.0) if idle else self._factors(counts)
+            factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
             self._gathered.last = place == len(hand) - 1
             with engine.accumulate(last=self._gathered.last):
                 total, found = engine.run(self._forward, [pieces[n] for n in numbers], layout, factors)
-                engine.backward(total)
+                total.backward()
             sums += 0 if idle else found
         return self._terms(examples, counts, engine.total(sums).tolist())
 
@@ -96,11 +103,11 @@ class PretextObjective:
         ebae, ebar = (sum(len(example.targets[branch]) > 0 for example in examples) for branch in BRANCHES)
         return _Counts(ebae, ebar, lm if self.recipe.language_model_loss else 0)
 
-    def _factors(self, counts: _Counts) -> Factors:
-        """What a summed EBAE, EBAR and LM term weigh in the total of the batch."""
+    def _factors(self, counts: _Counts, scale: float = 1.0) -> Factors:
+        """What a summed EBAE, EBAR and LM term weigh in the total of the batch, times ``scale``."""
         both = 0.5 if self.recipe.pretext_mean and counts.ebae and counts.ebar else 1.0
-        ebae, ebar = (both * self.recipe.pretext_weight / max(1, count) for count in (counts.ebae, counts.ebar))
-        return ebae, ebar, 1.0 / max(1, counts.lm)
+        pretext = scale * both * self.recipe.pretext_weight
+        return pretext / max(1, counts.ebae), pretext / max(1, counts.ebar), scale / max(1, counts.lm)
 
     def _terms(self, examples: Sequence[Example], counts: _Counts, sums: Sequence[float]) -> Terms:
         loss = sum(factor * value for factor, value in zip(self._factors(counts), sums, strict=True))
@@ -143,7 +150,17 @@ class PretextObjective:
             )
             totals.append(total)
             sums[2] += lm
+        if self._gathered.last and not any(piece.branches for piece in pieces):
+            totals.append(self._nothing(hidden))
         return torch.stack(totals or [hidden.sum() * 0]).sum(), sums
+
+    def _nothing(self, hidden: Tensor) -> Tensor:
+        """A loss of weight zero, through which the gradients gathered so far are handed over."""
+        weights = torch.zeros(1, device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        targets = Targets([[0]])
+        return pretext_losses(
+            self.backbone.projection, hidden[:1, None], targets, weights, pool_slots=False, gathered=self._gathered
+        )[0]
 
     def _pretext(
         self, pieces: Sequence[_Piece], layout: Layout, hidden: Tensor, factors: Factors

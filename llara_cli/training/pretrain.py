@@ -99,16 +99,13 @@ class Pretraining(TrainingRun[Example]):
         """The same texts in every epoch."""
         return [self.table[number] for number in numbers]
 
-    @property
-    def execution(self) -> dict[str, Any]:
-        """With the layout."""
-        return super().execution | {"layout": self.settings.layout}
-
     def objective(self, prepared: Prepared) -> PretextObjective:
         """EBAE and EBAR in one forward where the model honours a mask and positions, else in two."""
         joint = prepared.backbone.runs_jointly()
         if not joint:
             self.console.note(f"{self.source.name} takes no custom mask or positions: SELF and NEXT run as two passes")
+            if self.settings.layout == "packed":
+                self.console.warn("--layout packed needs a model that takes masks: bucketed it is")
         batching = self._batching(prepared.backbone, joint)
         self.console.detail(f"layout: {batching}")
         return PretextObjective(prepared.backbone, self.recipe, self.prompts, batching, joint)

@@ -8,6 +8,7 @@ layout, lengths, attention) is in the figures.
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import sys
 import time
@@ -25,6 +26,7 @@ from llara_cli.model.loading import load_config, quiet_transformers
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
 from llara_cli.training.losses import LOGITS_BYTES
+from llara_cli.training.optimisers import uncompiled_on_cpu
 
 DEPTHS = (1, 5)
 REPEATS = 3
@@ -57,12 +59,12 @@ def shrunken(source: ModelSource, layers: int, folder: Path) -> ModelSource:
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    for name in ("quantization_config", "_name_or_path"):
-        vars(config).pop(name, None)
+    vars(config).pop("quantization_config", None)
     with quiet_transformers(), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, trust_remote_code=source.remote_code
         )
+    model.config._name_or_path = ""
     model.to_empty(device="cpu")
     model.tie_weights()
     with torch.no_grad():
@@ -84,12 +86,12 @@ def cost_of(
     weights = list(trainable(model).values())
     with Activations(model) as activations:
         _timed(gradients, device, autocast)
-    update = [_timed(optimiser.step, device)]
+    update = [_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device))]
     seconds = []
     for _ in range(REPEATS):
         optimiser.zero_grad(set_to_none=True)
         seconds.append(_timed(gradients, device, autocast))
-        update.append(_timed(optimiser.step, device))
+        update.append(_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device)))
     size = {id(weight): weight.nbytes for weight in model.parameters()}
     return Cost(
         min(seconds),
@@ -99,7 +101,7 @@ def cost_of(
         sum(_state_bytes(optimiser.state.get(weight, {}).values()) for weight in weights),
         activations.peak + _head_bytes(model),
         sum(weight.numel() for weight in weights),
-        sum(weight.numel() for weight in model.parameters()) - sum(weight.numel() for weight in weights),
+        sum(_count(weight) for weight in model.parameters()) - sum(weight.numel() for weight in weights),
     )
 
 
@@ -118,6 +120,12 @@ def _timed(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
+
+
+def _count(weight: Tensor) -> int:
+    """Numbers in a weight; a four-bit one holds two in a byte."""
+    state = getattr(weight, "quant_state", None)
+    return weight.numel() if state is None else math.prod(state.shape)
 
 
 def _state_bytes(state: Sequence[Any]) -> int:

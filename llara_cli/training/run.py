@@ -107,7 +107,11 @@ class TrainingRun(ABC, Generic[ItemT]):
         """Train, or take up where an earlier run stopped, or give the finished run's result again."""
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
         with self._building(restart) as build:
-            result = told_again(self.console, build) if isinstance(build, Artifact) else self._train(build)
+            if isinstance(build, Artifact):
+                result = told_again(self.console, build)
+                checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
+            else:
+                result = self._train(build)
         self.accelerator.end_training()
         return result
 
@@ -139,7 +143,8 @@ class TrainingRun(ABC, Generic[ItemT]):
             cost = first.at(deep, self._cost(deep, items), self.facts.layers)
         tokens = load.tokens(schedule.items) * len(items) // schedule.items
         processes = self.accelerator.num_processes
-        return probed_plan(self.facts, cost, tokens, schedule, load, self.device, self.dtype, runtime, processes)
+        flops = needed_flops(self.facts, schedule, load, frozen_base=self.settings.backend != "full")
+        return probed_plan(self.facts, cost, tokens, flops, schedule, load, self.device, self.dtype, runtime, processes)
 
     def _cost(self, layers: int, items: Sequence[ItemT]) -> Cost:
         """What a model of so many layers takes for the gradients of ``items``."""
@@ -218,7 +223,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         result = summary(build, history, time.monotonic() - started, trainer.resumed_at, self.device)
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
-            self._finish(build, prepared, result)
+            self._finish(build, prepared, result, trainer.objective.execution)
         self.accelerator.wait_for_everyone()
         return result
 
@@ -227,12 +232,13 @@ class TrainingRun(ABC, Generic[ItemT]):
         config = {key: value for key, value in self.blueprint.settings.items() if isinstance(value, int | float | str)}
         self.accelerator.init_trackers("llara", config=config)
 
-    def _finish(self, build: Build, prepared: Prepared, result: dict[str, Any]) -> None:
-        """Save the model and close the artifact."""
+    def _finish(self, build: Build, prepared: Prepared, result: dict[str, Any], execution: dict[str, Any]) -> None:
+        """Save the model, close the artifact, and only then forget the checkpoint."""
         prepared.save(build.folder, self.dtype)
         draw_curve(result["history"], build.folder / CURVE)
-        checkpoints.discard(build.folder)
-        build.finish({key: result[key] for key in ("steps", "texts", "tokens")}, result, execution=self.execution)
+        counts = {key: result[key] for key in ("steps", "texts", "tokens")}
+        artifact = build.finish(counts, result, execution=self.execution | execution)
+        checkpoints.discard(artifact.path)
 
     @property
     def execution(self) -> dict[str, Any]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llara_cli.model.backbone import Backbone
+from llara_cli.model.batching import Batching
+from llara_cli.model.loading import add_new_tokens, load_causal_lm
+from llara_cli.model.recipe import RELEASED
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
 from llara_cli.training import losses
+from llara_cli.training.engine import Engine
 from llara_cli.training.losses import Targets, bag_of_tokens_loss, language_model_loss, pretext_losses
+from llara_cli.training.pretext import Example, PretextObjective
 
 VOCABULARY, DIM, ROWS, SLOTS = 53, 8, 21, 3
 
@@ -135,3 +146,49 @@ def test_no_tensor_holds_all_logits() -> None:
         sets = Targets([[row % VOCABULARY, 1] for row in range(200)])
         pretext_losses(head, hidden[:, None], sets, torch.ones(200).double(), pool_slots=False)[0].backward()
     assert largest.numbers <= 200 * DIM < 200 * VOCABULARY
+
+
+class Scaled(Engine):
+    """fp16's scale without a scaler."""
+
+    scale = 65536.0
+
+
+def test_small_weights_do_not_vanish_in_fp16(tiny_model: Path) -> None:
+    """The scale goes in before gradients are taken: after, those of a large batch would be gone."""
+    source = ModelSource("tiny", str(tiny_model))
+    tokenizer = TextTokenizer.load(source).with_tokens(RELEASED.new_tokens)
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(5, 300, 60) for _ in range(200)]
+    examples = [Example(text, {"self": text[:9], "next": text[9:15]}) for text in texts]
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        model = load_causal_lm(source, torch.float32)
+        add_new_tokens(model, TextTokenizer.load(source), RELEASED.new_tokens, 0)
+        prompts = tokenizer.prompt_ids(RELEASED)
+        objective = PretextObjective(Backbone(model), RELEASED, prompts, Batching("packed", 4096, 256))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            objective.backward(examples, Scaled())
+        head = model.get_output_embeddings().weight.grad
+        assert head is not None
+        found[dtype] = head.double() / Scaled.scale
+    error = (found[torch.float16] - found[torch.float32]).norm() / found[torch.float32].norm()
+    assert error < 5e-3
+
+
+def test_gradients_reach_the_head_though_the_last_forward_has_no_use_of_it(tiny_model: Path) -> None:
+    source = ModelSource("tiny", str(tiny_model))
+    tokenizer = TextTokenizer.load(source).with_tokens(RELEASED.new_tokens)
+    draw = np.random.default_rng(0)
+    texts = [*(draw.integers(5, 300, 40) for _ in range(3)), np.array([7])]
+    examples = [Example(text, {"self": text[:9] if len(text) > 1 else [], "next": []}) for text in texts]
+    norms = []
+    for budget in (4096, 60):  # one forward; one a text, the shortest last
+        model = load_causal_lm(source, torch.float32)
+        add_new_tokens(model, TextTokenizer.load(source), RELEASED.new_tokens, 0)
+        prompts = replace(tokenizer.prompt_ids(RELEASED), head=())
+        PretextObjective(Backbone(model), RELEASED, prompts, Batching("bucketed", budget, 256)).backward(examples)
+        gradient = model.get_output_embeddings().weight.grad
+        assert gradient is not None
+        norms.append(float(gradient.double().norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
