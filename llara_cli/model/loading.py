@@ -117,7 +117,8 @@ def _from_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 def add_new_tokens(model: PreTrainedModel, tokenizer: TextTokenizer, tokens: tuple[str, ...], seed: int) -> list[int]:
     """Make ``tokens`` special tokens of tokenizer and model; the ids of those whose embeddings are untrained.
 
-    A new row starts at the mean of all rows plus a little seeded noise, so that the slots differ from the start.
+    A new row starts at the mean of all rows plus a little seeded noise, so that the slots differ from the start. So
+    does a row between the model's and theirs: a tokenizer may know more tokens than its model (GGUF: an ``<unk>``).
     """
     fresh = [token for token in tokens if token not in tokenizer.hf.get_added_vocab()]
     tokenizer.add_tokens(tokens)
@@ -129,8 +130,9 @@ def add_new_tokens(model: PreTrainedModel, tokenizer: TextTokenizer, tokens: tup
     known = table.num_embeddings
     if max(ids) >= known:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    rows = [*ids, *sorted(set(range(known, max(ids))) - set(ids))]
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-        _start_at_mean(layer.weight, ids, seed)
+        _start_at_mean(layer.weight, rows, seed)
     return ids
 
 

@@ -126,11 +126,23 @@ def test_a_base_that_is_gone_or_another_is_named(name: str, folder: Path, tmp_pa
     assert saved.fingerprint() != before
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_tokenizer_that_knows_more_than_its_model(name: str, tmp_path: Path) -> None:
+    """As a GGUF's with its ``<unk>``: the row between is made again at each load, and must be the same row."""
+    tokenizer = TextTokenizer.load(ModelSource("tiny", str(make_model(tmp_path / "base"))))
+    tokenizer.add_tokens(["<unk>"])
+    tokenizer.save(tmp_path / "base")
+    trained = Trained(name, tmp_path / "base", merge=False, steps=1)
+    wanted = trained.logits(trained.model)
+    again = load_causal_lm(trained.save(tmp_path / "saved"), torch.float32).eval()
+    torch.testing.assert_close(trained.logits(again), wanted, atol=2e-5, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def unmerged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model saved as an adapter only, on a four-bit base."""
     place = tmp_path_factory.mktemp("unmerged")
-    Trained("qlora", make_model(place / "base"), merge=False, steps=1).save(place / "saved")
+    Trained("qlora", make_model(place / "elsewhere/base"), merge=False, steps=1).save(place / "saved")
     return place / "saved"
 
 
