@@ -19,13 +19,14 @@ from llara_cli.protocols import TrainingSetup
 from llara_cli.registry import missing_extra
 
 NF4 = "nf4"
-_TOLD = {"location", "gguf_file", "fingerprint", "dtype", "new_tokens", "seed", "quantization"}
+_TOLD = {"location", "beside", "gguf_file", "fingerprint", "dtype", "new_tokens", "seed", "quantization"}
 
 
 def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantization: str | None) -> None:
     """Write down what an adapter was trained on: where the base lies, what it is, and how it was kept."""
     told = {
-        "location": _location(folder, source),
+        "location": _location(source),
+        "beside": _beside(folder, source),
         "gguf_file": source.gguf_file,
         "fingerprint": source.fingerprint(),
         "dtype": str(setup.dtype).removeprefix("torch."),
@@ -36,12 +37,15 @@ def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantizat
     write_atomically(folder / BASE, json.dumps(told, indent=1) + "\n")
 
 
-def _location(folder: Path, source: ModelSource) -> str:
-    """A hub id, or where a folder lies: as seen from the adapter's where both are in one workspace, which may move."""
-    if not source.is_local:
-        return source.location
+def _location(source: ModelSource) -> str:
+    """A hub id, or where a folder lies."""
+    return str(Path(source.location).resolve()) if source.is_local else source.location
+
+
+def _beside(folder: Path, source: ModelSource) -> str | None:
+    """The base's name where it lies beside the adapter: both are of one workspace, which may move."""
     place = Path(source.location).resolve()
-    return f"../{place.name}" if place.parent == folder.resolve().parent else str(place)
+    return place.name if source.is_local and place.parent == folder.resolve().parent else None
 
 
 def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
@@ -53,9 +57,8 @@ def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
     told = read_json(folder / BASE)
     if not isinstance(told, dict) or _TOLD - told.keys() or told["quantization"] not in (None, NF4):
         raise UserError(f"{Path(source.path) / BASE}: not what this version reads of an adapter's base model")
-    location = told["location"]
-    if location.startswith("../"):
-        location = str(folder.resolve().parent / Path(location).name)
+    beside = folder.resolve().parent / Path(told["beside"] or "").name
+    location = str(beside) if told["beside"] and beside.is_dir() else told["location"]
     base = ModelSource(source.name, location, told["gguf_file"], source.saved_recipe, remote_code=source.remote_code)
     if Path(base.location).is_absolute() and not Path(base.path).exists():
         raise UserError(f"{source.path}: an adapter whose base model is gone: no {base.path}")

@@ -197,3 +197,18 @@ def test_an_adapter_encodes_like_the_model_merged_from_it(
     merged, alone = (np.load(tmp_path / f"ws/embeddings/{name}/vectors-00000.npy") for name in ("merge", "no-merge"))
     np.testing.assert_allclose(alone, merged, atol=2e-6)
     assert not (tmp_path / "ws/models/no-merge/model.safetensors").exists()
+
+
+def test_a_workspace_may_move_and_an_adapter_may_leave_it(folder: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(folder, models / "base")
+    trained = Trained("lora", models / "base", merge=False, steps=1)
+    wanted = trained.logits(trained.model)
+    trained.save(models / "mine")
+    shutil.copytree(models / "mine", tmp_path / "left/mine")
+    shutil.copytree(models, tmp_path / "moved")
+    for place, gone in ((tmp_path / "left/mine", None), (tmp_path / "moved/mine", models)):
+        if gone is not None:
+            shutil.rmtree(gone)
+        again = load_causal_lm(ModelSource("mine", str(place)), torch.float32).eval()
+        torch.testing.assert_close(trained.logits(again), wanted, atol=2e-5, rtol=1e-4)
