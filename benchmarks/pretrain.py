@@ -15,6 +15,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,26 +202,35 @@ def memory(shape: str, texts: Texts) -> dict[str, Any]:
     return {"model": shape, "texts": 8, "mib": found, "ratio": found["llara"] / found["authors"]}
 
 
+def keep(path: Path, threads: int, speed: dict[str, Any], used: list[dict[str, Any]]) -> None:
+    """Put a comparison into the JSON file; those of other models and texts in it stay."""
+    known = json.loads(path.read_text()) if path.exists() else {"speed": [], "memory": []}
+    others = [row for row in known["speed"] if (row["model"], row["texts"]) != (speed["model"], speed["texts"])]
+    shapes = {row["model"] for row in used}
+    memories = [row for row in known["memory"] if row["model"] not in shapes] + used
+    order = [(shape, kind) for shape in SHAPES for kind in BATCH]
+    rows = sorted([*others, speed | {"threads": threads}], key=lambda row: order.index((row["model"], row["texts"])))
+    path.write_text(json.dumps({"speed": rows, "memory": memories}, indent=1) + "\n")
+
+
 def main(
     corpus: Path,
     rounds: int = 3,
     threads: int = 2,
     shapes: Annotated[str, typer.Option(help="Comma-separated.")] = "30M,135M",
+    kinds: Annotated[str, typer.Option(help="Comma-separated.")] = "mixed,full",
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Compare all systems on every model and kind of text."""
     texts = Texts(corpus)
     torch.set_num_threads(1)  # a process that has used OpenMP cannot fork
     used = [memory(shape, texts) for shape in shapes.split(",")]
-    found = []
-    for shape in shapes.split(","):
-        for kind in ("mixed", "full"):
-            torch.set_num_threads(threads)
-            found.append(compare(shape, kind, texts, rounds))
-            print(json.dumps(found[-1]["ratio"]), flush=True)
-            if as_json is not None:
-                as_json.write_text(json.dumps({"threads": threads, "speed": found, "memory": used}, indent=1) + "\n")
-    print(json.dumps({"speed": found, "memory": used}, indent=1))
+    torch.set_num_threads(threads)
+    for shape, kind in product(shapes.split(","), kinds.split(",")):
+        found = compare(shape, kind, texts, rounds)
+        print(json.dumps(found), flush=True)
+        if as_json is not None:
+            keep(as_json, threads, found, used)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,10 @@ def pretrain() -> str:
         lines.append(f"| {row['model']} | {tokens} | {' | '.join(ratios)} | {row['share_of_matmul_peak']:.0%} |")
     eights = [_at_eight(row) for row in found["speed"]]
     memory = ", ".join(f"{row['model']}: {row['ratio']:.2f}" for row in found["memory"])
-    lines += ["", "The authors' way is at its best with one text a forward, where nothing is padded; with eight, ours was"]
+    lines += [
+        "",
+        "The authors' way is at its best with one text a forward, where nothing is padded; with eight, ours was",
+    ]
     lines += [f"{min(eights):.1f} to {max(eights):.1f} times faster (one measurement each)."]
     return "\n".join(
         [*lines, "", f"Peak memory of a step on the same batch, as a share of the authors' way: {memory}."]
