@@ -33,6 +33,7 @@ from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.training.pretext import Example, PretextObjective
 from llara_cli.training.pretrain import ROW_TOKENS
+from llara_cli.training.run import MICRO_BATCH_TOKENS
 
 SHAPES: dict[str, dict[str, Any]] = {
     "30M": {
@@ -191,7 +192,11 @@ def memory(shape: str, texts: Texts) -> dict[str, Any]:
     """Peak of one step on the same batch: the authors' one forward, ours in our forwards, ours in one forward."""
     examples = texts.examples("full", RELEASED, 8)
     found = {}
-    for name, way in {"authors": "authors", "llara": "1024", "llara, one forward": str(8 * 512)}.items():
+    for name, way in {
+        "authors": "authors",
+        "llara": str(MICRO_BATCH_TOKENS["cpu"]),
+        "llara, one forward": str(8 * 512),
+    }.items():
         receiver, sender = multiprocessing.get_context("fork").Pipe(False)
         child = multiprocessing.get_context("fork").Process(
             target=peak_memory, args=(shape, texts, RELEASED, way, examples, sender)

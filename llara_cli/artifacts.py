@@ -185,14 +185,16 @@ class Build:
         result: Mapping[str, Any],
         made_for: str = "user",
         execution: Mapping[str, Any] | None = None,
+        measured: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside.
 
         ``made_for``: ``user``, or the stage that needed the artifact for itself. ``execution``: settings that change
-        the artifact by float noise at most, so that runs which differ in them alone are equal.
+        the artifact by float noise at most, so that runs which differ in them alone are equal. ``measured``: of this
+        run, for ``run.json``.
         """
         run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": os.uname().nodename}
-        run |= {"made_for": made_for, "versions": {"llara": __version__}}
+        run |= {"made_for": made_for, "versions": {"llara": __version__}, **(measured or {})}
         write_atomically(self.folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         manifest = {"kind": self.kind, "version": 1, "name": self.name, "counts": dict(counts)}
         manifest |= self.blueprint.as_json() | {"files": self._checksums()}

@@ -40,8 +40,8 @@ from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, rough
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
 from llara_cli.workspace import Workspace, told_again
 
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; on a CPU more only leave its cache."""
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; benchmarks/pretrain.json has the rates."""
 SAMPLE_BUDGETS = 2
 """Full forwards that the plan's probe runs."""
 ItemT = TypeVar("ItemT")
@@ -220,7 +220,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         started = time.monotonic()
         with self.console.bar(self.task, self.schedule.steps) as bar:
             history = trainer.train(bar)
-        result = summary(build, history, time.monotonic() - started, trainer.resumed_at, self.device)
+        result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
             self._finish(build, prepared, result, trainer.objective.execution)
@@ -237,7 +237,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         prepared.save(build.folder, self.dtype)
         draw_curve(result["history"], build.folder / CURVE)
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
-        artifact = build.finish(counts, result, execution=self.execution | execution)
+        measured = {"peak_memory": peak_memory(self.device)}
+        artifact = build.finish(counts, result, execution=self.execution | execution, measured=measured)
         checkpoints.discard(artifact.path)
 
     @property
@@ -269,10 +270,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
 
 
-def summary(
-    build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int, device: torch.device
-) -> dict[str, Any]:
-    """The result of a training command, as the command line's contract names it; memory in bytes."""
+def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:
+    """The result of a training command, as the command line's contract names it."""
     fresh = sum(row["tokens"] for row in history[resumed_at:])
     return {
         "name": build.name,
@@ -282,6 +281,5 @@ def summary(
         "tokens": sum(row["tokens"] for row in history),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(fresh / seconds, 1) if seconds > 0 else 0.0,
-        "peak_memory": peak_memory(device),
         "history": history,
     }
