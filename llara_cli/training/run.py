@@ -123,8 +123,6 @@ class TrainingRun(ABC, Generic[ItemT]):
             yield broadcast_object_list(told)[0]
             return
         with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
-            if isinstance(build, Build):
-                build.open_folder()
             told[0] = build
             broadcast_object_list(told)
             yield build
@@ -207,6 +205,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         warn_if_long(self.console, seconds, self.schedule.steps)
         prepared = self._prepare(self.source)
         self._open_trackers()
+        if self.accelerator.is_main_process:
+            build.open_folder()
         trainer: Trainer[ItemT] = Trainer(
             accelerator=self.accelerator,
             model=prepared.model,
