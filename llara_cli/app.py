@@ -45,8 +45,9 @@ def load_verb(name: str) -> TyperCommand:
     alone = typer.Typer(add_completion=False)
     function = getattr(import_module(f"llara_cli.commands.{name}"), name)
     alone.command(name, cls=Command, help=VERBS[name].summary, context_settings=CONTEXT)(function)
-    command: Any = typer.main.get_command(alone)
-    return command  # type: ignore[no-any-return]
+    found: Any = typer.main.get_command(alone)
+    command: TyperCommand = found
+    return command
 
 
 class Verbs(TyperGroup):

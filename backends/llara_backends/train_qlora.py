@@ -17,5 +17,5 @@ class QloraBackend(LoraBackend):
     quantization = NF4
 
     def prepare(self, model: PreTrainedModel, setup: TrainingSetup) -> PreTrainedModel:
-        """The base with its linear layers quantised as soon as it is moved to its device."""
+        """The base with its linear layers quantised."""
         return quantise(model, setup.dtype)

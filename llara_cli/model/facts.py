@@ -18,7 +18,6 @@ class ModelFacts:
 
     parameters: int
     linear_parameters: int
-    linear_widths: int
     hidden_size: int
     layers: int
     vocabulary: int
@@ -36,7 +35,6 @@ class ModelFacts:
         return cls(
             parameters=sum(weight.numel() for weight in model.parameters()),
             linear_parameters=sum(layer.weight.numel() for layer in linears),
-            linear_widths=sum(layer.in_features + layer.out_features for layer in linears),
             hidden_size=body.dim,
             layers=int(getattr(body.config, "num_hidden_layers", 1)),
             vocabulary=body.vocabulary,

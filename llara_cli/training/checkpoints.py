@@ -56,10 +56,10 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
     _create_state(model, optimiser, set(tensors))
     for name, tensor in _state(model, optimiser):
         _fill(tensor, tensors[name])
-    for weight in trainable(model).values():
+    for name, weight in trainable(model).items():
         for key, value in optimiser.state.get(weight, {}).items():
             if isinstance(value, int):  # bitsandbytes counts its steps in plain numbers
-                optimiser.state[weight][key] = int(tensors[f"{key}/{_name_of(model, weight)}"])
+                optimiser.state[weight][key] = int(tensors[f"{key}/{name}"])
     return step
 
 
@@ -70,10 +70,6 @@ def steps_done(folder: Path) -> int | None:
         return None
     step: int = json.loads((place / _STEP).read_text())["step"]
     return step
-
-
-def _name_of(model: nn.Module, weight: nn.Parameter) -> str:
-    return next(name for name, known in trainable(model).items() if known is weight)
 
 
 def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

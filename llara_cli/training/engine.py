@@ -70,14 +70,16 @@ class Entry(nn.Module):
 class AcceleratedEngine(Engine):
     """A model and its optimiser as accelerate prepares them for the processes that were launched."""
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimiser: torch.optim.Optimizer, *, fp16: bool
+    ) -> None:
         self.accelerator = accelerator
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
         if accelerator.distributed_type == DistributedType.FSDP and type(optimiser) is not torch.optim.AdamW:
             raise UserError("sharded weights (FSDP) train with --optimizer adamw only")
         self.entry, prepared = accelerator.prepare(Entry(model), optimiser)
         self.optimiser: torch.optim.Optimizer = prepared.optimizer
-        self.scaler = torch.amp.GradScaler(enabled=False)
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self.entry(function, *args, **kwargs)

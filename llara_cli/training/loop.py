@@ -90,8 +90,8 @@ class Trainer(Generic[ItemT]):
     def __post_init__(self) -> None:
         weights = list(checkpoints.trainable(self.model).values())
         self.device = weights[0].device
-        self.engine = AcceleratedEngine(self.accelerator, self.model, make_optimiser(weights, self.settings))
-        self.engine.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        optimiser, fp16 = make_optimiser(weights, self.settings), self.dtype == torch.float16
+        self.engine = AcceleratedEngine(self.accelerator, self.model, optimiser, fp16=fp16)
         self.history = History(self.folder, self.accelerator)
 
     def train(self, bar: Bar) -> list[dict[str, Any]]:

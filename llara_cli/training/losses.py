@@ -50,7 +50,7 @@ def bag_of_tokens_loss(logits: Tensor, targets: Targets, part: slice | None = No
         (embeddings,) losses.
     """
     ids, owner, counts = targets.part(part or slice(0, len(logits)), logits.device)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = logits.to(_wide(logits))
     picked = wide[owner, ids] / counts[owner]
     return wide.logsumexp(dim=-1) - torch.zeros_like(wide[:, 0]).index_add(0, owner, picked)
 
@@ -197,7 +197,8 @@ def _by_autograd(losses: Losses, head: nn.Module, hidden: Tensor, weights: Tenso
 def _at_once(
     gradient: Gradient, head: nn.Linear, hidden: Tensor, weights: Tensor, gathered: HeadGradients | None
 ) -> tuple[Tensor, Tensor]:
-    total, each = _GradientsAtOnce.apply(  # type: ignore[no-untyped-call]
+    apply: Any = _GradientsAtOnce.apply
+    total, each = apply(
         gradient, _parts(head, hidden), weights, gathered or HeadGradients(), hidden, head.weight, head.bias
     )
     return total, each

@@ -74,7 +74,6 @@ def rough_seconds(flops: float, device: torch.device, dtype: torch.dtype) -> flo
 def probed_plan(
     facts: ModelFacts,
     cost: Cost,
-    sample_tokens: int,
     flops: float,
     schedule: Schedule,
     load: Load,
@@ -86,10 +85,9 @@ def probed_plan(
     """From what the whole model will cost.
 
     Args:
-        sample_tokens: tokens, prompts included, whose gradients took ``cost.gradients_seconds``.
         runtime: bytes that the process takes before it has a model.
     """
-    seconds = schedule.epochs * load.tokens(schedule.items) * cost.gradients_seconds / sample_tokens / processes
+    seconds = schedule.epochs * load.tokens(schedule.items) * cost.token_seconds / processes
     parts = {name: int(getattr(cost, name)) for name in ("weights", "gradients", "optimizer", "activations")}
     return Plan(
         device=str(device),

@@ -7,6 +7,7 @@ layout, lengths, attention) is in the figures.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import resource
@@ -16,27 +17,30 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from threading import Event, Thread
+from typing import Any, TypeVar
 
+import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llara_cli.model.loading import load_config, quiet_transformers
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
-from llara_cli.training.losses import LOGITS_BYTES
 from llara_cli.training.optimisers import uncompiled_on_cpu
 
 DEPTHS = (1, 5)
-REPEATS = 3
+LOOK_SECONDS = 0.005
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes: seconds of the sample's gradients and of an update, bytes by part, parameters by kind."""
+    """What a model takes: seconds of a token's gradients and of an update, bytes by part, parameters by kind."""
 
-    gradients_seconds: float
+    token_seconds: float
     update_seconds: float
     weights: float
     gradients: float
@@ -78,48 +82,52 @@ def shrunken(source: ModelSource, layers: int, folder: Path) -> ModelSource:
 def cost_of(
     model: PreTrainedModel,
     optimiser: torch.optim.Optimizer,
-    gradients: Callable[[], object],
+    rounds: Sequence[Callable[[], int]],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Cost:
-    """Measure a few rounds of ``gradients`` and of the optimiser's step."""
+    """Measure steps of the optimiser.
+
+    Args:
+        rounds: what computes a step's gradients and returns the tokens that it did so for.
+    """
     device = next(model.parameters()).device
     weights = list(trainable(model).values())
-    with Activations(model) as activations:
-        _timed(gradients, device, autocast)
-    update = [_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device))]
-    seconds = []
-    for _ in range(REPEATS):
-        optimiser.zero_grad(set_to_none=True)
-        seconds.append(_timed(gradients, device, autocast))
-        update.append(_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device)))
-    size = {id(weight): weight.nbytes for weight in model.parameters()}
+    with autocast():
+        rounds[0]()  # brings up libraries, and weights from the disk
+    optimiser.zero_grad(set_to_none=True)
+    token, update = [], []
+    with Growth(device) as growth:
+        for gradients in rounds:
+            tokens, seconds = _timed(gradients, device, autocast)
+            token.append(seconds / tokens)
+            update.append(_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device))[1])
+            optimiser.zero_grad(set_to_none=True)
+    trained = sum(weight.nbytes for weight in weights)
+    state = sum(_state_bytes(optimiser.state.get(weight, {}).values()) for weight in weights)
     return Cost(
-        min(seconds),
+        median(token),
         min(update),
-        sum(size.values()),
-        sum(weight.nbytes for weight in weights),
-        sum(_state_bytes(optimiser.state.get(weight, {}).values()) for weight in weights),
-        activations.peak + _head_bytes(model),
+        sum(weight.nbytes for weight in model.parameters()),
+        trained,
+        state,
+        growth.peak - trained - state,
         sum(weight.numel() for weight in weights),
         sum(_count(weight) for weight in model.parameters()) - sum(weight.numel() for weight in weights),
     )
 
 
 def _timed(
-    function: Callable[[], object],
+    function: Callable[[], T],
     device: torch.device,
-    context: Callable[[], AbstractContextManager[Any]] | None = None,
-) -> float:
+    context: Callable[[], AbstractContextManager[Any]],
+) -> tuple[T, float]:
     gc.collect()
     started = time.perf_counter()
-    if context is None:
-        function()
-    else:
-        with context():
-            function()
+    with context():
+        result = function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return result, time.perf_counter() - started
 
 
 def _count(weight: Tensor) -> int:
@@ -132,14 +140,6 @@ def _state_bytes(state: Sequence[Any]) -> int:
     return sum(value.nbytes for value in state if isinstance(value, Tensor))
 
 
-def _head_bytes(model: PreTrainedModel) -> int:
-    """What the losses hold for a moment: a chunk of logits with its log-softmax and gradient, and what is as large as
-    the vocabulary: the projection's gradient as gathered and as handed over, the embedding's.
-    """
-    weight = model.get_output_embeddings().weight
-    return 3 * LOGITS_BYTES + (3 * weight.nbytes if weight.requires_grad else 0)
-
-
 def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has taken so far: on a GPU of its memory, else of the machine's."""
     if device.type == "cuda":
@@ -148,46 +148,46 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class Activations:
-    """A context: ``peak`` is the most bytes that autograd held at once, weights not counted."""
+class Growth:
+    """A context: ``peak`` is the most bytes that memory grew by meanwhile: a GPU's as torch counts it, else the
+    process' as the system does, looked at all the time.
+    """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.peak = 0
-        self._held = 0
-        self._users: dict[int, int] = {}
-        self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
+        self._device = device
+        self._done = Event()
+        self._watcher = Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Activations:
-        self._hooks.__enter__()
+    def __enter__(self) -> Growth:
+        give_back_memory()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            self._before = resident_memory()
+            self._watcher.start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._hooks.__exit__(*exception)
+        if self._device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self._device) - self._before
+        else:
+            self._done.set()
+            self._watcher.join()
 
-    def _pack(self, tensor: Tensor) -> _Held:
-        storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place in self._weights:
-            return _Held(tensor, lambda: None)
-        self._users[place] = self._users.get(place, 0) + 1
-        if self._users[place] == 1:
-            self._held += size
-            self.peak = max(self.peak, self._held)
-        return _Held(tensor, lambda: self._release(place, size))
-
-    def _release(self, place: int, size: int) -> None:
-        self._users[place] -= 1
-        if self._users[place] == 0:
-            self._held -= size
+    def _watch(self) -> None:
+        while not self._done.wait(LOOK_SECONDS):
+            self.peak = max(self.peak, resident_memory() - self._before)
 
 
-class _Held:
-    """A tensor that autograd keeps; tells when it lets go."""
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
-    def __init__(self, tensor: Tensor, released: Callable[[], None]) -> None:
-        self.tensor = tensor
-        self._released = released
 
-    def __del__(self) -> None:
-        self._released()
+def give_back_memory() -> None:
+    """Drop what is unused, and let the C library (glibc) hand it to the system, so that it is not counted."""
+    gc.collect()
+    if hasattr(trim := ctypes.CDLL(None), "malloc_trim"):
+        trim.malloc_trim(0)

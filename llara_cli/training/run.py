@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, TypeVar
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -37,13 +37,13 @@ from llara_cli.training.loop import Schedule, Trainer, autocast
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import make_optimiser
 from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, rough_seconds, warn_if_long
-from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
+from llara_cli.training.probe import DEPTHS, Cost, cost_of, give_back_memory, peak_memory, resident_memory, shrunken
 from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; benchmarks/pretrain.json has the rates."""
-SAMPLE_BUDGETS = 2
-"""Full forwards that the plan's probe runs."""
+SAMPLE_BATCHES, SAMPLE_BUDGETS = 5, 2
+"""Steps that the plan's probe runs, and the full forwards of each."""
 ItemT = TypeVar("ItemT")
 
 
@@ -131,30 +131,31 @@ class TrainingRun(ABC, Generic[ItemT]):
         """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""
         schedule, load = self.schedule, self.load
         wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
-        _, numbers = next(schedule.batches())
-        numbers = numbers[:wanted]
-        items = self.pick(0, numbers)
-        runtime = psutil.Process().memory_info().rss if self.device.type == "cpu" else 0
+        samples = [self.pick(0, numbers[:wanted]) for _, numbers in islice(schedule.batches(), SAMPLE_BATCHES)]
         deep = min(DEPTHS[1], self.facts.layers)
-        first = cost = self._cost(DEPTHS[0], items)
+        first = cost = self._cost(DEPTHS[0], samples, load.overhead)
+        give_back_memory()  # now that all is imported which a step imports, and the model is gone
+        runtime = resident_memory() if self.device.type == "cpu" else 0
         if deep > DEPTHS[0]:
-            cost = first.at(deep, self._cost(deep, items), self.facts.layers)
-        tokens = load.tokens(schedule.items) * len(items) // schedule.items
+            cost = first.at(deep, self._cost(deep, samples, load.overhead), self.facts.layers)
         processes = self.accelerator.num_processes
         flops = needed_flops(self.facts, schedule, load, frozen_base=self.settings.backend != "full")
-        return probed_plan(self.facts, cost, tokens, flops, schedule, load, self.device, self.dtype, runtime, processes)
+        return probed_plan(self.facts, cost, flops, schedule, load, self.device, self.dtype, runtime, processes)
 
-    def _cost(self, layers: int, items: Sequence[ItemT]) -> Cost:
-        """What a model of so many layers takes for the gradients of ``items``."""
+    def _cost(self, layers: int, samples: Sequence[Sequence[ItemT]], overhead: int) -> Cost:
+        """What a model of so many layers takes for steps of ``samples``, with ``overhead`` tokens around each item."""
         with TemporaryDirectory() as folder:
             prepared = self._prepare(shrunken(self.source, layers, Path(folder)))
         weights = list(checkpoints.trainable(prepared.model).values())
         optimiser = make_optimiser(weights, self.settings.optimiser)
         objective = self.objective(prepared)
         prepared.model.train()
-        return cost_of(
-            prepared.model, optimiser, lambda: objective.backward(items), lambda: autocast(self.device, self.dtype)
-        )
+
+        def gradients(items: Sequence[ItemT]) -> int:
+            return objective.backward(items).tokens + len(items) * overhead
+
+        rounds = [partial(gradients, items) for items in samples]
+        return cost_of(prepared.model, optimiser, rounds, lambda: autocast(self.device, self.dtype))
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -228,7 +229,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         return result
 
     def _open_trackers(self) -> None:
-        """Start what ``--track`` names. Raises ``UserError`` where a tracker's library is missing."""
+        """Start what ``--track`` names."""
         config = {key: value for key, value in self.blueprint.settings.items() if isinstance(value, int | float | str)}
         self.accelerator.init_trackers("llara", config=config)
 
