@@ -26,7 +26,7 @@ from texts import articles
 
 from llara_cli.data.corpus import ReadyRow, corpus_files
 from llara_cli.data.passages import pair_up, split_document
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.backbone import ROW_TOKENS, Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.loading import load_causal_lm
@@ -35,7 +35,6 @@ from llara_cli.model.source import ModelSource, resolve
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.training.examples import ExampleBuilder
 from llara_cli.training.pretext import Example, PretextObjective
-from llara_cli.training.pretrain import ROW_TOKENS
 from llara_cli.workspace import Workspace
 
 

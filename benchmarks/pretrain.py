@@ -27,12 +27,11 @@ from rivals import Authors, TwoPasses
 from texts import Texts
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.backbone import ROW_TOKENS, Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.training.pretext import Example, PretextObjective
-from llara_cli.training.pretrain import ROW_TOKENS
 from llara_cli.training.run import MICRO_BATCH_TOKENS
 
 SHAPES: dict[str, dict[str, Any]] = {

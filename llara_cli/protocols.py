@@ -7,8 +7,9 @@ A package adds a backend by declaring an entry point in the group ``llara.traini
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -107,13 +108,18 @@ class IndexBackend(ABC):
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How to run an encoder. Lengths are total tokens, prompt and special tokens included."""
+    """How to run an encoder. Lengths are total tokens, prompt and special tokens included.
+
+    ``layout``: how texts share a forward, where a backend knows several. ``note`` is told what the user should hear.
+    """
 
     dtype: str = "auto"
     device: str = "auto"
     query_length: int | None = None
     passage_length: int | None = None
     batch_tokens: int | None = None
+    layout: str = "auto"
+    note: Callable[[str], None] = warnings.warn
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,13 @@ class EncoderBackend(ABC):
 
         ``progress`` is told how many more texts are done.
         """
+
+    def encode_each(
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Encoded]:
+        """``encode`` of each batch, in order. A backend may prepare the next while it computes one."""
+        for texts in batches:
+            yield self.encode(texts, role, progress)
 
 
 @dataclass(frozen=True)

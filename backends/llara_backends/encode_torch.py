@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
 from llara_cli.model.encoder import Encoder, Sequencer, choose_length
@@ -13,7 +13,7 @@ from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 
 
 class TorchEncoder(EncoderBackend):
-    """Length-sorted token-budget batches through the decoder's body; the vocabulary projection never runs."""
+    """Token-budget batches of like lengths through the decoder's body; the vocabulary projection never runs."""
 
     name = "torch"
 
@@ -32,7 +32,8 @@ class TorchEncoder(EncoderBackend):
             "passage": choose_length(options.passage_length, backbone.max_positions),
         }
         recipe = source.recipe
-        return cls(Encoder(backbone, recipe, Sequencer(tokenizer, recipe, lengths), options.batch_tokens))
+        sequencer = Sequencer(tokenizer, recipe, lengths)
+        return cls(Encoder(backbone, recipe, sequencer, options.batch_tokens, options.layout, options.note))
 
     @property
     def dim(self) -> int:
@@ -42,3 +43,9 @@ class TorchEncoder(EncoderBackend):
     def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
         return self._encoder.encode(texts, role, progress)
+
+    def encode_each(
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Encoded]:
+        """``encode`` of each batch; the next is tokenised while one is computed."""
+        return self._encoder.encode_each(batches, role, progress)

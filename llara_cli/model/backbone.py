@@ -12,9 +12,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from llara_cli.console import UserError
+from llara_cli.model.batching import Batching
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
 
+ROW_TOKENS, BLOCK_TOKENS = 256, 128
+"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
 MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,6 +107,17 @@ class Backbone:
             return False
         self.model.set_attn_implementation("flex_attention")
         return True
+
+    def batching(self, layout: str, budget: int) -> Batching:
+        """The layout that suits this device, or the one called for: ``packed``, ``bucketed`` or ``auto``.
+
+        Packed rows are as long as a forward where empty blocks of the mask cost nothing, short ones where they do.
+        """
+        if layout == "bucketed":
+            return Batching("bucketed", budget, ROW_TOKENS)
+        if self.device.type == "cuda" and self.attend_in_blocks():
+            return Batching("packed", budget, budget, BLOCK_TOKENS)
+        return Batching("packed", budget, ROW_TOKENS)
 
     def recompute_in_backward(self) -> None:
         """Keep a layer's input only, and compute the layer again in backward: less memory, a third more time."""

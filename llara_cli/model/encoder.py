@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,16 +12,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from llara_cli.console import UserError
+from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import micro_batches
-from llara_cli.model.layout import Tree, lay_out
+from llara_cli.model.batching import Rows
+from llara_cli.model.layout import Tree, lay_out_some
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
-from llara_cli.protocols import Encoded, Role
+from llara_cli.protocols import Encoded, Role, Vectors
 from llara_cli.settings import DEFAULT_LENGTH
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 """Tokens of one forward: on a CPU small batches stay in the cache, a GPU wants to be full."""
+
+Progress = Callable[[int], None]
+"""Told how many more texts are done."""
 
 
 def pool(slots: Tensor, recipe: Recipe, *, normalise: bool = True) -> Tensor:
@@ -70,24 +75,85 @@ class Sequencer:
 
 
 class Encoder:
-    """Encodes texts with a backbone, longest first in batches of at most ``batch_tokens`` tokens."""
+    """Encodes texts with a backbone, texts of like length together, at most ``batch_tokens`` tokens a forward.
+
+    ``layout``: ``packed``, ``bucketed`` or ``auto``: packed where empty blocks of a mask cost nothing, else bucketed.
+    ``note`` is told where the GPU was too small for a forward; smaller ones follow.
+    """
 
     def __init__(
-        self, backbone: Backbone, recipe: Recipe, sequencer: Sequencer, batch_tokens: int | None = None
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        sequencer: Sequencer,
+        batch_tokens: int | None = None,
+        layout: str = "auto",
+        note: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.backbone = backbone
         self.recipe = recipe
         self.sequencer = sequencer
-        self.batch_tokens = batch_tokens or BATCH_TOKENS[backbone.device.type]
+        self._note = note
+        packs = layout == "packed" or (layout == "auto" and backbone.device.type == "cuda")
+        packs = packs and backbone.runs_jointly()
+        budget = batch_tokens or BATCH_TOKENS[backbone.device.type]
+        self.batching = backbone.batching("packed" if packs else "bucketed", budget)
+
+    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
+        """Vectors (texts, dim) float32, L2-normalised, in the order of ``texts``; ``progress`` counts texts done."""
+        return self._run(self.sequencer.trees(texts, role), progress)
+
+    def encode_each(
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
+    ) -> Iterator[Encoded]:
+        """``encode`` of one batch after the other; the next is tokenised while this one is computed."""
+        for sequences in ahead(lambda texts: self.sequencer.trees(texts, role), batches):
+            yield self._run(sequences, progress)
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
-        """Vectors (texts, dim) float32, L2-normalised, in the order of ``texts``; ``progress`` counts texts done."""
-        sequences = self.sequencer.trees(texts, role)
-        vectors = np.empty((len(texts), self.backbone.dim), np.float32)
-        for batch in micro_batches([len(tree) for tree in sequences.trees], self.batch_tokens):
-            slots = self.backbone.slots(lay_out([sequences.trees[number] for number in batch]))
-            vectors[batch] = pool(slots, self.recipe).float().cpu().numpy()
-            if progress is not None:
-                progress(len(batch))
+    def _run(self, sequences: Sequences, progress: Progress | None) -> Encoded:
+        trees = sequences.trees
+        vectors = np.empty((len(trees), self.backbone.dim), np.float32)
+        waiting = self._forwards(trees, range(len(trees)))
+        while waiting:
+            rows = waiting.pop()
+            numbers = [number for row in rows for number in row]
+            found = self._embed(trees, rows)
+            if found is None:
+                self._shrink(trees, rows)
+                left = numbers + [number for rows in waiting for row in rows for number in row]
+                waiting = self._forwards(trees, left)
+            else:
+                vectors[numbers] = found
+                if progress is not None:
+                    progress(len(numbers))
         return Encoded(vectors, sequences.tokens, sequences.cut, sequences.empty)
+
+    def _forwards(self, trees: Sequence[Tree], numbers: Sequence[int]) -> list[Rows]:
+        """What is to be computed for the trees called ``numbers``; the longest, which need most memory, come last."""
+        forwards = self.batching.forwards([len(trees[number]) for number in numbers])
+        return [[[numbers[place] for place in row] for row in rows] for rows in reversed(forwards)]
+
+    def _embed(self, trees: Sequence[Tree], rows: Rows) -> Vectors | None:
+        """Vectors (trees of the rows, dim) of one forward; None where the GPU's memory is too small for it."""
+        try:
+            _, layout = lay_out_some(trees, rows, self.batching.multiple)
+            vectors: Vectors = pool(self.backbone.slots(layout), self.recipe).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            if len(rows) == len(rows[0]) == 1:
+                raise
+            return None
+        return vectors
+
+    def _shrink(self, trees: Sequence[Tree], rows: Rows) -> None:
+        """Halve the forwards to come, now that one did not fit."""
+        budget = _tokens(trees, rows) // 2
+        self._note(f"out of memory with {2 * budget} tokens a forward: going on with {budget}")
+        row = min(self.batching.row_tokens, budget)
+        self.batching = replace(self.batching, budget=budget, row_tokens=row)
+        torch.cuda.empty_cache()
+
+
+def _tokens(trees: Sequence[Tree], rows: Rows) -> int:
+    """Tokens that a forward computes, padding counted."""
+    return len(rows) * max(sum(len(trees[number]) for number in row) for row in rows)

@@ -86,6 +86,13 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, 
     return Layout(ids, tree, branch, positions, _slots(trees, starts), starts, plain)
 
 
+def lay_out_some(trees: Sequence[Tree], rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[int], Layout]:
+    """Rows that hold some of ``trees`` only: the numbers of these, in the layout's order, and the layout."""
+    numbers = [number for row in rows for number in row]
+    place = {number: at for at, number in enumerate(numbers)}
+    return numbers, lay_out([trees[n] for n in numbers], [[place[n] for n in row] for row in rows], multiple)
+
+
 def _flat_ids(tree: Tree) -> Ids:
     parts = [np.asarray(part, np.int64) for part in (tree.trunk, *tree.branches)]
     return np.concatenate(parts)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Batching, Rows, computed_tokens, deal
-from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out
+from llara_cli.model.batching import Batching, computed_tokens, deal
+from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out_some
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.engine import Engine
@@ -88,7 +88,7 @@ class PretextObjective:
         scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
         for place, number in enumerate(hand):
             idle = number < 0  # another process has more to do: the forward counts for nothing
-            numbers, layout = _lay_out(trees, forwards[max(number, 0)], self.batching.multiple)
+            numbers, layout = lay_out_some(trees, forwards[max(number, 0)], self.batching.multiple)
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
             self._gathered.last = place == len(hand) - 1
             with engine.accumulate(last=self._gathered.last):
@@ -186,10 +186,3 @@ class PretextObjective:
             if piece.language_model and last > first:
                 spans.append(np.arange(first, last))
         return spans
-
-
-def _lay_out(trees: Sequence[Tree], rows: Rows, multiple: int) -> tuple[list[int], Layout]:
-    """The trees of one forward: their numbers in the layout's order, and the layout."""
-    numbers = [number for row in rows for number in row]
-    place = {number: at for at, number in enumerate(numbers)}
-    return numbers, lay_out([trees[n] for n in numbers], [[place[n] for n in row] for row in rows], multiple)

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from llara_cli.artifacts import input_record
 from llara_cli.console import Console
 from llara_cli.data.corpus import corpus_files
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Batching
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import PromptIds
@@ -22,9 +20,6 @@ from llara_cli.training.plan import Load
 from llara_cli.training.pretext import Example, PretextObjective
 from llara_cli.training.run import Prepared, TrainingRun
 from llara_cli.workspace import Workspace
-
-ROW_TOKENS, BLOCK_TOKENS = 256, 128
-"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +101,6 @@ class Pretraining(TrainingRun[Example]):
             self.console.note(f"{self.source.name} takes no custom mask or positions: SELF and NEXT run as two passes")
             if self.settings.layout == "packed":
                 self.console.warn("--layout packed needs a model that takes masks: bucketed it is")
-        batching = self._batching(prepared.backbone, joint)
+        batching = prepared.backbone.batching(self.settings.layout if joint else "bucketed", self.budget)
         self.console.detail(f"layout: {batching}")
         return PretextObjective(prepared.backbone, self.recipe, self.prompts, batching, joint)
-
-    def _batching(self, backbone: Backbone, joint: bool) -> Batching:
-        """Rows as long as a forward where empty blocks of the mask cost nothing, short ones where they do."""
-        if self.settings.layout == "bucketed" or not joint:
-            return Batching("bucketed", self.budget, ROW_TOKENS)
-        if self.device.type == "cuda" and backbone.attend_in_blocks():
-            return Batching("packed", self.budget, self.budget, BLOCK_TOKENS)
-        return Batching("packed", self.budget, ROW_TOKENS)
