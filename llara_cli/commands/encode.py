@@ -28,6 +28,7 @@ def encode(
     store: Annotated[str, typer.Option(help="fp32 or fp16 vectors on disk.")] = "fp32",
     batch_tokens: o.BatchTokens = None,
     shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
+    layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
     encoder: o.Encoder = "torch",
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
@@ -44,7 +45,7 @@ def encode(
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
 
     chosen: Any = role
-    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size)
+    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout)
     source = model_to_use(session, model, trust_remote_code)
     run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llara_cli.console import Console, UserError, is_follower
+from llara_cli.console import Console, UserError, is_follower, launched_processes
 
 if TYPE_CHECKING:
     from llara_cli.workspace import Workspace
@@ -111,6 +111,10 @@ QueryLength = Annotated[
 ]
 
 
+SHARED = ("pretrain", "encode")
+"""Verbs that several launched processes share."""
+
+
 @dataclass(frozen=True)
 class Session:
     """What every verb opens first: the workspace and the console."""
@@ -133,6 +137,8 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
     """The session of a verb. The workspace itself is created when something is first written."""
     from llara_cli.workspace import Workspace
 
+    if launched_processes() > 1 and ctx.info_name not in SHARED:
+        raise UserError(f"{ctx.info_name} runs in one process; {' and '.join(SHARED)} run in several")
     root = workspace_path(workspace, ctx)
     return Session(Workspace(root), Console(as_json, quiet, verbose, muted=is_follower()))
 

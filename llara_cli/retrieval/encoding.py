@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,27 +19,27 @@ from llara_cli.artifacts import (
     Artifact,
     Blueprint,
     Build,
-    atomic_file,
     input_record,
     input_stem,
     slug,
-    write_atomically,
 )
-from llara_cli.console import Bar, Console, LlaraError, UserError
-from llara_cli.data.collection import BeirFolder, Document, read_documents
+from llara_cli.console import Console, LlaraError, UserError
+from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
 from llara_cli.data.table import Table, write_table
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.encoder import choose_length
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import load_config, max_positions
 from llara_cli.model.source import ModelSource
+from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
-from llara_cli.retrieval.store import IDS, TEXTS, shard_name
-from llara_cli.settings import refuse_nonpositive
+from llara_cli.retrieval.shards import Shards
+from llara_cli.retrieval.store import IDS, TEXTS
+from llara_cli.settings import LAYOUTS, refuse_nonpositive
 from llara_cli.workspace import Workspace, told_again
 
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
-_PROGRESS = "shards.json"
+STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,16 @@ class EncodeSettings:
     encoder: str = "torch"
     batch_tokens: int | None = None
     shard_size: int = 4096
+    layout: str = "auto"
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
         if self.role not in ("query", "passage"):
             raise UserError(f"--as must be passage or query, not {self.role!r}")
-        if self.store not in ("fp32", "fp16"):
+        if self.store not in STORES:
             raise UserError(f"--store must be fp32 or fp16, not {self.store!r}")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"--layout must be {', '.join(LAYOUTS)}, not {self.layout!r}")
         for name in ("max_length", "batch_tokens", "shard_size"):
             refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
 
@@ -77,14 +80,30 @@ class Encoding:
     made_for: str = "user"
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
-        """Encode, or take up where an earlier run stopped, or give the finished run's result again."""
+        """Encode, or take up where an earlier run stopped, or give the finished run's result again.
+
+        Where several processes were launched, each encodes its own shards.
+        """
         self.settings.check()
         registry.load("encoder", self.settings.encoder)
-        name = self.name or self.derived_name()
-        with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
+        team = Team.join(choose_device())
+        with self._building(team, restart) as build:
             if isinstance(build, Artifact):
                 return told_again(self.console, build)
-            return self._encode(build)
+            return self._encode(build, team)
+
+    @contextmanager
+    def _building(self, team: Team, restart: bool) -> Iterator[Build | Artifact]:
+        """The artifact under construction, its collection checked: the first process opens it and tells the others."""
+        if not team.leads:
+            yield team.tell(None)
+            return
+        name = self.name or self.derived_name()
+        with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
+            if isinstance(build, Build):
+                self._take_in(build)
+            team.tell(build)
+            yield build
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
@@ -139,23 +158,25 @@ class Encoding:
         }
         return Blueprint(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
 
-    def _encode(self, build: Build) -> dict[str, Any]:
-        self._take_in(build)
-        texts = Table(build.folder / TEXTS)
+    def _encode(self, build: Build, team: Team) -> dict[str, Any]:
+        texts, shards, size = Table(build.folder / TEXTS), Shards(build.folder), self.settings.shard_size
+        mine = range(team.rank, -(-len(texts) // size), team.size)
+        left = [number for number in mine if number not in shards]
         encoder = self._load()
-        shards = _Shards(build.folder)
         started = time.monotonic()
-        with self.console.bar(
-            "encoding queries" if self.settings.role == "query" else "encoding passages", len(texts), unit="texts"
-        ) as bar:
-            for number, start in enumerate(range(0, len(texts), self.settings.shard_size)):
-                rows = texts.rows(start, start + self.settings.shard_size)
-                if number in shards:
-                    bar.advance(len(rows))
-                else:
-                    passages = [Document("", row["title"], row["text"]).passage for row in rows]
-                    shards.add(number, self._encode_shard(encoder, passages, bar), self.settings.store)
-        return self._finish(build, shards, len(texts), encoder.dim, time.monotonic() - started)
+        with self.console.bar(self._doing, sum(_rows_in(texts, number, size) for number in mine), unit="texts") as bar:
+            bar.advance(sum(_rows_in(texts, number, size) for number in set(mine) - set(left)))
+            passages = (_passages(texts.rows(number * size, (number + 1) * size)) for number in left)
+            vectors = encoder.encode_each(passages, self.settings.role, bar.advance)
+            for number, encoded in zip(left, vectors, strict=True):
+                shards.add(number, self._checked(encoded), STORES[self.settings.store])
+        team.wait()
+        seconds = time.monotonic() - started
+        return self._finish(build, shards, len(texts), encoder.dim, seconds) if team.leads else {}
+
+    @property
+    def _doing(self) -> str:
+        return "encoding queries" if self.settings.role == "query" else "encoding passages"
 
     def _take_in(self, build: Build) -> None:
         """Check the whole collection and copy ids and texts, before any weight is loaded; once."""
@@ -179,17 +200,18 @@ class Encoding:
             query_length=self.max_length if self.settings.role == "query" else None,
             passage_length=self.max_length if self.settings.role == "passage" else None,
             batch_tokens=self.settings.batch_tokens,
+            layout=self.settings.layout,
+            note=self.console.warn,
         )
         encoder: EncoderBackend = registry.load("encoder", self.settings.encoder).load(self.source, options)
         return encoder
 
-    def _encode_shard(self, encoder: EncoderBackend, passages: list[str], bar: Bar) -> Encoded:
-        encoded = encoder.encode(passages, self.settings.role, bar.advance)
+    def _checked(self, encoded: Encoded) -> Encoded:
         if not np.isfinite(encoded.vectors).all():
             raise LlaraError(f"{self.source.name} gave NaN or infinite vectors; try --dtype fp32 or bf16")
         return encoded
 
-    def _finish(self, build: Build, shards: _Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
+    def _finish(self, build: Build, shards: Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
         totals = shards.totals()
         if totals["empty"]:
             self.console.warn(f"{totals['empty']} of {count} texts are empty: encoded as the bare prompt")
@@ -209,34 +231,15 @@ class Encoding:
         return result
 
 
+def _rows_in(texts: Table, shard: int, size: int) -> int:
+    return min(size, len(texts) - shard * size)
+
+
+def _passages(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [passage_text(row["title"], row["text"]) for row in rows]
+
+
 def _rows(documents: Iterator[Document], ids: Any) -> Iterator[dict[str, str]]:
     for document in documents:
         ids.write(document.id + "\n")
         yield {"title": document.title, "text": document.text}
-
-
-class _Shards:
-    """Finished shards of a build: a shard counts once its vectors lie on disk and its line is in the progress file."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        path = folder / _PROGRESS
-        self._done: dict[str, dict[str, int]] = json.loads(path.read_text()) if path.exists() else {}
-
-    def __contains__(self, number: int) -> bool:
-        return str(number) in self._done and (self._folder / shard_name(number)).is_file()
-
-    def add(self, number: int, encoded: Encoded, store: str) -> None:
-        """Write a shard and then the progress file, each atomically."""
-        with atomic_file(self._folder / shard_name(number)) as file:
-            np.save(file, encoded.vectors.astype(np.float16 if store == "fp16" else np.float32), allow_pickle=False)
-        self._done[str(number)] = {"tokens": encoded.tokens, "cut": encoded.cut, "empty": encoded.empty}
-        write_atomically(self._folder / _PROGRESS, json.dumps(self._done))
-
-    def totals(self) -> dict[str, int]:
-        """Text tokens, texts cut and empty texts over all shards."""
-        return {key: sum(shard[key] for shard in self._done.values()) for key in ("tokens", "cut", "empty")}
-
-    def discard(self) -> None:
-        """Remove what only an unfinished build needs."""
-        (self._folder / _PROGRESS).unlink(missing_ok=True)

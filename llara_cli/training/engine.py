@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -131,11 +130,6 @@ class AcceleratedEngine(Engine):
         with uncompiled_on_cpu(self.accelerator.device):
             self.scaler.step(self.optimiser)
         self.scaler.update()
-
-
-def launched_processes() -> int:
-    """How many processes ``accelerate launch`` or ``torchrun`` started; 1 where none did."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path) -> Accelerator:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from llara_cli.artifacts import input_record
-from llara_cli.console import Console, UserError
+from llara_cli.console import Console
 from llara_cli.data.collection import BeirFolder
 from llara_cli.data.lines import check_file
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
@@ -22,7 +22,6 @@ from llara_cli.protocols import Role
 from llara_cli.settings import FinetuneSettings
 from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training.contrastive import ContrastiveObjective, Group
-from llara_cli.training.engine import launched_processes
 from llara_cli.training.plan import Load
 from llara_cli.training.run import Prepared, TrainingRun
 from llara_cli.workspace import Workspace
@@ -85,8 +84,6 @@ class Finetuning(TrainingRun[Group]):
     ) -> Finetuning:
         """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
         settings.check()
-        if launched_processes() > 1:
-            raise UserError("finetune runs in one process; pretrain runs in several")
         recipe = choose_recipe(settings, source)
         for path in train:
             training_files(path)

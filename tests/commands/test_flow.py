@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPES
+from llara_cli.retrieval.shards import Shards
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--learning-rate", 1e-3)
 
@@ -188,17 +189,15 @@ def test_encoding_goes_on_at_the_shard_where_it_stopped(
 ) -> None:
     command = ("encode", beir, "--model", tiny_model, "--shard-size", 2, "--json")
     whole = llara(*command, "--name", "same", workspace=tmp_path / "other").json
-    from llara_cli.retrieval import encoding
-
-    encode, calls = encoding.Encoding._encode_shard, []
+    add, calls = Shards.add, []
 
     def die_at_third(self: Any, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode(self, *arguments)
+        return add(self, *arguments)
 
-    monkeypatch.setattr(encoding.Encoding, "_encode_shard", die_at_third)
+    monkeypatch.setattr(Shards, "add", die_at_third)
     assert llara(*command, "--name", "same").code == 130
     assert llara(*command, "--name", "same").json["tokens"] == whole["tokens"]
     assert len(calls) == 4

@@ -1,0 +1,52 @@
+"""The processes that ``accelerate launch`` or ``torchrun`` started for one command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from llara_cli.console import launched_processes
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the slowest."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process' place among them; alone where none were launched."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> Team:
+        """Meet the others; on GPUs each process is given one."""
+        if launched_processes() == 1:
+            return cls()
+        state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process, which opens and closes what all of them make."""
+        return self.rank == 0
+
+    def tell(self, value: T | None) -> T:
+        """What the first process says; the others wait for it."""
+        told = [value]
+        if self.size > 1:
+            broadcast_object_list(told)
+        (said,) = told
+        assert said is not None
+        return said
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            PartialState().wait_for_everyone()

@@ -1,0 +1,55 @@
+"""Shards of vectors while they are made: each is finished in one step, and a finished one is never made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from llara_cli.artifacts import atomic_file, read_json, write_atomically
+from llara_cli.protocols import Encoded
+from llara_cli.retrieval.store import shard_name
+
+_NOTES = ".shards"
+_COUNTS = ("tokens", "cut", "empty")
+
+
+class Shards:
+    """The shards of a build. Beside each finished one lies a note: its size, and what was counted in it.
+
+    The note is written last, so a shard counts when it has one and is as large as the note says. Several processes may
+    write shards of one build.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, number: int) -> bool:
+        vectors, note = self._folder / shard_name(number), self._note(number)
+        return note.exists() and vectors.exists() and read_json(note)["bytes"] == vectors.stat().st_size
+
+    def add(self, number: int, encoded: Encoded, dtype: type[np.floating]) -> None:
+        """Write a shard and then its note, each atomically."""
+        path = self._folder / shard_name(number)
+        vectors = np.ascontiguousarray(encoded.vectors, dtype)
+        with atomic_file(path) as file:
+            # not np.save: on a full disk its error does not say so
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+            file.write(vectors.data)
+        note = {name: getattr(encoded, name) for name in _COUNTS} | {"bytes": path.stat().st_size}
+        self._note(number).parent.mkdir(exist_ok=True)
+        write_atomically(self._note(number), json.dumps(note))
+
+    def totals(self) -> dict[str, int]:
+        """Text tokens, texts cut and empty texts over all shards."""
+        notes = [read_json(path) for path in (self._folder / _NOTES).glob("*.json")]
+        return {name: sum(note[name] for note in notes) for name in _COUNTS}
+
+    def discard(self) -> None:
+        """Remove what only an unfinished build needs."""
+        shutil.rmtree(self._folder / _NOTES, ignore_errors=True)
+
+    def _note(self, number: int) -> Path:
+        return self._folder / _NOTES / f"{number:05d}.json"
