@@ -32,6 +32,7 @@ VERBS = {
     "index": Verb("Retrieve", "Build an index over vectors."),
     "search": Verb("Retrieve", "Find the passages that answer a query."),
     "evaluate": Verb("Retrieve", "Measure a retriever on judged queries."),
+    "export": Verb("Retrieve", "Write vectors into one file that other tools read."),
     "status": Verb("Look around", "Artifacts of the workspace, their sizes and where they came from."),
     "doctor": Verb("Look around", "Versions, devices, backends: what works here, what would make the rest work."),
     "backends": Verb("Look around", "Training, encoder and index backends: usable, or how to make them so."),
