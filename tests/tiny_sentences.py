@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tiny import SHAPE, make_tokenizer
 from tokenizers import processors
 from transformers import AutoModel, BertConfig, LlamaConfig, RobertaConfig
@@ -41,4 +41,23 @@ def make_sentence_model(folder: Path, kind: str = "bert", *, seed: int = 0) -> P
         modules = {"llama": [Normalize()], "roberta": [Dense(SHAPE["hidden_size"], 24)], "bert": []}[kind]
         prompts = {"query": QUERY_PROMPT, "document": ""} if kind == "llama" else None
         SentenceTransformer(modules=[body, pooling, *modules], prompts=prompts, device="cpu").save(str(folder))
+    return folder
+
+
+def make_static_model(folder: Path) -> Path:
+    """Save a model without a Transformer: the mean of its tokens' embeddings."""
+    torch.manual_seed(0)
+    modules = [StaticEmbedding(make_tokenizer(), embedding_dim=16)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    return folder
+
+
+def make_router_model(folder: Path) -> Path:
+    """Save a model that encodes queries and passages with different modules."""
+    parts = make_sentence_model(folder.with_name(folder.name + "-bert"))
+    with quiet_transformers():
+        query, passage = (Transformer(str(parts)) for _ in range(2))
+        width = SHAPE["hidden_size"]
+        routes = Router.for_query_document([query, Pooling(width, "cls")], [passage, Pooling(width, "mean")])
+        SentenceTransformer(modules=[routes], device="cpu").save(str(folder))
     return folder

@@ -165,13 +165,15 @@ def _dim(model: Any, source: ModelSource) -> int:
 
 def _choose_length(model: Any, length: int | None) -> int | None:
     own, positions = model.max_seq_length, _positions(model)
-    if length is not None and positions is not None and length > positions:
-        raise UserError(f"a length of {length} tokens is above the model's {positions} positions")
-    if length is not None:
-        return length
-    if own is None or math.isinf(own):  # bags of words read everything
+    if own is None or math.isinf(own):  # static embeddings and bags of words read everything
+        if length is not None:
+            raise UserError(f"the model reads whole texts: a length of {length} tokens cannot be set")
         return None
-    return min(DEFAULT_LENGTH if own > _UNLIMITED else int(own), positions or int(own))
+    if length is None:
+        return min(DEFAULT_LENGTH if own > _UNLIMITED else int(own), positions or int(own))
+    if positions is not None and length > positions:
+        raise UserError(f"a length of {length} tokens is above the model's {positions} positions")
+    return length
 
 
 def _positions(model: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,7 +79,8 @@ class Exporting:
             for block in self._blocks(progress):
                 file.write(np.ascontiguousarray(block, "<f4").data)
             with (self.store.artifact.path / IDS).open("rb") as ids:
-                shutil.copyfileobj(ids, names)
+                if _copy_lines(ids, names) != self.store.count:
+                    raise self._damaged()
 
     def _write_parquet(self, progress: Progress) -> None:
         """Columns id, vector, title, text; a group of rows at a time."""
@@ -90,7 +90,7 @@ class Exporting:
         with (
             ids.open(encoding="utf-8", newline="\n") as names,
             atomic_file(self.file) as file,
-            pq.ParquetWriter(file, schema) as writer,
+            pq.ParquetWriter(file, schema, use_dictionary=False) as writer,
         ):
             row = 0
             for block in self._blocks(progress):
@@ -125,3 +125,12 @@ class Exporting:
 
     def _damaged(self) -> LlaraError:
         return LlaraError(f"{self.store.artifact.path} is damaged: llara status --verify names the file")
+
+
+def _copy_lines(source: IO[bytes], target: IO[bytes]) -> int:
+    """Copy all bytes; how many lines there were."""
+    count = 0
+    while chunk := source.read(1 << 20):
+        target.write(chunk)
+        count += chunk.count(b"\n")
+    return count

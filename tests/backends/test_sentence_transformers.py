@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny import TEXTS
-from tiny_sentences import KINDS, QUERY_PROMPT, make_sentence_model
+from tiny_sentences import KINDS, QUERY_PROMPT, make_router_model, make_sentence_model, make_static_model
 
 from llara_backends.encode_sentence_transformers import SentenceTransformersEncoder
 from llara_cli.console import UserError
@@ -139,3 +139,33 @@ def test_the_fingerprint_covers_the_modules(tmp_path: Path) -> None:
     assert ModelSource("bert", str(folder)).fingerprint() in seen
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
     assert ModelSource("bert", str(moved)).fingerprint() in seen
+
+
+def test_a_model_without_a_transformer(tmp_path: Path) -> None:
+    folder = make_static_model(tmp_path / "static")
+    source = ModelSource("static", str(folder))
+    assert SentenceTransformersEncoder.choose_length(source, None) is None
+    assert SentenceTransformersEncoder.facts(source).dim == 16
+    found = load(folder).encode(LONG, "passage")
+    theirs = library(folder).encode_document(LONG, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(found.vectors, theirs, atol=1e-6)
+    assert (found.cut, found.empty) == (0, 1)
+    with pytest.raises(UserError, match="reads whole texts"):
+        load(folder, passage_length=20)
+
+
+def test_a_model_with_a_way_for_each_role(tmp_path: Path) -> None:
+    folder = make_router_model(tmp_path / "router")
+    mine, theirs = load(folder, passage_length=30), library(folder)
+    queries = theirs.encode_query(LONG, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(mine.encode(LONG, "query").vectors, queries, atol=1e-6)
+    passages = mine.encode(LONG, "passage")
+    theirs.max_seq_length = 30
+    wanted = theirs.encode_document(LONG, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(passages.vectors, wanted, atol=1e-6)
+    assert passages.cut == 1
+    assert np.abs(passages.vectors - queries).max() > 1e-3
+    before = ModelSource("router", str(folder)).fingerprint()
+    weights = folder / "query_0_Transformer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert ModelSource("router", str(folder)).fingerprint() != before

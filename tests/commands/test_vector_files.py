@@ -122,11 +122,20 @@ def test_bad_exports(llara: Llara, encoded: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.npy").mkdir()
     assert "is a folder" in llara("export", "passages", tmp_path / "folder.npy").error
     assert "unknown embedding 'other'" in llara("export", "other", tmp_path / "a.npy").error
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("missing", ["vectors-00001.npy", "ids.txt"])
+def test_damaged_embeddings_are_not_exported(
+    llara: Llara, encoded: Path, tmp_path: Path, form: str, missing: str
+) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
-    (encoded / "vectors-00001.npy").unlink()
-    for form in FORMATS:
-        outcome = llara("export", "passages", tmp_path / f"a.{form}")
-        assert outcome.code == 1
+    if missing == "ids.txt":
+        (encoded / missing).write_text("d0\nd1\n")
+    else:
+        (encoded / missing).unlink()
+    outcome = llara("export", "passages", tmp_path / f"a.{form}")
+    assert outcome.code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
