@@ -131,7 +131,7 @@ def silence_libraries() -> None:
     import logging
     import warnings
 
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree", "huggingface_hub.hf_api", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
     if not sys.warnoptions:
