@@ -32,6 +32,7 @@ VERBS = {
     "index": Verb("Retrieve", "Build an index over vectors."),
     "search": Verb("Retrieve", "Find the passages that answer a query."),
     "evaluate": Verb("Retrieve", "Measure a retriever on judged queries."),
+    "export": Verb("Retrieve", "Write vectors into one file that other tools read."),
     "status": Verb("Look around", "Artifacts of the workspace, their sizes and where they came from."),
     "doctor": Verb("Look around", "Versions, devices, backends: what works here, what would make the rest work."),
     "backends": Verb("Look around", "Training, encoder and index backends: usable, or how to make them so."),
@@ -130,7 +131,7 @@ def silence_libraries() -> None:
     import logging
     import warnings
 
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree", "huggingface_hub.hf_api", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
     if not sys.warnoptions:

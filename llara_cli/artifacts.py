@@ -206,12 +206,16 @@ class Build:
         return Artifact(self.kind, self.name, self.target)
 
     def _checksums(self) -> dict[str, dict[str, Any]]:
-        every = (f for f in self.folder.rglob("*") if f.is_file() and f.name not in _UNHASHED)
-        files = sorted(f for f in every if f.parent.name not in _PASSING)
         return {
             file.relative_to(self.folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-            for file in files
+            for file in hashed_files(self.folder)
         }
+
+
+def hashed_files(folder: Path) -> list[Path]:
+    """The files of an artifact whose checksums its manifest holds."""
+    every = (file for file in folder.rglob("*") if file.is_file() and file.name not in _UNHASHED)
+    return sorted(file for file in every if file.parent.name not in _PASSING)
 
 
 def read_json(path: Path) -> dict[str, Any]:

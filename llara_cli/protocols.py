@@ -132,10 +132,31 @@ class Encoded:
     empty: int
 
 
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What is known of an encoder before its weights are loaded; ``dim``: width of a vector."""
+
+    parameters: int
+    dim: int
+
+
 class EncoderBackend(ABC):
     """Turns texts into vectors."""
 
     name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def facts(cls, source: ModelSource) -> EncoderFacts:
+        """What a plan tells of the model, without loading its weights. Raises ``UserError`` where it cannot run it."""
+
+    @classmethod
+    @abstractmethod
+    def choose_length(cls, source: ModelSource, length: int | None) -> int | None:
+        """Total tokens of a sequence where ``length`` is asked for, None: the default; the answer None: no limit.
+
+        Raises ``UserError`` for a length above the model's positions. Does not load the weights.
+        """
 
     @classmethod
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Any
 from llara_cli.console import UserError
 
 GROUPS = {"training": "llara.training", "encoder": "llara.encoder", "index": "llara.index"}
-EXTRAS = {"faiss": "faiss", "hnsw": "hnsw", "qlora": "qlora"}
+EXTRAS = {"faiss": "faiss", "hnsw": "hnsw", "qlora": "qlora", "sentence-transformers": "sentence-transformers"}
 """Backend name -> the extra of this package that brings what it needs."""
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from llara_cli import app, registry
-from llara_cli.commands import backends, doctor, encode, evaluate, finetune, index, pretrain, search, status
+from llara_cli.commands import backends, doctor, encode, evaluate, export, finetune, index, pretrain, search, status
 
 REPO = Path(__file__).resolve().parents[1]
-VERBS = (pretrain, finetune, encode, index, search, evaluate, status, doctor, backends)
+VERBS = (pretrain, finetune, encode, index, search, evaluate, export, status, doctor, backends)
 
 
 def test_every_verb_is_in_the_help_with_its_own_first_line() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
 from llara_cli.model.encoder import Encoder, Sequencer, choose_length
-from llara_cli.model.loading import load_causal_lm
+from llara_cli.model.facts import ModelFacts
+from llara_cli.model.loading import load_causal_lm, load_config, max_positions
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
+from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
 
 
 class TorchEncoder(EncoderBackend):
@@ -19,6 +20,17 @@ class TorchEncoder(EncoderBackend):
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+
+    @classmethod
+    def facts(cls, source: ModelSource) -> EncoderFacts:
+        """Parameters and hidden size, from the configuration."""
+        found = ModelFacts.of(source)
+        return EncoderFacts(found.parameters, found.hidden_size)
+
+    @classmethod
+    def choose_length(cls, source: ModelSource, length: int | None) -> int | None:
+        """``length``, or the default limited to the model's positions."""
+        return choose_length(length, max_positions(load_config(source)))
 
     @classmethod
     def load(cls, source: ModelSource, options: EncoderOptions) -> TorchEncoder:

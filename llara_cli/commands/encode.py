@@ -9,13 +9,23 @@ import typer
 
 from llara_cli.commands import options as o
 from llara_cli.commands.show import show_facts
+from llara_cli.console import UserError
 
 
 def encode(
     ctx: typer.Context,
     corpus: Annotated[
-        Path, typer.Argument(help="corpus.jsonl, queries.jsonl, tsv, parquet, or a BEIR folder.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(help="corpus.jsonl, queries.jsonl, tsv, parquet, or a BEIR folder.", show_default=False),
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Take these vectors in instead: FILE.npy with FILE.npy.ids.txt, or FILE.parquet (id, vector, ...).",
+            show_default=False,
+        ),
+    ] = None,
     model: o.Model = None,
     name: o.Name = None,
     role: Annotated[str, typer.Option("--as", help="passage or query.")] = "passage",
@@ -41,11 +51,18 @@ def encode(
 ) -> None:
     """Turn a collection into vectors."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    if (corpus is None) == (from_ is None):
+        raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
     from llara_cli.commands.choose import model_to_use
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
+    from llara_cli.retrieval.importing import Importing
 
     chosen: Any = role
     settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout)
     source = model_to_use(session, model, trust_remote_code)
-    run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
+    run: Encoding | Importing
+    if corpus is not None:
+        run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
+    elif from_ is not None:
+        run = Importing(session.workspace, session.console, source, from_, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from llara_cli.console import Console
     from llara_cli.training.plan import Plan
 
-SNIPPET = 160
-
 
 def human_bytes(size: float) -> str:
     """1536 -> '1.5 KB'."""
@@ -101,6 +99,8 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
         from rich.table import Table
         from rich.text import Text
 
+        from llara_cli.commands.snippet import snippet
+
         table = Table(title=Text(result["query"], style="bold"), title_justify="left", box=None, pad_edge=False)
         titles = any(hit["title"] for hit in result["hits"])
         for heading in ("rank", "score"):
@@ -108,13 +108,13 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
         for heading in ("id", "title")[: 1 + titles]:
             table.add_column(heading, overflow="fold", max_width=26)
         table.add_column("text")
-        words = [word for word in result["query"].split() if len(word) > 2]
         for hit in result["hits"]:
-            text = " ".join(hit["text"].split())
-            snippet = Text(text[:SNIPPET] + ("…" if len(text) > SNIPPET else ""))
-            snippet.highlight_words(words, style="bold", case_sensitive=False)
+            found = snippet(hit["text"], result["query"])
+            shown = Text(found.text)
+            for start, end in found.marks:
+                shown.stylize("bold", start, end)
             named = [Text(hit["id"]), Text(hit["title"])][: 1 + titles]
-            table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", *named, snippet)
+            table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", *named, shown)
         return table
 
     console.result(result, render)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llara_cli.commands import options as o
+from llara_cli.console import LlaraError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from llara_cli.artifacts import Artifact
-    from llara_cli.workspace import Workspace
 
 
 def status(
     ctx: typer.Context,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every file against the size and sha256 in its manifest.")
+    ] = False,
     workspace: o.Workspace_ = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -25,15 +28,33 @@ def status(
     """Artifacts of the workspace, their sizes and where they came from."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from llara_cli.artifacts import KINDS
+    from llara_cli.verification import damaged_manifests
 
     found = session.workspace
-    artifacts = [_row(found, artifact) for kind in KINDS for artifact in found.artifacts(kind)]
-    unfinished = [f"{kind}/{path.name}" for kind in KINDS for path in found.unfinished(kind)]
-    result = {"workspace": str(found.root), "artifacts": artifacts, "unfinished": unfinished}
-    session.console.result(result, lambda: _table(result))
+    artifacts = [artifact for kind in KINDS for artifact in found.artifacts(kind)]
+    unreadable = damaged_manifests(artifacts)
+    sound = [artifact for artifact in artifacts if artifact.path not in unreadable]
+    damaged = [*unreadable.values(), *(_verified(session, sound) if verify else ())]
+    result = {
+        "workspace": str(found.root),
+        "artifacts": [_row(artifact) for artifact in sound],
+        "unfinished": [f"{kind}/{path.name}" for kind in KINDS for path in found.unfinished(kind)],
+        "damaged": damaged,
+    }
+    session.console.result(result, lambda: _table(result, verify))
+    if verify and damaged:
+        raise LlaraError(f"damaged: {', '.join(problem.partition(': ')[0] for problem in damaged)}")
 
 
-def _row(workspace: Workspace, artifact: Artifact) -> dict[str, Any]:
+def _verified(session: o.Session, artifacts: list[Artifact]) -> list[str]:
+    """What is wrong with the artifacts' files, a line a file."""
+    from llara_cli.verification import megabytes, verify
+
+    with session.console.bar("verifying", megabytes(artifacts), unit="MB") as bar:
+        return [problem for artifact in artifacts for problem in verify(artifact, bar.advance)]
+
+
+def _row(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     settings = manifest["settings"]
     parents = {role: settings.get(role) or "?" for role in manifest["parents"]}
@@ -47,7 +68,7 @@ def _row(workspace: Workspace, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _table(result: dict[str, Any]) -> RenderableType:
+def _table(result: dict[str, Any], verified: bool) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -68,4 +89,6 @@ def _table(result: dict[str, Any]) -> RenderableType:
         table.add_row(row["kind"], Text(row["name"]), human_bytes(row["bytes"]), holds, Text(origin))
     hint = [] if result["artifacts"] else ["nothing yet: llara pretrain CORPUS makes the first model"]
     rest = [f"unfinished: {name} (the same command resumes it)" for name in result["unfinished"]]
-    return Group(table, *map(Text, hint + rest))
+    damage = [Text(f"damaged: {problem}", style="red") for problem in result["damaged"]]
+    good = ["verified: every file is as it was written"] if verified and not damage else []
+    return Group(table, *map(Text, hint + rest), *damage, *map(Text, good))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llara_cli.console import UserError
@@ -46,23 +47,34 @@ def read_documents(path: Path) -> Iterator[Document]:
     Raises ``UserError`` at the first row without a proper id or text, at an id that was there before, and at the end
     where there was no document at all. An empty text is a document: the bare prompt is encoded.
     """
-    seen, document = SeenIds(), None
-    for record in _records(path):
-        document = Document(_id(record), record.optional_string("title") or "", record.string(*TEXT_FIELDS))
-        if seen.add(document.id):
-            _check_duplicate(path, record, document.id)
+    document = None
+    for record, name in named_records(partial(_records, path)):
+        document = Document(name, record.optional_string("title") or "", record.string(*TEXT_FIELDS))
         yield document
     if document is None:
         raise UserError(f"{path}: no document in it")
 
 
-def _check_duplicate(path: Path, record: Record, name: str) -> None:
+def named_records(read: Callable[[], Iterator[Record]]) -> Iterator[tuple[Record, str]]:
+    """Every record that ``read`` gives, with its id. Raises ``UserError`` at the first without one, or with one again.
+
+    ``read`` is called again where an id may have been there before.
+    """
+    seen = SeenIds()
+    for record in read():
+        name = _id(record)
+        if seen.add(name):
+            _check_duplicate(read, record, name)
+        yield record, name
+
+
+def _check_duplicate(read: Callable[[], Iterator[Record]], record: Record, name: str) -> None:
     """Raise ``UserError`` where ``name`` stands before ``record`` too.
 
     ``SeenIds`` knows hashes only. Reading the file again up to here costs nothing while there is no duplicate, makes a
     false alarm impossible, and finds the other place for the message.
     """
-    for earlier in _records(path):
+    for earlier in read():
         if earlier.where == record.where:
             return
         if _id(earlier) == name:

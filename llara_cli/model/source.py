@@ -17,6 +17,10 @@ from llara_cli.workspace import Workspace
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja", "adapter/*")
+_MODULE_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt", ".bin", ".py"}
+"""Endings of what makes a sentence-transformers model, in its folder and in those of its modules."""
+MODULES = "modules.json"
+"""Names the modules of a sentence-transformers model and their folders."""
 ADAPTER, BASE = "adapter", "base.json"
 """In a model that was saved as an adapter only: the adapter's folder, and what is written down of its base."""
 
@@ -74,17 +78,28 @@ class ModelSource:
             return sha256_file(folder / MANIFEST)
         if not folder.is_dir():
             return f"hub:{self.location}@{_hub_commit(self.location)}"
-        files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
-        digests = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
+        if (folder / MODULES).is_file():
+            named = _module_files(folder)
+        else:
+            files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+            named = [(file.name, file) for file in files]
+        digests = "".join(f"{name} {sha256_file(file)}\n" for name, file in named)
         return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _module_files(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a sentence-transformers model, those of its modules' folders too, with their paths in ``folder``."""
+    every = sorted(file for file in folder.rglob("*") if file.suffix in _MODULE_FILES and file.is_file())
+    named = ((file.relative_to(folder), file) for file in every)
+    return [(path.as_posix(), file) for path, file in named if not any(part.startswith(".") for part in path.parts)]
 
 
 def _hub_commit(repo_id: str) -> str:
     """The commit of a hub model in the local cache; loading it first puts it there."""
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(repo_id, "config.json")
-    return Path(cached).parent.name if isinstance(cached, str) else "main"
+    found = (try_to_load_from_cache(repo_id, name) for name in ("config.json", MODULES))
+    return next((Path(cached).parent.name for cached in found if isinstance(cached, str)), "main")
 
 
 def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -> ModelSource:
@@ -145,6 +160,6 @@ def go_offline_if_unreachable(timeout: float = 3.0) -> None:
 
 
 def _from_folder(path: Path, remote_code: bool) -> ModelSource:
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", MODULES)):
         raise UserError(f"{path}: not a model folder (no config.json)")
     return ModelSource(slug(path.resolve().name), str(path), None, read_recipe(path), remote_code)

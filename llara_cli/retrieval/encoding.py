@@ -27,9 +27,6 @@ from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
 from llara_cli.data.table import Table, write_table
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
-from llara_cli.model.encoder import choose_length
-from llara_cli.model.facts import ModelFacts
-from llara_cli.model.loading import load_config, max_positions
 from llara_cli.model.source import ModelSource
 from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
@@ -85,7 +82,7 @@ class Encoding:
         Where several processes were launched, each encodes its own shards.
         """
         self.settings.check()
-        registry.load("encoder", self.settings.encoder)
+        _ = self.backend
         team = Team.join(choose_device())
         with self._building(team, restart) as build:
             if isinstance(build, Artifact):
@@ -108,7 +105,7 @@ class Encoding:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
         count = sum(1 for _ in read_documents(self.file))
-        facts = ModelFacts.of(self.source)
+        facts = self.backend.facts(self.source)
         device = choose_device()
         dtype = choose_dtype(self.settings.dtype, device)
         width = 2 if self.settings.store == "fp16" else 4
@@ -119,9 +116,9 @@ class Encoding:
             "parameters": facts.parameters,
             "texts": count,
             "max_length": self.max_length,
-            "dim": facts.hidden_size,
+            "dim": facts.dim,
             "shards": -(-count // self.settings.shard_size),
-            "disk": count * facts.hidden_size * width,
+            "disk": count * facts.dim * width,
             "memory": facts.parameters * dtype.itemsize,
         }
 
@@ -139,9 +136,15 @@ class Encoding:
         return folder.queries if self.settings.role == "query" else folder.corpus
 
     @cached_property
-    def max_length(self) -> int:
-        """Total tokens of a sequence."""
-        return choose_length(self.settings.max_length, max_positions(load_config(self.source)))
+    def backend(self) -> type[EncoderBackend]:
+        """The encoder's class. Raises ``UserError`` where it is unknown or not installed."""
+        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder)
+        return found
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """Total tokens of a sequence; None where the model has no limit."""
+        return self.backend.choose_length(self.source, self.settings.max_length)
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -203,8 +206,7 @@ class Encoding:
             layout=self.settings.layout,
             note=self.console.warn,
         )
-        encoder: EncoderBackend = registry.load("encoder", self.settings.encoder).load(self.source, options)
-        return encoder
+        return self.backend.load(self.source, options)
 
     def _checked(self, encoded: Encoded) -> Encoded:
         if not np.isfinite(encoded.vectors).all():

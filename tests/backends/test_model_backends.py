@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conformance import encoder_suite, training_suite
 from tiny import make_model
+from tiny_sentences import KINDS, make_sentence_model
 
 from llara_cli import registry
 from llara_cli.console import UserError
@@ -19,6 +20,15 @@ class TestEncoders(encoder_suite.EncoderConformance):
     @classmethod
     def case(cls, request: pytest.FixtureRequest, tiny_model: Path) -> encoder_suite.Case:
         return encoder_suite.Case(registry.load("encoder", request.param), ModelSource("tiny", str(tiny_model)))
+
+
+class TestSentenceTransformers(encoder_suite.EncoderConformance):
+    @pytest.fixture(scope="class", params=KINDS)
+    @classmethod
+    def case(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> encoder_suite.Case:
+        folder = make_sentence_model(tmp_path_factory.mktemp("sentences") / request.param, request.param)
+        backend = registry.load("encoder", "sentence-transformers")
+        return encoder_suite.Case(backend, ModelSource(request.param, str(folder)))
 
 
 @pytest.fixture(scope="session", params=["llama", "qwen", "neox"])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from llara_cli.console import UserError
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import EncoderBackend, EncoderOptions, Role
 
@@ -65,6 +66,35 @@ class EncoderConformance:
         vectors = encoder.encode(TEXTS, "passage").vectors
         np.testing.assert_allclose(vectors[0], vectors[5], atol=2e-6)
         assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+
+    def test_it_knows_its_width_and_length_without_the_weights(self, encoder: EncoderBackend, case: Case) -> None:
+        facts = case.backend.facts(case.source)
+        assert facts.dim == encoder.dim
+        assert facts.parameters > 0
+        length = case.backend.choose_length(case.source, None)
+        assert length is None or case.backend.choose_length(case.source, length) == length
+        assert case.backend.choose_length(case.source, 40) == 40
+
+    def test_a_length_cuts_the_text_and_not_the_prompt(self, encoder: EncoderBackend, case: Case) -> None:
+        short = case.backend.load(case.source, EncoderOptions(query_length=40, passage_length=60))
+        queries, passages = short.encode(["word " * 50], "query"), short.encode(["word " * 50], "passage")
+        assert (queries.cut, passages.cut) == (1, 1)
+        assert 0 < queries.tokens < 40
+        assert queries.tokens < passages.tokens < 60
+        whole = encoder.encode(["word " * 50], "query")
+        assert np.abs(whole.vectors - queries.vectors).max() > 1e-6
+
+    def test_lengths_that_do_not_fit_are_refused(self, case: Case) -> None:
+        with pytest.raises(UserError, match="positions"):
+            case.backend.choose_length(case.source, 100_000)
+        with pytest.raises(UserError, match="positions"):
+            case.backend.load(case.source, EncoderOptions(passage_length=100_000))
+        with pytest.raises(UserError, match="too short"):
+            case.backend.load(case.source, EncoderOptions(query_length=1))
+
+    def test_control_tokens_in_a_text_are_text(self, encoder: EncoderBackend) -> None:
+        plain, control = (encoder.encode([text], "passage").tokens for text in ("", "</s>"))
+        assert control - plain > 1
 
     def test_nothing_is_no_mistake(self, encoder: EncoderBackend) -> None:
         assert encoder.encode([], "passage").vectors.shape == (0, encoder.dim)

@@ -1,0 +1,197 @@
+"""Encoder backend ``sentence-transformers``: any model of that library, with its own pooling, prompts and length."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from llara_backends.sentence_counts import Counts, count, overhead
+from llara_cli.console import UserError
+from llara_cli.model.backbone import choose_device, choose_dtype
+from llara_cli.model.batching import micro_batches
+from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.source import MODULES, ModelSource
+from llara_cli.model.tokens import first_line
+from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role, Vectors
+from llara_cli.settings import DEFAULT_LENGTH
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
+"""Tokens of one forward, padding counted."""
+PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+"""The names under which the library looks for the prompt of a role."""
+_UNLIMITED = 1_000_000
+"""A tokenizer that says more tokens than this says that it does not know."""
+
+
+class SentenceTransformersEncoder(EncoderBackend):
+    """The library runs the model; length-sorted token-budget batches, counts and checks are ours."""
+
+    name = "sentence-transformers"
+
+    def __init__(self, model: Any, limits: dict[Role, int | None], batch_tokens: int | None = None) -> None:
+        """Raises ``UserError`` where a length is too short for the prompt."""
+        self.model = model
+        self.limits = limits
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+        self.prompts: dict[Role, str] = {role: _prompt(model, names) for role, names in PROMPTS.items()}
+        _read_control_tokens_as_text(model, self.prompts)
+        for role, limit in limits.items():
+            need = overhead(model.tokenizer, self.prompts[role])
+            if limit is not None and limit <= need:
+                raise UserError(
+                    f"a length of {limit} tokens is too short: the prompt alone needs {need}, so >= {need + 1}"
+                )
+
+    @classmethod
+    def facts(cls, source: ModelSource) -> EncoderFacts:
+        """Parameters, and the width after pooling and every layer behind it."""
+        model = _load(source, torch.float32, None)
+        return EncoderFacts(sum(weight.numel() for weight in model.parameters()), _dim(model, source))
+
+    @classmethod
+    def choose_length(cls, source: ModelSource, length: int | None) -> int | None:
+        """``length``, or the model's own, limited to its positions."""
+        return _choose_length(_load(source, torch.float32, None), length)
+
+    @classmethod
+    def load(cls, source: ModelSource, options: EncoderOptions) -> SentenceTransformersEncoder:
+        """Load every module. Raises ``UserError`` for a pickle checkpoint and for a length that does not fit."""
+        device = choose_device(options.device)
+        dtype = choose_dtype(options.dtype, device)
+        model = _load(source, dtype, device).to(dtype).eval()
+        _dim(model, source)
+        limits: dict[Role, int | None] = {
+            "query": _choose_length(model, options.query_length),
+            "passage": _choose_length(model, options.passage_length),
+        }
+        return cls(model, limits, options.batch_tokens)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self.model.get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
+        """Vectors (texts, dim) in the order of ``texts``."""
+        counts = self._count(texts, role)
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for batch in micro_batches([max(1, length) for length in counts.lengths], self.batch_tokens):
+            vectors[batch] = self._encode([texts[number] for number in batch], role)
+            if progress is not None:
+                progress(len(batch))
+        return Encoded(vectors, counts.tokens, counts.cut, counts.empty)
+
+    def _count(self, texts: Sequence[str], role: Role) -> Counts:
+        return count(self.model.tokenizer, self.prompts[role], texts, self.limits[role])
+
+    def _encode(self, texts: list[str], role: Role) -> Vectors:
+        """(texts, dim), normalised in fp32 whatever the model computes in."""
+        if (limit := self.limits[role]) is not None:
+            self.model.max_seq_length = limit
+        encode = self.model.encode_query if role == "query" else self.model.encode_document
+        pooled = encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+        normalised: Vectors = functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+        return normalised
+
+
+def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> Any:
+    """The model by the library's own hands; without ``device`` its Transformer has shapes only, no weights."""
+    weights: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    try:
+        _refuse(source)
+        with quiet_transformers():
+            return SentenceTransformer(
+                source.location,
+                device=None if device is None else str(device),
+                trust_remote_code=source.remote_code,
+                local_files_only=source.is_local,
+                model_kwargs=weights if device else weights | {"device_map": "meta"},
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{source.path}: sentence-transformers cannot load it: {first_line(error)}") from error
+
+
+def _refuse(source: ModelSource) -> None:
+    """Raise ``UserError`` for what the library would not load, or load as something else than it is, or by pickle."""
+    if source.gguf_file or source.is_adapter:
+        raise UserError(f"{source.path}: a GGUF file or an adapter alone runs with --encoder torch only")
+    named = cached_file(source.location, MODULES, _raise_exceptions_for_missing_entries=False, **_quietly(source))
+    if named is None and source.saved_recipe is not None:
+        raise UserError(f"{source.path} was trained with a recipe of llara: encode with --encoder torch")
+    folders = [module["path"] for module in json.loads(Path(named).read_text(encoding="utf-8"))] if named else []
+    for folder in dict.fromkeys(["", *folders] if source.is_local else filter(None, folders)):
+        _refuse_pickle(source, folder)
+
+
+def _refuse_pickle(source: ModelSource, folder: str) -> None:
+    prefix = f"{folder}/" if folder else ""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    options = {"_raise_exceptions_for_missing_entries": False, **_quietly(source)}
+    for name in names:
+        if cached_file(source.location, prefix + name, **options) is not None:
+            if name.endswith(".bin"):
+                raise UserError(f"{source.path}: {prefix}{name} is a pickle, which could run code: save as safetensors")
+            return
+
+
+def _quietly(source: ModelSource) -> dict[str, Any]:
+    """Of a hub out of reach nothing is said here: loading will."""
+    return {"local_files_only": source.is_local, "_raise_exceptions_for_connection_errors": False}
+
+
+def _prompt(model: Any, names: Sequence[str]) -> str:
+    """The prompt that the library writes before a text of a role."""
+    name = next((name for name in names if name in model.prompts), model.default_prompt_name)
+    return str(model.prompts.get(name) or "")
+
+
+def _dim(model: Any, source: ModelSource) -> int:
+    width = model.get_embedding_dimension()
+    if width is None:
+        raise UserError(f"{source.path}: its modules do not tell the width of its vectors")
+    return int(width)
+
+
+def _choose_length(model: Any, length: int | None) -> int | None:
+    own, positions = model.max_seq_length, _positions(model)
+    if own is None or math.isinf(own):  # static embeddings and bags of words read everything
+        if length is not None:
+            raise UserError(f"the model reads whole texts: a length of {length} tokens cannot be set")
+        return None
+    if length is None:
+        return min(DEFAULT_LENGTH if own > _UNLIMITED else int(own), positions or int(own))
+    if positions is not None and length > positions:
+        raise UserError(f"a length of {length} tokens is above the model's {positions} positions")
+    return length
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens that the model has positions for; RoBERTa and its kin start counting behind the padding's row."""
+    config = model.config
+    found = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    if not found or found < 0:
+        return None
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
+            return int(found) - padding - 1
+    return int(found)
+
+
+def _read_control_tokens_as_text(model: Any, prompts: dict[Role, str]) -> None:
+    """Make special tokens that are written inside a text plain text, unless the model's own prompts use them."""
+    tokenizer = model.tokenizer
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        used = any(token in prompt for token in tokenizer.all_special_tokens for prompt in prompts.values())
+        tokenizer.split_special_tokens = not used

@@ -1,0 +1,196 @@
+"""The stage behind ``encode --from``: vectors that another tool computed become embeddings of the workspace."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llara_cli import registry
+from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug
+from llara_cli.console import Console, UserError
+from llara_cli.data.table import write_table
+from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
+from llara_cli.model.source import ModelSource
+from llara_cli.protocols import EncoderBackend
+from llara_cli.retrieval.encoding import EncodeSettings
+from llara_cli.retrieval.store import IDS, TEXTS, shard_name
+from llara_cli.retrieval.vector_files import VectorFile, open_vectors
+from llara_cli.workspace import Workspace, told_again
+
+_SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
+_TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3}
+"""How far from 1 a length may be for a vector to count as normalised: what rounding to the stored type does."""
+
+
+@dataclass
+class Tally:
+    """What was done to the vectors on the way in."""
+
+    scaled: int = 0
+    zero: int = 0
+
+
+@dataclass(frozen=True)
+class Importing:
+    """One run of ``encode --from``; queries will be encoded with ``source``."""
+
+    workspace: Workspace
+    console: Console
+    source: ModelSource
+    path: Path
+    settings: EncodeSettings
+    name: str = ""
+
+    def run(self, *, restart: bool = False) -> dict[str, Any]:
+        """Take the file in, all of it or nothing, or give the finished run's result again."""
+        self._check()
+        with self.workspace.build("embeddings", self._name, self.blueprint, restart=restart) as build:
+            if isinstance(build, Artifact):
+                return told_again(self.console, build)
+            return self._import(build)
+
+    def plan(self) -> dict[str, Any]:
+        """What ``run`` would do."""
+        self._check()
+        width = 2 if self.settings.store == "fp16" else 4
+        return {
+            "name": self._name,
+            "texts": self.file.count,
+            "dim": self.dim,
+            "shards": -(-self.file.count // self.settings.shard_size),
+            "disk": self.file.count * self.dim * width,
+        }
+
+    @cached_property
+    def file(self) -> VectorFile:
+        """The file to read."""
+        return open_vectors(self.path)
+
+    @cached_property
+    def backend(self) -> type[EncoderBackend]:
+        """What queries will be encoded by."""
+        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder)
+        return found
+
+    @cached_property
+    def dim(self) -> int:
+        """The width of the model's vectors."""
+        return self.backend.facts(self.source).dim
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """What makes an equal run."""
+        settings = {
+            "as": self.settings.role,
+            "dtype": dtype_name(choose_dtype(self.settings.dtype, choose_device())),
+            "store": self.settings.store,
+            "encoder": self.settings.encoder,
+            "shard_size": self.settings.shard_size,
+            "model": self.source.name,
+            "source": self.source.argument(self.workspace),
+            "imported": True,
+        }
+        inputs = [input_record(path) for path in self.file.inputs]
+        return Blueprint(settings, inputs, {"model": self.source.fingerprint()})
+
+    @property
+    def _name(self) -> str:
+        role = "-query" if self.settings.role == "query" else ""
+        return self.name or f"{slug(self.source.name)}-{input_stem(self.path)}{role}"
+
+    def _check(self) -> None:
+        self.settings.check()
+        if self.settings.max_length is not None or self.settings.batch_tokens is not None:
+            raise UserError("--max-length and --batch-tokens have no meaning with --from: nothing is encoded")
+        if self.file.count == 0:
+            raise UserError(f"{self.path}: no vector in it")
+        _ = self.dim
+
+    def _import(self, build: Build) -> dict[str, Any]:
+        started, tally = time.monotonic(), Tally()
+        staging = build.target.with_name(f".{build.name}.staging")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            with (staging / IDS).open("w", encoding="utf-8", newline="\n") as ids:
+                write_table(staging / TEXTS, _SCHEMA, self._rows(ids))
+            self._write_shards(staging, tally)
+            build.open_folder()
+            for file in sorted(staging.iterdir()):
+                file.replace(build.folder / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return self._finish(build, tally, time.monotonic() - started)
+
+    def _rows(self, ids: Any) -> Iterator[dict[str, str]]:
+        for document in self.file.documents():
+            ids.write(document.id + "\n")
+            yield {"title": document.title, "text": document.text}
+
+    def _write_shards(self, folder: Path, tally: Tally) -> None:
+        size, seen = self.settings.shard_size, 0
+        kind = np.float16 if self.settings.store == "fp16" else np.float32
+        with self.console.bar("importing", self.file.count, unit="vectors") as bar:
+            for number, shard in enumerate(_resized(self.file.blocks(self.dim, size), size)):
+                vectors = self._normalised(shard, seen, tally)
+                np.save(folder / shard_name(number), vectors.astype(kind), allow_pickle=False)
+                seen += len(shard)
+                bar.advance(len(shard))
+        if seen != self.file.count:
+            raise UserError(f"{self.path}: {seen} vectors, but it announces {self.file.count}")
+
+    def _normalised(self, block: NDArray[Any], before: int, tally: Tally) -> NDArray[np.float32]:
+        """(rows, dim) of length 1; rows that have it stay as they are, bit for bit.
+
+        Raises ``UserError`` naming the row where a number is NaN, infinite or missing.
+        """
+        wide = np.asarray(block, np.float64)
+        if not (finite := np.isfinite(wide).all(axis=1)).all():
+            row = before + int((~finite).argmax()) + 1
+            raise UserError(f"{self.path}: row {row}: NaN or infinite numbers in the vector")
+        lengths = np.sqrt(np.square(wide).sum(axis=1))
+        zero = lengths == 0
+        off = (np.abs(lengths - 1) > _TOLERANCE[self.settings.store]) & ~zero
+        tally.scaled += int(off.sum())
+        tally.zero += int(zero.sum())
+        return (wide / np.where(off, lengths, 1.0)[:, None]).astype(np.float32)
+
+    def _finish(self, build: Build, tally: Tally, seconds: float) -> dict[str, Any]:
+        count = self.file.count
+        if tally.scaled:
+            self.console.note(f"{tally.scaled} of {count} vectors were not of length 1: L2-normalised")
+        if tally.zero:
+            self.console.warn(f"{tally.zero} of {count} vectors are zero: they score 0 for every query")
+        result = {
+            "name": build.name,
+            "path": str(build.target),
+            "count": count,
+            "dim": self.dim,
+            "tokens": 0,
+            "seconds": round(seconds, 3),
+            "model": self.source.name,
+        }
+        build.finish({"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}, result)
+        return result
+
+
+def _resized(blocks: Iterator[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
+    """The same rows in blocks of exactly ``rows``, the last one apart."""
+    held: list[NDArray[Any]] = []
+    for block in blocks:
+        held.append(block)
+        while sum(map(len, held)) >= rows:
+            whole = np.concatenate(held)
+            yield whole[:rows]
+            held = [whole[rows:]] if len(whole) > rows else []
+    if held:
+        yield np.concatenate(held)

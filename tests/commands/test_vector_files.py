@@ -1,0 +1,272 @@
+"""Vectors out of the workspace and into it, as ``.npy`` and as ``.parquet``."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from program import Llara, tree
+
+DIM = 32
+FORMATS = ["npy", "parquet"]
+
+
+@pytest.fixture
+def encoded(llara: Llara, beir: Path, tiny_model: Path) -> Path:
+    """Five passages in shards of two."""
+    made = llara("encode", beir, "--model", tiny_model, "--name", "passages", "--shard-size", 2, "--json").json
+    return Path(made["path"])
+
+
+def matrix(folder: Path | str) -> np.ndarray:
+    """All shards of an artifact."""
+    return np.concatenate([np.load(path) for path in sorted(Path(folder).glob("vectors-*.npy"))])
+
+
+def write_npy(path: Path, vectors: np.ndarray, ids: list[str]) -> Path:
+    """A file of vectors with its ids."""
+    np.save(path, vectors)
+    path.with_name(path.name + ".ids.txt").write_text("".join(f"{name}\n" for name in ids))
+    return path
+
+
+def write_parquet(path: Path, **columns: Any) -> Path:
+    """A file of columns."""
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def directions(count: int = 5, dim: int = DIM) -> np.ndarray:
+    """(count, dim) of any length."""
+    return np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+
+
+def take_in(llara: Llara, file: Path, model: Path, *more: object) -> dict[str, Any]:
+    """The result of a good import."""
+    outcome = llara("encode", "--from", file, "--model", model, "--json", *more)
+    assert outcome.code == 0, outcome.err
+    return outcome.json
+
+
+def refusal(llara: Llara, workspace: Path, file: Path, *more: object) -> str:
+    """The error line of an import that must leave nothing."""
+    before = tree(workspace) if workspace.exists() else {}
+    outcome = llara("encode", "--from", file, *more)
+    assert outcome.code == 2, (outcome.out, outcome.err)
+    assert (tree(workspace) if workspace.exists() else {}) == before
+    return outcome.error
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("store", ["fp32", "fp16"])
+def test_there_and_back_changes_nothing(
+    llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path, form: str, store: str
+) -> None:
+    command = ("--shard-size", 2, "--store", store)
+    made = llara("encode", beir, "--model", tiny_model, "--name", "a", *command, "--json").json
+    file = tmp_path / f"out.{form}"
+    told = llara("export", "a", file, "--json").json
+    assert list(told) == ["embeddings", "file", "count", "dim", "bytes", "seconds"]
+    assert (told["embeddings"], told["count"], told["dim"]) == ("a", 5, DIM)
+    back = take_in(llara, file, tiny_model, "--name", "b", *command)
+    assert list(back) == list(made)
+    one, two = (tree(Path(folder)) for folder in (made["path"], back["path"]))
+    same = {name for name in one if name.startswith("vectors-")} | {"ids.txt"}
+    same |= {"texts.arrow"} if form == "parquet" else set()
+    assert len(same) >= 4
+    assert {name: one[name] for name in same} == {name: two[name] for name in same}
+
+
+def test_the_exported_files_are_what_other_tools_read(llara: Llara, encoded: Path, tmp_path: Path) -> None:
+    assert llara("export", "passages", tmp_path / "a.npy").code == 0
+    found = np.load(tmp_path / "a.npy", allow_pickle=False)
+    np.testing.assert_array_equal(found, matrix(encoded))
+    assert (tmp_path / "a.npy.ids.txt").read_text() == "d0\nd1\nd2\nd3\nd4\n"
+    assert llara("export", "passages", tmp_path / "a.parquet").code == 0
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.schema.names == ["id", "vector", "title", "text"]
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), DIM)
+    np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), found)
+    assert table["id"].to_pylist() == ["d0", "d1", "d2", "d3", "d4"]
+    assert table["title"].to_pylist() == ["T0", "T1", "T2", "T3", "T4"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_existing_file_is_replaced_by_force_only(llara: Llara, encoded: Path, tmp_path: Path, form: str) -> None:
+    file = tmp_path / f"a.{form}"
+    file.write_text("mine")
+    outcome = llara("export", "passages", file)
+    assert outcome.code == 2
+    assert "--force" in outcome.error
+    assert file.read_text() == "mine"
+    assert llara("export", "passages", file, "--force").code == 0
+    assert file.stat().st_size > 600
+
+
+def test_bad_exports(llara: Llara, encoded: Path, tmp_path: Path) -> None:
+    for name, message in (
+        ("a.csv", ".npy or .parquet"),
+        ("a", ".npy or .parquet"),
+        ("no/a.npy", "no such folder"),
+    ):
+        outcome = llara("export", "passages", tmp_path / name)
+        assert outcome.code == 2
+        assert message in outcome.error
+    (tmp_path / "folder.npy").mkdir()
+    assert "is a folder" in llara("export", "passages", tmp_path / "folder.npy").error
+    assert "unknown embedding 'other'" in llara("export", "other", tmp_path / "a.npy").error
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("missing", ["vectors-00001.npy", "ids.txt"])
+def test_damaged_embeddings_are_not_exported(
+    llara: Llara, encoded: Path, tmp_path: Path, form: str, missing: str
+) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    if missing == "ids.txt":
+        (encoded / missing).write_text("d0\nd1\n")
+    else:
+        (encoded / missing).unlink()
+    outcome = llara("export", "passages", tmp_path / f"a.{form}")
+    assert outcome.code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_vectors_of_another_tool_are_normalised_and_searched(
+    llara: Llara, tiny_model: Path, tmp_path: Path, form: str
+) -> None:
+    vectors, ids = directions(), [f"p{i}" for i in range(5)]
+    if form == "npy":
+        file = write_npy(tmp_path / "theirs.npy", np.asfortranarray(vectors.astype(">f8")), ids)
+    else:
+        columns = {"id": ids, "embedding": vectors.tolist(), "text": [f"text {i}" for i in range(5)]}
+        file = write_parquet(tmp_path / "theirs.parquet", **columns)
+    outcome = llara("encode", "--from", file, "--model", tiny_model, "--shard-size", 2, "--json")
+    assert "5 of 5 vectors were not of length 1: L2-normalised" in outcome.err
+    assert outcome.json["name"] == "tiny-theirs"
+    wanted = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(matrix(outcome.json["path"]), wanted, atol=1e-6)
+    assert [len(np.load(path)) for path in sorted(Path(outcome.json["path"]).glob("vectors-*"))] == [2, 2, 1]
+    assert llara("index").code == 0
+    hits = llara("search", "the sea", "-k", 5, "--json").json["hits"]
+    assert {hit["id"] for hit in hits} == set(ids)
+    assert {hit["text"] for hit in hits} == ({""} if form == "npy" else {f"text {i}" for i in range(5)})
+    again = llara("encode", "--from", file, "--model", tiny_model, "--shard-size", 2, "--json")
+    assert again.json == outcome.json
+    assert "finished already" in again.err
+
+
+def test_a_plan_and_a_query_side(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    file = write_npy(tmp_path / "theirs.npy", directions(), list("abcde"))
+    plan = take_in(llara, file, tiny_model, "--dry-run")
+    assert (plan["texts"], plan["dim"], plan["shards"], plan["disk"]) == (5, DIM, 1, 5 * DIM * 4)
+    assert not (tmp_path / "ws/embeddings").exists()
+    made = take_in(llara, file, tiny_model, "--as", "query")
+    settings = json.loads((Path(made["path"]) / "manifest.json").read_text())["settings"]
+    assert (made["name"], settings["as"]) == ("tiny-theirs-query", "query")
+
+
+def test_zero_vectors_are_warned_of(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    vectors = directions(2)
+    vectors[1] = 0
+    file = write_npy(tmp_path / "theirs.npy", vectors, ["a", "b"])
+    outcome = llara("encode", "--from", file, "--model", tiny_model)
+    assert outcome.code == 0
+    assert "warning: 1 of 2 vectors are zero" in outcome.err
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_named_by_its_row(
+    llara: Llara, tiny_model: Path, tmp_path: Path, form: str, bad: float
+) -> None:
+    vectors = directions()
+    vectors[3, 7] = bad
+    file = tmp_path / f"theirs.{form}"
+    if form == "npy":
+        write_npy(file, vectors, list("abcde"))
+    else:
+        write_parquet(file, id=list("abcde"), vector=vectors.tolist())
+    message = refusal(llara, tmp_path / "ws", file, "--model", tiny_model, "--shard-size", 2)
+    assert f"theirs.{form}: row 4: NaN or infinite" in message
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "b", "a", "d", "e"], "ids.txt:3: the id 'a' is not unique: it is at"),
+        (["a", "", "c", "d", "e"], 'ids.txt:2: "id" is empty'),
+        (["a", "b", "c", "d"], "4 ids, but"),
+        (["a", "b", "c", "d", "e", "f"], "6 ids, but"),
+        (["a", "b\tc", "c", "d", "e"], "ids.txt:2"),
+    ],
+)
+def test_bad_ids(llara: Llara, tiny_model: Path, tmp_path: Path, ids: list[str], message: str) -> None:
+    file = write_npy(tmp_path / "theirs.npy", directions(), ids)
+    assert message in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+
+
+def test_bad_npy_files(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    def told(vectors: Any, ids: list[str] | None = None) -> str:
+        file = write_npy(tmp_path / "theirs.npy", vectors, ids or list("abcde"))
+        return refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+
+    assert "vectors of 31 numbers, but the model's have 32" in told(directions(dim=31))
+    assert "floats (vectors, dim)" in told(directions()[0])
+    assert "int64" in told(np.ones((5, DIM), np.int64))
+    ragged = np.empty(5, object)
+    ragged[:] = [[1.0] * (DIM - i) for i in range(5)]
+    assert "Python objects" in told(ragged)
+    assert "no vector in it" in told(np.empty((0, DIM), np.float32))
+    file = write_npy(tmp_path / "cut.npy", directions(), list("abcde"))
+    file.write_bytes(file.read_bytes()[:-40])
+    assert "not a whole .npy file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+    file.write_bytes(pickle.dumps({"a": 1}))
+    assert "not a whole .npy file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+    (tmp_path / "cut.npy.ids.txt").unlink()
+    write_npy(file, directions(), list("abcde"))
+    (tmp_path / "cut.npy.ids.txt").unlink()
+    assert "no such file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+
+
+def test_bad_parquet_files(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    good: dict[str, Any] = {"id": list("abcde"), "vector": directions().tolist(), "text": ["x"] * 5}
+
+    def told(**changed: Any) -> str:
+        columns = {name: column for name, column in (good | changed).items() if column is not None}
+        file = write_parquet(tmp_path / "theirs.parquet", **columns)
+        return refusal(llara, tmp_path / "ws", file, "--model", tiny_model, "--shard-size", 2)
+
+    rows = good["vector"]
+    assert "row 4: a vector of 31 numbers, but the model's have 32" in told(vector=[*rows[:3], rows[3][:31], rows[4]])
+    assert "row 1: a vector of 31 numbers" in told(vector=[row[:31] for row in rows])
+    assert "row 5: no vector" in told(vector=[*rows[:4], None])
+    assert "row 2: NaN" in told(vector=[rows[0], [None, *rows[1][1:]], *rows[2:]])
+    assert 'no "vector" column' in told(vector=None)
+    assert "lists of floats" in told(vector=list("abcde"))
+    assert "row 3: the id 'a' is not unique" in told(id=list("abade"))
+    assert 'no "_id" field' in told(id=None)
+    assert "row 1" in told(text=[1] * 5)
+    file = write_parquet(tmp_path / "theirs.parquet", **good)
+    file.write_bytes(file.read_bytes()[:-50])
+    assert "not a whole parquet file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+
+
+def test_what_does_not_go_together(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    file = write_npy(tmp_path / "theirs.npy", directions(), list("abcde"))
+    workspace = tmp_path / "ws"
+    assert "give one of" in refusal(llara, workspace, file, beir, "--model", tiny_model)
+    assert "--max-length" in refusal(llara, workspace, file, "--model", tiny_model, "--max-length", 50)
+    assert ".npy or .parquet" in refusal(llara, workspace, tmp_path / "x.csv", "--model", tiny_model)
+    assert "no such file" in refusal(llara, workspace, tmp_path / "x.npy", "--model", tiny_model)
+    outcome = llara("encode", "--model", tiny_model)
+    assert outcome.code == 2
+    assert "give one of" in outcome.error

@@ -1,0 +1,113 @@
+"""``llara status --verify``: what was damaged is named, and never stops the rest from being looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from program import Llara, tree
+
+
+@pytest.fixture
+def workspace(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> Path:
+    """Two embeddings and an index."""
+    for name in ("first", "second"):
+        assert llara("encode", beir, "--model", tiny_model, "--name", name, "--shard-size", 2).code == 0
+    assert llara("index", "second", "--name", "library").code == 0
+    return tmp_path / "ws"
+
+
+def flip(path: Path) -> None:
+    """One bit of the last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    """The last byte is gone."""
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_sound_artifacts(llara: Llara, workspace: Path) -> None:
+    before = tree(workspace)
+    outcome = llara("status", "--verify")
+    assert outcome.code == 0
+    assert "every file is as it was written" in outcome.out
+    assert "verifying" in outcome.err
+    told = llara("status", "--verify", "--json").json
+    assert told["damaged"] == []
+    assert len(told["artifacts"]) == 3
+    assert "every file" not in llara("status").out
+    assert tree(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (flip, "content has changed"),
+        (cut, "bytes, not"),
+        (Path.unlink, "missing"),
+        (lambda path: path.with_name("more.npy").write_text("x"), "not in the manifest"),
+    ],
+    ids=["flipped", "cut", "missing", "extra"],
+)
+def test_damage_is_named(llara: Llara, workspace: Path, damage: Callable[[Path], object], problem: str) -> None:
+    damage(workspace / "embeddings" / "first" / "vectors-00002.npy")
+    name = "more.npy" if "manifest" in problem else "vectors-00002.npy"
+    outcome = llara("status", "--verify", "--json")
+    assert outcome.code == 1
+    (found,) = outcome.json["damaged"]
+    assert found.startswith(f"embeddings/first/{name}: ")
+    assert problem in found
+    assert f"embeddings/first/{name}" in outcome.error
+    shown = llara("status", "--verify")
+    assert found in shown.out
+    assert shown.code == 1
+    assert llara("status").code == 0
+
+
+def test_every_damaged_file_is_named(llara: Llara, workspace: Path) -> None:
+    flip(workspace / "embeddings/second/texts.arrow")
+    cut(workspace / "embeddings/first/ids.txt")
+    index = next(path for path in (workspace / "indexes/library/backend").iterdir())
+    index.unlink()
+    found = llara("status", "--verify", "--json").json["damaged"]
+    assert [line.partition(": ")[0] for line in found] == [
+        "embeddings/first/ids.txt",
+        "embeddings/second/texts.arrow",
+        f"indexes/library/backend/{index.name}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"\xff\xfe", b"[]", b'{"settings": {}}', b"null"],
+    ids=["cut", "empty", "bytes", "list", "part", "null"],
+)
+def test_a_damaged_manifest_stops_nothing(llara: Llara, workspace: Path, content: bytes) -> None:
+    (workspace / "embeddings/first/manifest.json").write_bytes(content)
+    outcome = llara("status", "--json")
+    assert outcome.code == 0
+    assert [row["name"] for row in outcome.json["artifacts"]] == ["second", "library"]
+    (found,) = outcome.json["damaged"]
+    assert found.startswith("embeddings/first/manifest.json: ")
+    assert "embeddings/first/manifest.json" in llara("status").out
+    flip(workspace / "embeddings/second/vectors-00000.npy")
+    verified = llara("status", "--verify", "--json")
+    assert verified.code == 1
+    assert len(verified.json["damaged"]) == 2
+
+
+def test_a_manifest_without_a_checksum(llara: Llara, workspace: Path) -> None:
+    path = workspace / "embeddings/first/manifest.json"
+    made = json.loads(path.read_text())
+    made["files"]["ids.txt"] = {}
+    path.write_text(json.dumps(made))
+    assert "no size and sha256" in llara("status", "--verify", "--json").json["damaged"][0]
+
+
+def test_nothing_there_is_not_damaged(llara: Llara) -> None:
+    assert llara("status", "--verify").code == 0
