@@ -28,10 +28,10 @@ from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER
+from llara_cli.model.speed import matmul_rate
 from llara_cli.model.tokens import PromptIds
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training.optimisers import make_optimiser
-from llara_cli.training.plan import matmul_rate
 from llara_cli.training.pretext import Example, PretextObjective
 
 SHAPES: dict[str, dict[str, int]] = {

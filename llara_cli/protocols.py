@@ -134,10 +134,14 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """What is known of an encoder before its weights are loaded; ``dim``: width of a vector."""
+    """What is known of an encoder before its weights are loaded.
+
+    ``dim``: width of a vector; ``token_flops``: operations a token, where the backend can tell.
+    """
 
     parameters: int
     dim: int
+    token_flops: float | None = None
 
 
 class EncoderBackend(ABC):
@@ -157,6 +161,13 @@ class EncoderBackend(ABC):
 
         Raises ``UserError`` for a length above the model's positions. Does not load the weights.
         """
+
+    @classmethod
+    def count_tokens(
+        cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None
+    ) -> tuple[int, int] | None:
+        """Text tokens, and all tokens that the model would see; None where it takes the weights to tell."""
+        return None
 
     @classmethod
     @abstractmethod

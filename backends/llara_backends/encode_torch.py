@@ -25,7 +25,14 @@ class TorchEncoder(EncoderBackend):
     def facts(cls, source: ModelSource) -> EncoderFacts:
         """Parameters and hidden size, from the configuration."""
         found = ModelFacts.of(source)
-        return EncoderFacts(found.parameters, found.hidden_size)
+        return EncoderFacts(found.parameters, found.hidden_size, 2.0 * found.linear_parameters)
+
+    @classmethod
+    def count_tokens(cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None) -> tuple[int, int]:
+        """Tokens of the texts, cut, and of their sequences with the role's prompt."""
+        lengths = {role: cls.choose_length(source, length) or 0}
+        found = Sequencer(TextTokenizer.load(source), source.recipe, lengths).trees(texts, role)
+        return found.tokens, sum(len(tree) for tree in found.trees)
 
     @classmethod
     def choose_length(cls, source: ModelSource, length: int | None) -> int | None:

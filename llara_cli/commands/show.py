@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,8 +44,13 @@ def facts(rows: Mapping[str, Any]) -> RenderableType:
 
 def show_facts(console: Console, result: Mapping[str, Any]) -> None:
     """A flat result."""
-    readable = {"bytes": human_bytes, "seconds": human_seconds}
-    console.result(result, lambda: facts({key: readable.get(key, lambda v: v)(value) for key, value in result.items()}))
+    readable: dict[str, Callable[[Any], object]] = {
+        **dict.fromkeys(("bytes", "disk", "memory", "peak_memory", "bytes_of_plain_vectors"), human_bytes),
+        **dict.fromkeys(("seconds", "expected_seconds"), human_seconds),
+        "flops": "{:.2e}".format,
+    }
+    shown = {key: readable[key](value) if key in readable else value for key, value in result.items()}
+    console.result(result, lambda: facts(shown))
 
 
 def show_training(console: Console, result: Mapping[str, Any]) -> None:

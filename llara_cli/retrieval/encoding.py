@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from llara_cli.data.collection import BeirFolder, Document, passage_text, read_d
 from llara_cli.data.table import Table, write_table
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.source import ModelSource
+from llara_cli.model.speed import rough_seconds
 from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.shards import Shards
@@ -36,6 +38,8 @@ from llara_cli.settings import LAYOUTS, refuse_nonpositive
 from llara_cli.workspace import Workspace, told_again
 
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
+SAMPLE = 512
+"""Texts of which a plan counts the tokens."""
 STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -104,12 +108,12 @@ class Encoding:
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
-        count = sum(1 for _ in read_documents(self.file))
+        count, sample = _sampled(read_documents(self.file))
         facts = self.backend.facts(self.source)
         device = choose_device()
         dtype = choose_dtype(self.settings.dtype, device)
-        width = 2 if self.settings.store == "fp16" else 4
-        return {
+        width = STORES[self.settings.store]().nbytes
+        plan: dict[str, Any] = {
             "name": self.name or self.derived_name(),
             "device": str(device),
             "dtype": dtype_name(dtype),
@@ -121,6 +125,12 @@ class Encoding:
             "disk": count * facts.dim * width,
             "memory": facts.parameters * dtype.itemsize,
         }
+        counted = self.backend.count_tokens(self.source, sample, self.settings.role, self.settings.max_length)
+        if counted is not None and facts.token_flops is not None:
+            tokens, seen = (number * count // len(sample) for number in counted)
+            flops = facts.token_flops * seen
+            plan |= {"tokens": tokens, "flops": flops, "expected_seconds": rough_seconds(flops, device, dtype)}
+        return plan
 
     def derived_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""
@@ -231,6 +241,17 @@ class Encoding:
         }
         build.finish({"count": count, "dim": dim, **totals}, result, self.made_for)
         return result
+
+
+def _sampled(documents: Iterator[Document]) -> tuple[int, list[str]]:
+    """How many there are, and some of their passages, drawn evenly from all."""
+    draw, sample, count = random.Random(0), [], 0
+    for count, document in enumerate(documents, 1):
+        if count <= SAMPLE:
+            sample.append(document.passage)
+        elif (place := draw.randrange(count)) < SAMPLE:
+            sample[place] = document.passage
+    return count, sample
 
 
 def _rows_in(texts: Table, shard: int, size: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +11,6 @@ from llara_cli.console import Console
 from llara_cli.model.facts import ModelFacts
 from llara_cli.training.loop import Schedule
 from llara_cli.training.probe import Cost
-
-EFFICIENCY = 0.5
-"""Share of the device's matrix-product rate that training is taken to reach where nothing was probed."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,6 @@ def needed_flops(facts: ModelFacts, schedule: Schedule, load: Load, *, frozen_ba
     return schedule.epochs * (body + 6.0 * load.head_rows * facts.hidden_size * facts.vocabulary)
 
 
-def rough_seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
-    """At a usual share of the device's matrix-product rate."""
-    return flops / (EFFICIENCY * matmul_rate(device, dtype))
-
-
 def probed_plan(
     facts: ModelFacts,
     cost: Cost,
@@ -108,17 +99,3 @@ def warn_if_long(console: Console, seconds: float, steps: int) -> None:
     """Say so before a run that will take more than an hour."""
     if (hours := seconds / 3600) > 1:
         console.warn(f"about {hours:.1f} hours expected for {steps} steps; --max-steps shortens the run")
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a square matrix product, measured for a moment."""
-    left = torch.randn(size, size, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(4):
-        started = time.perf_counter()
-        product = left @ left
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    del product
-    return best

@@ -27,6 +27,7 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
+from llara_cli.model.speed import rough_seconds
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.protocols import TrainingBackend, TrainingSetup
 from llara_cli.settings import as_json
@@ -36,7 +37,7 @@ from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Schedule, Trainer, autocast
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import make_optimiser
-from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, rough_seconds, warn_if_long
+from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, give_back_memory, peak_memory, resident_memory, shrunken
 from llara_cli.workspace import Workspace, told_again
 
