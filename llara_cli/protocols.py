@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llara_cli.console import UserError
 from llara_cli.settings import AdapterSettings
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ class IndexBackend(ABC):
     @abstractmethod
     def dim(self) -> int:
         """Width of a vector."""
+
+    def append(self, vectors: VectorBlocks) -> None:
+        """Add the vectors of the stream; their rows go on from those that are there.
+
+        Raises ``UserError`` where the width is not ``dim``, and where the backend cannot add.
+        """
+        raise UserError(f"the {self.name} index cannot add vectors: build it anew")
 
     @abstractmethod
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llara_backends.index_settings import check_parameters, refuse_spec
-from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, padded_hits
+from llara_backends.index_vectors import Chained, checked_blocks, checked_queries, no_hits, padded_hits, refuse_width
 from llara_cli.console import LlaraError, UserError
 from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 
@@ -88,6 +88,13 @@ class ExactIndex(IndexBackend):
         if matrix.ndim != 2 or matrix.dtype != np.float32 or not matrix.flags.c_contiguous or not matrix.size:
             raise LlaraError(f"{path}: the index is damaged ({matrix.dtype} {matrix.shape}): build it again")
         return cls(MappedVectors(matrix), _device(options.device))
+
+    def append(self, vectors: VectorBlocks) -> None:
+        """Check the stream and keep it behind what is there."""
+        refuse_width(vectors, self.dim)
+        for _ in checked_blocks(vectors):
+            pass
+        self._vectors = Chained(self._vectors, vectors)
 
     @property
     def count(self) -> int:

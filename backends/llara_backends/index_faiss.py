@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from llara_backends.index_settings import REPRODUCIBLE_ROWS, check_parameters, load_options, save_options
-from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits
+from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits, refuse_width
 from llara_cli.console import LlaraError, UserError
 from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 from llara_cli.registry import install_hint
@@ -86,6 +86,14 @@ class FaissIndex(IndexBackend):
         spec = saved.spec or DEFAULT_SPEC
         given = {key: value for key, value in options.parameters.items() if key in cls.search_parameters}
         return cls(_on_device(index, spec, options.device), spec, {**saved.parameters, **given}, options.device)
+
+    def append(self, vectors: VectorBlocks) -> None:
+        """Add the stream block by block; what was trained (lists, codes) stays as it was."""
+        refuse_width(vectors, self.dim)
+        total = self.count + vectors.count
+        with _few_threads(self._index, total), _spec_errors(self._spec, total):
+            for block in checked_blocks(vectors):
+                self._index.add(block)
 
     @property
     def count(self) -> int:

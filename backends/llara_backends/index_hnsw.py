@@ -18,7 +18,7 @@ from llara_backends.index_settings import (
     refuse_spec,
     save_options,
 )
-from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits
+from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits, refuse_width
 from llara_cli.console import LlaraError, UserError
 from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 
@@ -63,12 +63,18 @@ class HnswIndex(IndexBackend):
             ef_construction=parameters["ef_construction"],
             random_seed=parameters["seed"],
         )
-        threads = parameters.get("threads", 1 if vectors.count <= REPRODUCIBLE_ROWS else _ALL_CORES)
-        row = 0
+        index = cls(graph, parameters)
+        index._link(vectors)
+        return index
+
+    def _link(self, vectors: VectorBlocks) -> None:
+        """Add a stream for which the graph has room."""
+        row = self.count
+        few = row + vectors.count <= REPRODUCIBLE_ROWS
+        threads = self._parameters.get("threads", 1 if few else _ALL_CORES)
         for block in checked_blocks(vectors):
-            graph.add_items(block, np.arange(row, row + len(block)), num_threads=threads)
+            self._graph.add_items(block, np.arange(row, row + len(block)), num_threads=threads)
             row += len(block)
-        return cls(graph, parameters)
 
     def save(self, folder: Path) -> None:
         """Write hnswlib's ``index.bin``, and ``options.json``."""
@@ -88,6 +94,12 @@ class HnswIndex(IndexBackend):
             raise LlaraError(f"{folder / INDEX}: hnswlib cannot read it ({error}): build the index again") from error
         given = {key: value for key, value in options.parameters.items() if key in cls.search_parameters}
         return cls(graph, {**saved.parameters, **given})
+
+    def append(self, vectors: VectorBlocks) -> None:
+        """Link every vector of the stream to those that are there."""
+        refuse_width(vectors, self.dim)
+        self._graph.resize_index(self.count + vectors.count)
+        self._link(vectors)
 
     @property
     def count(self) -> int:

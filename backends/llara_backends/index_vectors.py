@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,34 @@ def checked_blocks(vectors: VectorBlocks) -> Iterator[Vectors]:
         raise UserError(f"{vectors.count} vectors were announced, but {row} (or more) came: encode the corpus again")
     if not row:
         raise UserError("there are no vectors to index")
+
+
+def refuse_width(vectors: VectorBlocks, dim: int) -> None:
+    """Raise ``UserError`` where a stream is of another width."""
+    if vectors.dim != dim:
+        raise UserError(f"vectors of width {vectors.dim}, but the index is of width {dim}")
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Two streams of the same width, one after the other."""
+
+    first: VectorBlocks
+    second: VectorBlocks
+
+    @property
+    def count(self) -> int:
+        """Rows of both."""
+        return self.first.count + self.second.count
+
+    @property
+    def dim(self) -> int:
+        """Columns."""
+        return self.first.dim
+
+    def __iter__(self) -> Iterator[Vectors]:
+        yield from self.first
+        yield from self.second
 
 
 def checked_queries(queries: Vectors, dim: int, k: int) -> Vectors:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from llara_cli.commands import options as o
 from llara_cli.commands.show import show_facts
+from llara_cli.console import UserError
 
 
 def index(
@@ -22,6 +24,11 @@ def index(
     ] = None,
     set_: o.Set = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    append: Annotated[bool, typer.Option("--append", help="Add the embeddings to the index called --name.")] = False,
+    remove: Annotated[
+        Path | None,
+        typer.Option(help="Take the ids in this file, one a line, out of the index called --name.", show_default=False),
+    ] = None,
     name: o.Name = None,
     restart: o.Restart = False,
     dry_run: o.DryRun = False,
@@ -32,6 +39,10 @@ def index(
 ) -> None:
     """Build an index over vectors."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    if append or remove is not None:
+        _refuse_building(embeddings, append, remove, restart or dry_run or spec is not None or bool(set_))
+        show_facts(session.console, _change(session, embeddings, remove, name))
+        return
     from llara_cli import registry
     from llara_cli.commands.choose import newest_passages
     from llara_cli.protocols import IndexOptions
@@ -43,3 +54,31 @@ def index(
     settings = IndexOptions(spec, parse_parameters(set_ or [], accepted, backend), device)
     run = Indexing(session.workspace, session.console, artifact, backend, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))
+
+
+def _refuse_building(embeddings: str | None, append: bool, remove: Path | None, builds: bool) -> None:
+    """Raise ``UserError`` for flags that contradict each other."""
+    if append and remove is not None:
+        raise UserError("--append and --remove are two commands: run one after the other")
+    if remove is not None and embeddings is not None:
+        raise UserError("--remove takes no embeddings: it changes the index called --name")
+    if append and embeddings is None:
+        raise UserError("--append needs the name of the embeddings to add")
+    if builds:
+        raise UserError("--append and --remove change a finished index: --spec, --set, --restart, --dry-run build one")
+
+
+def _change(session: o.Session, embeddings: str | None, remove: Path | None, name: str | None) -> dict[str, Any]:
+    """Add to a finished index, or remove from it."""
+    from llara_cli.retrieval.changing import Changing
+
+    workspace = session.workspace
+    there = workspace.artifacts("indexes")
+    if name is None and len(there) != 1:
+        raise UserError(f"--name the index to change: there are {', '.join(index.name for index in there) or 'none'}")
+    index = workspace.get("indexes", name) if name else there[0]
+    changing = Changing(workspace, session.console, index)
+    if embeddings is not None:
+        return changing.append(workspace.get("embeddings", embeddings))
+    assert remove is not None
+    return changing.remove(remove)

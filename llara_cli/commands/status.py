@@ -57,7 +57,7 @@ def _verified(session: o.Session, artifacts: list[Artifact]) -> list[str]:
 def _row(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     settings = manifest["settings"]
-    parents = {role: settings.get(role) or "?" for role in manifest["parents"]}
+    parents = {role: role.partition("/")[2] or settings.get(role) or "?" for role in manifest["parents"]}
     return {
         "kind": artifact.kind,
         "name": artifact.name,

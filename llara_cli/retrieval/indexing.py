@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llara_cli import registry
@@ -103,18 +104,22 @@ class Indexing:
                 aside.replace(folder)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-        size = sum(file.stat().st_size for file in (build.folder / FILES).rglob("*") if file.is_file())
         result = {
             "name": build.name,
             "path": str(build.target),
             "backend": self.backend,
             "count": index.count,
             "dim": index.dim,
-            "bytes": size,
+            "bytes": folder_bytes(build.folder / FILES),
             "seconds": round(time.monotonic() - started, 3),
         }
         build.finish({"count": index.count, "dim": index.dim}, result)
         return result
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size on disk."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def open_index(artifact: Artifact) -> IndexBackend:

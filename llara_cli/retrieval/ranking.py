@@ -13,6 +13,9 @@ from llara_cli.protocols import IndexBackend, Parameters, Vectors
 
 Ranking = list[tuple[str, float]]
 """(document id, score), best first, equal scores by ascending id."""
+RowRanking = list[tuple[str, float, int]]
+"""The same with each document's row in the index."""
+_NONE = np.zeros(0, np.int64)
 _CELLS = 1 << 20
 """Hits held at once: queries x hits each."""
 
@@ -25,18 +28,35 @@ def rank(
     parameters: Parameters | None = None,
     drop: Sequence[str | None] | None = None,
 ) -> Iterator[Ranking]:
+    """``rank_rows`` without the rows."""
+    found = rank_rows(index, queries, ids, k, parameters, drop)
+    return ([(document, score) for document, score, _ in ranking] for ranking in found)
+
+
+def rank_rows(
+    index: IndexBackend,
+    queries: Vectors,
+    ids: Sequence[str],
+    k: int,
+    parameters: Parameters | None = None,
+    drop: Sequence[str | None] | None = None,
+    removed: NDArray[np.int64] = _NONE,
+) -> Iterator[RowRanking]:
     """The k best documents of each query (queries, dim), in the order of the queries.
 
     ``ids``: the document of each row of the index. ``drop``: for each query a document to leave out (the query itself,
-    where the corpus holds it), or None. Raises ``UserError`` for a ``k`` below 1 and for what the index refuses.
+    where the corpus holds it), or None. ``removed``: rows to leave out of every answer, sorted. Raises ``UserError``
+    for a ``k`` below 1 and for what the index refuses.
     """
     if k < 1:
         raise UserError(f"the number of hits must be positive, not {k}")
     if len(ids) != index.count:
         raise LlaraError(f"the index holds {index.count} vectors, but there are {len(ids)} ids: build the index again")
-    cut = _Cut(index, ids, k, parameters)
+    cut = _Cut(index, ids, k, parameters, removed)
     # One more than wanted, and than may be dropped, shows whether the cut falls between equal scores.
-    return cut.rankings(queries, drop or [None] * len(queries), k + 1 + (drop is not None))
+    wanted = k + 1 + (drop is not None)
+    depth = wanted * len(ids) // max(1, len(ids) - len(removed))
+    return cut.rankings(queries, drop or [None] * len(queries), depth)
 
 
 @dataclass(frozen=True)
@@ -47,15 +67,16 @@ class _Cut:
     ids: Sequence[str]
     k: int
     parameters: Parameters | None
+    removed: NDArray[np.int64]
 
-    def rankings(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> Iterator[Ranking]:
+    def rankings(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> Iterator[RowRanking]:
         """Search in chunks that keep hits in bounds; ``depth``: hits to look at first."""
         depth = min(depth, self.index.count)
         step = max(1, _CELLS // depth)
         for start in range(0, len(queries), step):
             yield from self._chunk(queries[start : start + step], drop[start : start + step], depth)
 
-    def _chunk(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> list[Ranking]:
+    def _chunk(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> list[RowRanking]:
         """Rankings of a chunk. Queries whose cut falls between equal scores are searched again, twice as deep."""
         hits = self.index.search(queries, depth, self.parameters)
         found = [self._ranking(*answer, depth) for answer in zip(hits.scores, hits.rows, drop, strict=True)]
@@ -65,14 +86,12 @@ class _Cut:
 
     def _ranking(
         self, scores: NDArray[np.float32], rows: NDArray[np.int64], dropped: str | None, depth: int
-    ) -> Ranking | None:
+    ) -> RowRanking | None:
         """The best k of one query's hits, or None where hits that were not looked at may belong to them."""
         there = int((rows >= 0).sum())
-        ranking = [
-            (self.ids[row], score)
-            for row, score in zip(rows[:there].tolist(), scores[:there].tolist(), strict=True)
-            if self.ids[row] != dropped
-        ]
+        gone = np.isin(rows[:there], self.removed) if len(self.removed) else np.zeros(there, np.bool_)
+        found = zip(rows[:there][~gone].tolist(), scores[:there][~gone].tolist(), strict=True)
+        ranking = [(name, score, row) for row, score in found if (name := self.ids[row]) != dropped]
         complete = there < depth or depth == self.index.count
         if not complete and (len(ranking) <= self.k or ranking[self.k - 1][1] == ranking[-1][1]):
             return None

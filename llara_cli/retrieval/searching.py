@@ -19,9 +19,9 @@ from llara_cli.model.backbone import choose_device
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend
 from llara_cli.retrieval.indexing import open_index, parse_parameters
-from llara_cli.retrieval.ranking import rank
+from llara_cli.retrieval.members import Members
+from llara_cli.retrieval.ranking import RowRanking, rank_rows
 from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
-from llara_cli.retrieval.store import VectorStore
 from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
 
@@ -55,15 +55,9 @@ class Searching:
         return source
 
     @cached_property
-    def store(self) -> VectorStore:
-        """The embeddings behind the index. Raises ``UserError`` where they are gone or were made anew."""
-        manifest = self.index.manifest
-        artifact = self.workspace.get("embeddings", manifest["settings"]["embeddings"])
-        if artifact.fingerprint != manifest["parents"]["embeddings"]:
-            raise UserError(
-                f"embeddings {artifact.name!r} have changed since index {self.index.name!r} was built; index again"
-            )
-        return VectorStore(artifact)
+    def members(self) -> Members:
+        """The embeddings behind the index. Raises ``UserError`` where some are gone or were made anew."""
+        return Members(self.workspace, self.index)
 
     @cached_property
     def backend(self) -> IndexBackend:
@@ -83,7 +77,7 @@ class Searching:
     def check(self, k: int) -> None:
         """Raise ``UserError`` for what can be told before the model is loaded."""
         refuse_nonpositive("--top-k", k)
-        _ = self.source, self.store, self.search_parameters
+        _ = self.source, self.members, self.search_parameters
 
     @cached_property
     def search_parameters(self) -> dict[str, int | float | str]:
@@ -123,19 +117,20 @@ class Searching:
             ranked = self._rank([text for _, text in window], k)
             for (query_id, _), hits in zip(window, ranked, strict=True):
                 progress()
-                yield query_id, hits
+                yield query_id, [(document, score) for document, score, _ in hits]
 
-    def _rank(self, texts: Sequence[str], k: int) -> Iterator[list[tuple[str, float]]]:
-        vectors = self.encoder.encode(texts, "query").vectors
-        return rank(self.backend, np.ascontiguousarray(vectors), self.store.ids, k, self.search_parameters)
+    def _rank(self, texts: Sequence[str], k: int) -> Iterator[RowRanking]:
+        vectors = np.ascontiguousarray(self.encoder.encode(texts, "query").vectors)
+        members = self.members
+        return rank_rows(self.backend, vectors, members.ids, k, self.search_parameters, removed=members.removed)
 
-    def _described(self, hits: Sequence[tuple[str, float]]) -> Iterator[dict[str, Any]]:
-        for position, (document, score) in enumerate(hits, 1):
-            row = self.store.texts[self.store.rows[document]]
+    def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:
+        for position, (document, score, row) in enumerate(hits, 1):
+            text = self.members.text(row)
             yield {
                 "rank": position,
                 "id": document,
                 "score": round(score, 6),
-                "title": row["title"],
-                "text": row["text"],
+                "title": text["title"],
+                "text": text["text"],
             }

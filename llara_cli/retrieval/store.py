@@ -10,6 +10,7 @@ import numpy as np
 
 from llara_cli.artifacts import Artifact
 from llara_cli.console import LlaraError
+from llara_cli.data.id_list import IdList
 from llara_cli.data.table import Table
 from llara_cli.protocols import Vectors
 
@@ -32,19 +33,14 @@ class VectorStore:
         self.dim: int = counts["dim"]
 
     @cached_property
-    def ids(self) -> list[str]:
+    def ids(self) -> IdList:
         """Document ids, in the order of the vectors."""
-        return read_ids(self.artifact.path)
+        return IdList(self.artifact.path / IDS)
 
     @cached_property
     def texts(self) -> Table:
         """Rows with ``title`` and ``text``."""
         return Table(self.artifact.path / TEXTS)
-
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        """Where each id's vector and text are."""
-        return {document: row for row, document in enumerate(self.ids)}
 
     def __iter__(self) -> Iterator[Vectors]:
         for path in sorted(self.artifact.path.glob("vectors-*.npy")):
@@ -55,11 +51,6 @@ class VectorStore:
     def matrix(self) -> Vectors:
         """All vectors at once, (count, dim)."""
         return np.concatenate(list(self))
-
-
-def read_ids(folder: Path) -> list[str]:
-    """The ids of an embeddings folder."""
-    return (folder / IDS).read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _open_shard(path: Path, dim: int) -> np.ndarray:

@@ -187,6 +187,30 @@ class IndexConformance:
         assert (hits.rows == expected.rows).mean() >= case.recall
 
     @pytest.mark.parametrize("saved", [False, True])
+    def test_appended_vectors_are_found(
+        self, case: Case, vectors: Vectors, queries: Vectors, tmp_path: Path, saved: bool
+    ) -> None:
+        index = case.build(vectors[:700])
+        index = case.reload(index, tmp_path / "first") if saved else index
+        try:
+            index.append(Blocks(vectors[700:], 130))
+        except UserError as error:
+            pytest.skip(str(error))
+        index = case.reload(index, tmp_path / "second") if saved else index
+        expected, hits = brute_force(vectors, queries, K), index.search(queries, K)
+        found = [len(set(a) & set(b)) for a, b in zip(hits.rows.tolist(), expected.rows.tolist(), strict=True)]
+        assert (index.count, index.dim) == (COUNT, DIM)
+        assert sum(found) / (QUERIES * K) >= case.recall
+        products = np.einsum("qd,qkd->qk", queries, vectors[hits.rows])
+        np.testing.assert_allclose(hits.scores, products, atol=TOLERANCE)
+
+    def test_vectors_of_another_width_are_not_appended(self, case: Case, vectors: Vectors, queries: Vectors) -> None:
+        index = case.build(vectors)
+        with pytest.raises(UserError):
+            index.append(Blocks(unit_vectors(10, DIM + 1)))
+        assert index.search(queries, K).rows.max() < COUNT == index.count
+
+    @pytest.mark.parametrize("saved", [False, True])
     def test_more_hits_wanted_than_there_are(self, case: Case, queries: Vectors, tmp_path: Path, saved: bool) -> None:
         index = case.build(unit_vectors(5))
         index = case.reload(index, tmp_path / "index") if saved else index

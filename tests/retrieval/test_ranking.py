@@ -11,7 +11,7 @@ import pytest
 from llara_cli.console import LlaraError, UserError
 from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 from llara_cli.retrieval import ranking
-from llara_cli.retrieval.ranking import rank
+from llara_cli.retrieval.ranking import rank, rank_rows
 
 
 class TableIndex(IndexBackend):
@@ -146,6 +146,21 @@ def test_follows_the_definition(k: int, cells: int, monkeypatch: pytest.MonkeyPa
     assert list(rank(index, index.queries(), ids, k, drop=drop)) == expected(table, ids, k, drop)
     assert list(rank(index, index.queries(), ids, k)) == expected(table, ids, k, [None] * 30)
     assert max(queries * depth for queries, depth in index.searches) <= max(cells, 20)
+
+
+@pytest.mark.parametrize("gone", [0, 1, 10, 19])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_removed_rows_are_in_no_answer(k: int, gone: int) -> None:
+    random = np.random.default_rng(k + gone)
+    table = random.integers(0, 4, size=(30, 20)) / 4
+    ids = [str(number) for number in random.permutation(20)]
+    removed = np.sort(random.choice(20, gone, replace=False))
+    living = np.setdiff1d(np.arange(20), removed)
+    index = TableIndex(table)
+    wanted = expected(table[:, living], [ids[row] for row in living], k, [None] * 30)
+    found = list(rank_rows(index, index.queries(), ids, k, removed=removed))
+    assert [[(name, score) for name, score, _ in hits] for hits in found] == wanted
+    assert all(ids[row] == name for hits in found for name, _, row in hits)
 
 
 def test_parameters_reach_every_search() -> None:

@@ -1,0 +1,137 @@
+"""Adding vectors to an index and removing some: a new index is made beside the old one and takes its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.artifacts import Artifact, Blueprint, Build
+from llara_cli.console import Console, UserError
+from llara_cli.retrieval.indexing import FILES, Watched, folder_bytes, open_index
+from llara_cli.retrieval.members import REMOVED, Members, named_members, read_id_file, removed_rows
+from llara_cli.retrieval.store import VectorStore
+from llara_cli.workspace import Workspace, told_again
+
+
+@dataclass(frozen=True)
+class Changing:
+    """A finished index, to be replaced by one of other rows."""
+
+    workspace: Workspace
+    console: Console
+    index: Artifact
+
+    def append(self, embeddings: Artifact) -> dict[str, Any]:
+        """Add the vectors of ``embeddings``; nothing is done where the index has them already.
+
+        Raises ``UserError`` where they are of another model or width, where an id is there already, and where the
+        backend cannot add.
+        """
+        members = named_members(self.index)
+        if (embeddings.name, embeddings.fingerprint) in members:
+            return told_again(self.console, self.index)
+        self._check(embeddings)
+        names = [*members, (embeddings.name, embeddings.fingerprint)]
+        with self._building(names, removed_rows(self.index)) as build:
+            started, store = time.monotonic(), VectorStore(embeddings)
+            index = open_index(self.index)
+            with self.console.bar("adding", store.count, unit="vectors") as bar:
+                index.append(Watched(store, bar.advance))
+                index.save(_emptied(build.folder / FILES))
+            return self._finish(build, index.count, started)
+
+    def remove(self, file: Path) -> dict[str, Any]:
+        """Let no search find the ids in ``file`` any more; their vectors stay where they are until the next build.
+
+        Raises ``UserError`` for an id that the index does not have.
+        """
+        wanted = read_id_file(file)
+        members = Members(self.workspace, self.index)
+        gone = set(members.removed.tolist())
+        rows = {name: row for row, name in enumerate(members.ids) if name in wanted and row not in gone}
+        before = {name for name in (members.ids[row] for row in gone) if name in wanted}
+        if unknown := next((name for name in wanted if name not in rows and name not in before), None):
+            raise UserError(f"{file}:{wanted[unknown]}: index {self.index.name!r} has no id {unknown!r}")
+        if not rows:
+            return told_again(self.console, self.index)
+        removed = np.array(sorted(gone | set(rows.values())), np.int64)
+        if len(removed) == len(members.ids):
+            raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")
+        with self._building(named_members(self.index), removed) as build:
+            started = time.monotonic()
+            _link(self.index.path / FILES, _emptied(build.folder / FILES))
+            return self._finish(build, len(members.ids), started)
+
+    def _check(self, embeddings: Artifact) -> None:
+        """Raise ``UserError`` where the embeddings do not go with the index."""
+        mine, theirs = self.index.manifest, embeddings.manifest
+        if mine["parents"]["model"] != theirs["parents"]["model"]:
+            raise UserError(
+                f"embeddings {embeddings.name!r} are of model {theirs['settings']['model']!r}, "
+                f"index {self.index.name!r} of {mine['settings']['model']!r}"
+            )
+        if embeddings.name in dict(named_members(self.index)):
+            raise UserError(f"embeddings {embeddings.name!r} have changed since they were indexed; index again")
+        members = Members(self.workspace, self.index)
+        fresh, gone = set(VectorStore(embeddings).ids), set(members.removed.tolist())
+        for row, name in enumerate(members.ids):
+            if name in fresh and row not in gone:
+                raise UserError(f"index {self.index.name!r} has an id {name!r} already: --remove it first")
+
+    @contextmanager
+    def _building(self, members: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
+        """The index to come, in a folder of its own."""
+        with self.workspace.build("indexes", self.index.name, self._blueprint(members, removed), restart=True) as build:
+            assert isinstance(build, Build)
+            build.open_folder()
+            (build.folder / REMOVED).unlink(missing_ok=True)
+            if len(removed):
+                np.save(build.folder / REMOVED, removed, allow_pickle=False)
+            yield build
+
+    def _blueprint(self, members: list[tuple[str, str]], removed: NDArray[np.int64]) -> Blueprint:
+        made = self.index.manifest
+        parents = {"model": made["parents"]["model"]} | {f"embeddings/{name}": mark for name, mark in members}
+        settings = {**made["settings"], "embeddings": [name for name, _ in members], "removed": len(removed)}
+        return Blueprint(settings, (), parents)
+
+    def _finish(self, build: Build, rows: int, started: float) -> dict[str, Any]:
+        path = build.folder / REMOVED
+        removed = len(np.load(path, allow_pickle=False)) if path.exists() else 0
+        counts = {"count": rows - removed, "dim": self.index.manifest["counts"]["dim"], "rows": rows}
+        result = {
+            "name": build.name,
+            "path": str(build.target),
+            "backend": build.blueprint.settings["backend"],
+            "count": counts["count"],
+            "dim": counts["dim"],
+            "bytes": folder_bytes(build.folder / FILES),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        build.finish(counts, result)
+        return result
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder, with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """The files of a folder in another one: the same bytes on disk where the file system can, which nobody changes."""
+    for file in source.iterdir():
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copy2(file, target / file.name)

@@ -1,0 +1,109 @@
+"""What an index was made of: one embeddings artifact or several, and the rows that were removed since."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.artifacts import Artifact
+from llara_cli.console import UserError
+from llara_cli.retrieval.store import VectorStore
+from llara_cli.workspace import Workspace
+
+REMOVED = "removed.npy"
+"""Sorted row numbers, in an index artifact's folder."""
+
+
+def named_members(index: Artifact) -> list[tuple[str, str]]:
+    """Name and fingerprint of each embeddings artifact in an index, in the order of its rows."""
+    settings, parents = index.manifest["settings"], index.manifest["parents"]
+    names = settings["embeddings"]
+    if isinstance(names, str):
+        return [(names, parents["embeddings"])]
+    return [(name, parents[f"embeddings/{name}"]) for name in names]
+
+
+def removed_rows(index: Artifact) -> NDArray[np.int64]:
+    """The rows that no search may find, sorted."""
+    path = index.path / REMOVED
+    rows: NDArray[np.int64] = np.load(path, allow_pickle=False) if path.exists() else np.zeros(0, np.int64)
+    return rows
+
+
+class Joined(Sequence[str]):
+    """Several sequences of ids, one after the other; nothing is copied."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._parts = parts
+        self.starts = [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        part, place = self.place(range(len(self))[number])
+        return self._parts[part][place]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._parts)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Which part a row is in, and where."""
+        part = bisect_right(self.starts, row) - 1
+        return part, row - self.starts[part]
+
+
+class Members:
+    """The vector stores behind an index: ids and texts of its rows."""
+
+    def __init__(self, workspace: Workspace, index: Artifact) -> None:
+        """Raises ``UserError`` where a store is gone, or was made anew since."""
+        self.index = index
+        self.stores = [_store(workspace, index, *member) for member in named_members(index)]
+
+    @cached_property
+    def ids(self) -> Joined:
+        """The id of each row, of removed ones too."""
+        return Joined([store.ids for store in self.stores])
+
+    @cached_property
+    def removed(self) -> NDArray[np.int64]:
+        """Rows that no search may find, sorted."""
+        return removed_rows(self.index)
+
+    def text(self, row: int) -> dict[str, Any]:
+        """``title`` and ``text`` of a row; nothing else is read."""
+        part, place = self.ids.place(row)
+        return self.stores[part].texts[place]
+
+
+def _store(workspace: Workspace, index: Artifact, name: str, fingerprint: str) -> VectorStore:
+    artifact = workspace.get("embeddings", name)
+    if artifact.fingerprint != fingerprint:
+        raise UserError(f"embeddings {name!r} have changed since index {index.name!r} was built; index again")
+    return VectorStore(artifact)
+
+
+def read_id_file(path: Path) -> dict[str, int]:
+    """Ids, one a line, with their line numbers. Raises ``UserError`` where the file cannot be read or is empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read it: {error}") from error
+    found = {line.strip(): number for number, line in enumerate(lines, 1) if line.strip()}
+    if not found:
+        raise UserError(f"{path}: no id in it")
+    return found
