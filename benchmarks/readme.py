@@ -73,9 +73,34 @@ def adaptation() -> str:
     return "\n".join([*head, *rows, "", f"Paired t-test of the reciprocal ranks: p = {found['paired_t_test_p']:.1g}."])
 
 
+def encode() -> str:
+    """The table of ``encode.json``."""
+    found = json.loads((HERE / "encode.json").read_text())
+    ratio = found["ratio"]
+    return (
+        "| texts | sentence-transformers | published snippet | share of matmul peak |\n| --- | ---: | ---: | ---: |\n"
+        f"| {found['texts']} ({found['mean_tokens']:.0f} tokens) | {ratio['sentence-transformers']:.2f} "
+        f"| {ratio['published snippet']:.2f} | {found['share_of_matmul_peak']:.0%} |"
+    )
+
+
+def index() -> str:
+    """The table of ``index.json``."""
+    kept = json.loads((HERE / "index.json").read_text())
+    head = ["| index | build | search | recall@10 | bare |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = [
+        f"| {name} | {row['ratio']['build']:.2f} | {row['ratio']['search']:.2f} "
+        f"| {row['recall@10']['llara']:.3f} | {row['recall@10']['bare']:.3f} |"
+        for name, row in kept["found"].items()
+    ]
+    size = f"{kept['settings']['rows']:,} vectors of width {kept['settings']['dim']}"
+    return "\n".join([*head, *rows, "", f"Seconds over the bare library's, {size}; recall of both."])
+
+
 def filled(text: str) -> str:
     """The README with every table as the JSON files have it."""
-    for name, table in {"startup": startup(), "pretrain": pretrain(), "adaptation": adaptation()}.items():
+    tables = {maker.__name__: maker() for maker in (startup, pretrain, adaptation, encode, index)}
+    for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?\n?(<!-- /{name} -->)", re.DOTALL)
         text = marked.sub(lambda match, table=table: match[1] + table + "\n" + match[2], text)
     return text

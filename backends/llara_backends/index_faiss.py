@@ -60,6 +60,7 @@ class FaissIndex(IndexBackend):
         with _few_threads(index, vectors.count), _spec_errors(spec, vectors.count):
             if not index.is_trained:
                 index.train(_sample(vectors, _sample_size(index, vectors.count)))
+            _make_room(index, vectors.count)
             for block in checked_blocks(vectors):
                 index.add(block)
         return cls(index, spec, parameters, options.device)
@@ -92,6 +93,7 @@ class FaissIndex(IndexBackend):
         refuse_width(vectors, self.dim)
         total = self.count + vectors.count
         with _few_threads(self._index, total), _spec_errors(self._spec, total):
+            _make_room(self._index, vectors.count)
             for block in checked_blocks(vectors):
                 self._index.add(block)
 
@@ -171,6 +173,14 @@ def _set(index: Any, spec: str, name: str, value: float | str) -> None:
 def _space(index: Any) -> Any:
     on_gpu = hasattr(faiss, "GpuIndex") and isinstance(index, faiss.GpuIndex)
     return faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
+
+
+def _make_room(index: Any, count: int) -> None:
+    """Reserve the memory of ``count`` more vectors at once: growing step by step, FAISS holds them twice at times."""
+    flat = faiss.downcast_index(getattr(index, "storage", index))
+    if isinstance(flat, faiss.IndexFlatCodes):
+        flat.codes.resize((flat.ntotal + count) * flat.code_size)
+        flat.codes.resize(flat.ntotal * flat.code_size)
 
 
 def _sample_size(index: Any, count: int) -> int:

@@ -1,0 +1,196 @@
+"""What the index backends cost over the bare libraries at the same settings: building, searching, recall.
+
+    python benchmarks/index.py [--rows 200000] [--dim 384] [--rounds 3] [--threads 2] [--json FILE]
+
+Vectors: noise around 2,000 random centres, of length 1; queries: more of the same. Every build is timed beside the
+bare library's (flat and IVF as often as there are rounds, graphs once), every search in turns. Recall is against brute
+force.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import faiss
+import hnswlib
+import numpy as np
+import torch
+import typer
+from matplotlib.figure import Figure
+
+from llara_cli import registry
+from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
+
+CENTRES, NOISE, QUERIES, K = 2000, 0.6, 1000, 10
+BLOCK = 16384
+EF, EF_CONSTRUCTION, M = 128, 200, 32
+Build = Callable[[Vectors], Any]
+Search = Callable[[Any, Vectors], Any]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix as the stream that a vector store is."""
+
+    matrix: Vectors
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return len(self.matrix)
+
+    @property
+    def dim(self) -> int:
+        """Columns."""
+        return int(self.matrix.shape[1])
+
+    def __iter__(self) -> Any:
+        for start in range(0, self.count, BLOCK):
+            yield self.matrix[start : start + BLOCK]
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """One kind of index, through our backend and bare."""
+
+    backend: str
+    options: IndexOptions
+    build: Build
+    search: Search
+    builds: int | None = None
+
+    def ours(self, vectors: Vectors) -> IndexBackend:
+        """Our backend's index."""
+        made: IndexBackend = registry.load("index", self.backend).build(Blocks(vectors), self.options)
+        return made
+
+
+def clustered(rows: int, dim: int, seed: int, centres: Vectors) -> Vectors:
+    """(rows, dim) vectors of length 1 around the centres."""
+    random = np.random.default_rng(seed)
+    vectors = centres[random.integers(0, len(centres), rows)]
+    vectors += NOISE / math.sqrt(dim) * random.standard_normal((rows, dim), dtype=np.float32)
+    return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+
+def bare_faiss(spec: str, **settings: int) -> tuple[Build, Search]:
+    """FAISS by itself, trained on as many vectors as our backend takes, with these search settings."""
+
+    def build(vectors: Vectors) -> Any:
+        index = faiss.index_factory(vectors.shape[1], spec, faiss.METRIC_INNER_PRODUCT)
+        if hasattr(index, "hnsw"):
+            index.hnsw.efConstruction = EF_CONSTRUCTION
+        if not index.is_trained:
+            size = min(len(vectors), 65_536)
+            index.train(vectors[np.sort(np.random.default_rng(0).choice(len(vectors), size, replace=False))])
+        index.add(vectors)
+        for name, value in settings.items():
+            faiss.ParameterSpace().set_index_parameter(index, name, value)
+        return index
+
+    return build, lambda index, queries: index.search(queries, K)[1]
+
+
+def bare_hnswlib(vectors: Vectors) -> Any:
+    """hnswlib by itself."""
+    graph = hnswlib.Index("ip", vectors.shape[1])
+    graph.init_index(len(vectors), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
+    graph.add_items(vectors)
+    graph.set_ef(EF)
+    return graph
+
+
+def rivals(rows: int, threads: int) -> dict[str, Rivals]:
+    """Every kind that is compared."""
+    lists = 1024 if rows >= 100_000 else 128
+    ivf = f"IVF{lists},Flat"
+    graph = {"ef_construction": EF_CONSTRUCTION, "ef": EF}
+    return {
+        "faiss Flat": Rivals("faiss", IndexOptions("Flat"), *bare_faiss("Flat")),
+        f"faiss {ivf}": Rivals("faiss", IndexOptions(ivf), *bare_faiss(ivf, nprobe=math.isqrt(lists))),
+        "faiss HNSW32": Rivals("faiss", IndexOptions("HNSW32", graph), *bare_faiss("HNSW32", efSearch=EF), builds=1),
+        "hnswlib": Rivals(
+            "hnsw", IndexOptions(parameters={**graph, "M": M, "threads": threads}),
+            bare_hnswlib, lambda index, queries: index.knn_query(queries, K)[0], builds=1,
+        ),
+    }  # fmt: skip
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and the result."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def compare(pair: Rivals, vectors: Vectors, queries: Vectors, truth: Any, rounds: int) -> dict[str, Any]:
+    """Build and search ratios (ours over theirs), recall and rate of both."""
+    seconds: dict[str, list[float]] = {name: [] for name in ("build", "bare build", "search", "bare search")}
+    for _ in range(pair.builds or rounds):
+        taken, bare = timed(lambda: pair.build(vectors))
+        seconds["bare build"].append(taken)
+        taken, mine = timed(lambda: pair.ours(vectors))
+        seconds["build"].append(taken)
+    found = {"llara": mine.search(queries, K).rows, "bare": pair.search(bare, queries)}  # the first is not timed
+    for _ in range(3 * rounds):
+        seconds["bare search"].append(timed(lambda: pair.search(bare, queries))[0])
+        seconds["search"].append(timed(lambda: mine.search(queries, K))[0])
+    ratios = {
+        what: statistics.median(a / b for a, b in zip(seconds[what], seconds[f"bare {what}"], strict=True))
+        for what in ("build", "search")
+    }
+    recall = {
+        who: float(np.mean([len(set(a) & set(b)) / K for a, b in zip(rows.tolist(), truth.tolist(), strict=True)]))
+        for who, rows in found.items()
+    }
+    rates = {who: len(queries) / statistics.median(seconds[what])
+             for who, what in (("llara", "search"), ("bare", "bare search"))}  # fmt: skip
+    return {"ratio": ratios, "recall@10": recall, "queries_per_second": rates, "seconds": seconds}
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Recall over queries a second, ours and bare."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, row in found.items():
+        for who, marker in (("llara", "o"), ("bare", "x")):
+            axes.scatter(row["queries_per_second"][who], row["recall@10"][who], marker=marker, label=f"{name}, {who}")
+    axes.set(xlabel="queries a second", ylabel="recall@10", xscale="log")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def main(
+    rows: int = 200_000,
+    dim: int = 384,
+    rounds: int = 3,
+    threads: int = 2,
+    as_json: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Compare every kind of index."""
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    centres = np.random.default_rng(0).standard_normal((CENTRES, dim), dtype=np.float32) / np.float32(math.sqrt(dim))
+    vectors, queries = clustered(rows, dim, 1, centres), clustered(QUERIES, dim, 2, centres)
+    truth = registry.load("index", "exact").build(Blocks(vectors), IndexOptions()).search(queries, K).rows
+    found = {}
+    for name, pair in rivals(rows, threads).items():
+        found[name] = compare(pair, vectors, queries, truth, rounds)
+        print(name, json.dumps({key: found[name][key] for key in ("ratio", "recall@10")}), flush=True)
+    if as_json is not None:
+        versions = {package: version(package) for package in ("faiss-cpu", "hnswlib", "numpy")}
+        settings = {"rows": rows, "dim": dim, "queries": QUERIES, "k": K, "threads": threads, "rounds": rounds}
+        as_json.write_text(json.dumps({"settings": settings, "versions": versions, "found": found}, indent=1) + "\n")
+        draw(found, as_json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    typer.run(main)
