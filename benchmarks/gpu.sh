@@ -11,4 +11,5 @@ mkdir -p "$OUT"
 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu 2>&1 | tee "$OUT/gpu-tests.log"
 status=$?
 "$PYTHON" benchmarks/gpu.py --json "$OUT/gpu.json" || status=1
+"$PYTHON" benchmarks/gpu_search.py --json "$OUT/gpu_search.json" || status=1
 exit "$status"

@@ -77,7 +77,8 @@ class Sequencer:
 class Encoder:
     """Encodes texts with a backbone, texts of like length together, at most ``batch_tokens`` tokens a forward.
 
-    ``layout``: ``packed``, ``bucketed`` or ``auto``: packed where empty blocks of a mask cost nothing, else bucketed.
+    ``layout``: ``packed`` or ``bucketed``; ``auto`` is bucketed: among thousands of texts, those of a forward are so
+    alike in length that there is nothing to pack, and a row of one text needs no mask at all.
     ``note`` is told where the GPU was too small for a forward; smaller ones follow.
     """
 
@@ -94,24 +95,24 @@ class Encoder:
         self.recipe = recipe
         self.sequencer = sequencer
         self._note = note
-        packs = layout == "packed" or (layout == "auto" and backbone.device.type == "cuda")
-        packs = packs and backbone.runs_jointly()
+        packs = layout == "packed" and backbone.runs_jointly()
         budget = batch_tokens or BATCH_TOKENS[backbone.device.type]
         self.batching = backbone.batching("packed" if packs else "bucketed", budget)
 
     def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) float32, L2-normalised, in the order of ``texts``; ``progress`` counts texts done."""
-        return self._run(self.sequencer.trees(texts, role), progress)
+        return self.compute(self.sequencer.trees(texts, role), progress)
 
     def encode_each(
         self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
     ) -> Iterator[Encoded]:
         """``encode`` of one batch after the other; the next is tokenised while this one is computed."""
         for sequences in ahead(lambda texts: self.sequencer.trees(texts, role), batches):
-            yield self._run(sequences, progress)
+            yield self.compute(sequences, progress)
 
     @torch.inference_mode()
-    def _run(self, sequences: Sequences, progress: Progress | None) -> Encoded:
+    def compute(self, sequences: Sequences, progress: Progress | None = None) -> Encoded:
+        """``encode`` of what is tokenised."""
         trees = sequences.trees
         vectors = np.empty((len(trees), self.backbone.dim), np.float32)
         waiting = self._forwards(trees, range(len(trees)))

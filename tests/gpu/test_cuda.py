@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_model
+from tiny import TEXTS, make_model
 from torch import nn
 
 from llara_cli import registry
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
-from llara_cli.model.loading import load_causal_lm
+from llara_cli.model.encoder import Encoder, Sequencer
+from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
@@ -95,6 +96,39 @@ def test_backends_train_in_bf16(source: ModelSource, name: str) -> None:
             losses.append(objective.backward(examples(20)).loss)
         optimiser.step()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
+@pytest.mark.parametrize("recipe", [PAPER, RELEASED], ids=lambda recipe: recipe.name)
+def test_encoding_agrees_with_the_cpu(source: ModelSource, recipe: Recipe, layout: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    texts = [" ".join(TEXTS[: 1 + n % 4]) for n in range(60)]
+    found = []
+    for device in ("cpu", "cuda"):
+        tokenizer = TextTokenizer.load(source)
+        model = load_causal_lm(source, torch.float32)
+        add_new_tokens(model, tokenizer, recipe.new_tokens, seed=0)
+        backbone = Backbone(model.to(device).eval())
+        sequencer = Sequencer(tokenizer, recipe, {"passage": 200})
+        encoder = Encoder(backbone, recipe, sequencer, 2048, layout if device == "cuda" else "bucketed")
+        found.append(encoder.encode(texts, "passage").vectors)
+    np.testing.assert_allclose(found[1], found[0], atol=2e-4)
+
+
+def test_encoding_backs_off_where_memory_is_short(source: ModelSource) -> None:
+    """Room for a few forwards of a few hundred tokens, taken from the GPU for real."""
+    backbone = Backbone(load_causal_lm(source, torch.float32).to("cuda").eval())
+    sequencer = Sequencer(TextTokenizer.load(source), PAPER, {"passage": 200})
+    texts = [" ".join(TEXTS) for _ in range(20_000)]
+    heard: list[str] = []
+    encoder = Encoder(backbone, PAPER, sequencer, 1 << 21, "bucketed", heard.append)
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        vectors = encoder.encode(texts, "passage").vectors
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert heard
+    np.testing.assert_allclose(vectors, vectors[:1].repeat(len(texts), axis=0), atol=1e-4)
 
 
 def test_exact_search_agrees_with_the_cpu() -> None:
