@@ -29,6 +29,7 @@ def search(
     format_: Annotated[str, typer.Option("--format", help="Of the run: trec or jsonl.")] = "trec",
     query_length: o.QueryLength = None,
     set_: o.Set = None,
+    device: Annotated[str, typer.Option(help="Where the index is searched: cpu or cuda.")] = "cpu",
     model: Annotated[str | None, typer.Option(help="Refuse an index of any other model.", show_default=False)] = None,
     interactive: Annotated[bool, typer.Option("--interactive", help="Ask for queries, the model kept warm.")] = False,
     trust_remote_code: o.RemoteCode = False,
@@ -48,7 +49,7 @@ def search(
 
     artifact = session.workspace.get("indexes", index) if index else newest(session, "indexes", "run llara index first")
     searching = Searching(
-        session.workspace, session.console, artifact, query_length, set_ or (), model, trust_remote_code
+        session.workspace, session.console, artifact, query_length, set_ or (), model, trust_remote_code, device
     )
     searching.check(top_k)
     session.console.note(f"index: {artifact.name}, model: {searching.source.name}")

@@ -122,12 +122,12 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def open_index(artifact: Artifact) -> IndexBackend:
-    """The index of an artifact, ready to search with the parameters it was built with."""
+def open_index(artifact: Artifact, device: str = "cpu") -> IndexBackend:
+    """The index of an artifact, ready to search on ``device`` with the parameters it was built with."""
     settings = artifact.manifest["settings"]
     backend: type[IndexBackend] = registry.load("index", settings["backend"])
     parameters: Parameters = settings["parameters"]
-    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters))
+    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device))
 
 
 class Watched:

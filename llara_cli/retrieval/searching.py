@@ -41,6 +41,7 @@ class Searching:
     parameters: Sequence[str] = ()
     model: str | None = None
     remote_code: bool = False
+    device: str = "cpu"
 
     @cached_property
     def source(self) -> ModelSource:
@@ -62,7 +63,7 @@ class Searching:
     @cached_property
     def backend(self) -> IndexBackend:
         """The opened index."""
-        return open_index(self.index)
+        return open_index(self.index, self.device)
 
     @cached_property
     def encoder(self) -> EncoderBackend:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llara_cli.artifacts import atomic_file, read_json, write_atomically
+from llara_cli.artifacts import atomic_file, read_json, sha256_file, write_atomically
 from llara_cli.protocols import Encoded
 from llara_cli.retrieval.store import shard_name
 
@@ -17,10 +17,10 @@ _COUNTS = ("tokens", "cut", "empty")
 
 
 class Shards:
-    """The shards of a build. Beside each finished one lies a note: its size, and what was counted in it.
+    """The shards of a build. Beside each finished one lies a note: its checksum, and what was counted in it.
 
-    The note is written last, so a shard counts when it has one and is as large as the note says. Several processes may
-    write shards of one build.
+    The note is written last, so a shard counts when it has one and is what the note says. Several processes may write
+    shards of one build.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class Shards:
 
     def __contains__(self, number: int) -> bool:
         vectors, note = self._folder / shard_name(number), self._note(number)
-        return note.exists() and vectors.exists() and read_json(note)["bytes"] == vectors.stat().st_size
+        return note.exists() and vectors.exists() and read_json(note)["sha256"] == sha256_file(vectors)
 
     def add(self, number: int, encoded: Encoded, dtype: type[np.floating]) -> None:
         """Write a shard and then its note, each atomically."""
@@ -38,7 +38,7 @@ class Shards:
             # not np.save: on a full disk its error does not say so
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
             file.write(vectors.data)
-        note = {name: getattr(encoded, name) for name in _COUNTS} | {"bytes": path.stat().st_size}
+        note = {name: getattr(encoded, name) for name in _COUNTS} | {"sha256": sha256_file(path)}
         self._note(number).parent.mkdir(exist_ok=True)
         write_atomically(self._note(number), json.dumps(note))
 

@@ -84,7 +84,7 @@ def test_kills_at_random_moments_cost_time_only(corpus: Path, tiny_model: Path, 
     assert lasting(folder) == lasting(whole)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "noteless"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "noteless"])
 def test_a_damaged_shard_is_made_again(
     llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, whole: Path, damage: str, monkeypatch: Any
 ) -> None:
@@ -94,8 +94,11 @@ def test_a_damaged_shard_is_made_again(
         assert llara(*command).code == 130
     folder = tmp_path / "ws/embeddings/e"
     shard, note = folder / "vectors-00003.npy", folder / ".shards/00003.json"
+    content = shard.read_bytes()
     if damage == "cut":
-        shard.write_bytes(shard.read_bytes()[:-5])
+        shard.write_bytes(content[:-5])
+    elif damage == "flipped":
+        shard.write_bytes(content[:-5] + bytes([content[-5] ^ 4]) + content[-4:])
     else:
         (shard if damage == "gone" else note).unlink()
     assert llara(*command).code == 0

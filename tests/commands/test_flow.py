@@ -218,6 +218,10 @@ def test_every_index_backend_answers(llara: Llara, beir: Path, tiny_model: Path,
     llara("encode", beir, "--model", tiny_model)
     assert llara("index", "--backend", backend, "--json").json["backend"] == backend
     assert len(llara("search", "the sea", "-k", 9, "--json").json["hits"]) == 5
+    if not torch.cuda.is_available():
+        refused = llara("search", "the sea", "--device", "cuda")
+        assert refused.code == 2
+        assert "cuda" in refused.error or "CPU only" in refused.error
 
 
 def test_toml_sets_defaults_and_a_flag_wins(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
