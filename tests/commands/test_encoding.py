@@ -20,7 +20,7 @@ from tiny import TEXTS
 
 from llara_cli.retrieval.shards import Shards
 
-COUNT, KILLS = 400, int(os.environ.get("LLARA_TEST_KILLS", "5"))
+COUNT, KILLS = 400, int(os.environ.get("LLARA_TEST_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from program import Llara, tree
 
-COUNT, DIM, KILLS = 6000, 32, int(os.environ.get("LLARA_TEST_KILLS", "4"))
+COUNT, DIM, KILLS = 6000, 32, int(os.environ.get("LLARA_TEST_KILLS", "2"))
 BACKENDS = {"exact": (), "faiss": ("--spec", "Flat"), "hnsw": ("--set", "ef_construction=100")}
 
 
