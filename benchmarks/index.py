@@ -61,7 +61,7 @@ class Blocks:
 class Rivals:
     """One kind of index, through our backend and bare."""
 
-    backend: str
+    backend: type[IndexBackend]
     options: IndexOptions
     build: Build
     search: Search
@@ -69,7 +69,7 @@ class Rivals:
 
     def ours(self, vectors: Vectors) -> IndexBackend:
         """Our backend's index."""
-        made: IndexBackend = registry.load("index", self.backend).build(Blocks(vectors), self.options)
+        made: IndexBackend = self.backend.build(Blocks(vectors), self.options)
         return made
 
 
@@ -111,14 +111,15 @@ def bare_hnswlib(vectors: Vectors) -> Any:
 def rivals(rows: int, threads: int) -> dict[str, Rivals]:
     """Every kind that is compared."""
     lists = 1024 if rows >= 100_000 else 128
+    ours = registry.load("index", "faiss")
     ivf = f"IVF{lists},Flat"
     graph = {"ef_construction": EF_CONSTRUCTION, "ef": EF}
     return {
-        "faiss Flat": Rivals("faiss", IndexOptions("Flat"), *bare_faiss("Flat")),
-        f"faiss {ivf}": Rivals("faiss", IndexOptions(ivf), *bare_faiss(ivf, nprobe=math.isqrt(lists))),
-        "faiss HNSW32": Rivals("faiss", IndexOptions("HNSW32", graph), *bare_faiss("HNSW32", efSearch=EF), builds=1),
+        "faiss Flat": Rivals(ours, IndexOptions("Flat"), *bare_faiss("Flat")),
+        f"faiss {ivf}": Rivals(ours, IndexOptions(ivf), *bare_faiss(ivf, nprobe=math.isqrt(lists))),
+        "faiss HNSW32": Rivals(ours, IndexOptions("HNSW32", graph), *bare_faiss("HNSW32", efSearch=EF), builds=1),
         "hnswlib": Rivals(
-            "hnsw", IndexOptions(parameters={**graph, "M": M, "threads": threads}),
+            registry.load("index", "hnsw"), IndexOptions(parameters={**graph, "M": M, "threads": threads}),
             bare_hnswlib, lambda index, queries: index.knn_query(queries, K)[0], builds=1,
         ),
     }  # fmt: skip

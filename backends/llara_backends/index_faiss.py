@@ -24,6 +24,8 @@ _THEIR_NAMES = {"nprobe": "nprobe", "ef": "efSearch", "ef_construction": "efCons
 _EF_CONSTRUCTION = 200
 _LEAST_EF = 128
 _SEED = 20240612
+_PIECE_ROWS = 2048
+"""Rows that are looked at and copied together: they stay in the cache."""
 _SAMPLE, _SAMPLE_PER_LIST = 65_536, 64
 """Vectors to train on at most: so many, or so many for each list of an IVF index (FAISS asks for 39 to 256)."""
 _PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
@@ -60,9 +62,7 @@ class FaissIndex(IndexBackend):
         with _few_threads(index, vectors.count), _spec_errors(spec, vectors.count):
             if not index.is_trained:
                 index.train(_sample(vectors, _sample_size(index, vectors.count)))
-            _make_room(index, vectors.count)
-            for block in checked_blocks(vectors):
-                index.add(block)
+            _add(index, vectors)
         return cls(index, spec, parameters, options.device)
 
     def save(self, folder: Path) -> None:
@@ -93,9 +93,7 @@ class FaissIndex(IndexBackend):
         refuse_width(vectors, self.dim)
         total = self.count + vectors.count
         with _few_threads(self._index, total), _spec_errors(self._spec, total):
-            _make_room(self._index, vectors.count)
-            for block in checked_blocks(vectors):
-                self._index.add(block)
+            _add(self._index, vectors)
 
     @property
     def count(self) -> int:
@@ -173,6 +171,33 @@ def _set(index: Any, spec: str, name: str, value: float | str) -> None:
 def _space(index: Any) -> Any:
     on_gpu = hasattr(faiss, "GpuIndex") and isinstance(index, faiss.GpuIndex)
     return faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
+
+
+def _add(index: Any, vectors: VectorBlocks) -> None:
+    """Add the stream block by block."""
+    if isinstance(index, faiss.IndexFlat):
+        _fill(index, vectors)
+        return
+    _make_room(index, vectors.count)
+    for block in checked_blocks(vectors):
+        index.add(block)
+
+
+def _fill(index: Any, vectors: VectorBlocks) -> None:
+    """Write the stream into a flat index's own memory, piece by piece while a piece is in the cache.
+
+    ``add`` would fill that memory with zeros first, once more.
+    """
+    row, total = index.ntotal, index.ntotal + vectors.count
+    index.codes.resize(total * index.code_size)
+    try:
+        rows = faiss.rev_swig_ptr(index.get_xb(), total * index.d).reshape(total, index.d)
+        for piece in checked_blocks(vectors, _PIECE_ROWS):
+            rows[row : row + len(piece)] = piece
+            row += len(piece)
+        index.ntotal = total
+    finally:
+        index.codes.resize(index.ntotal * index.code_size)
 
 
 def _make_room(index: Any, count: int) -> None:

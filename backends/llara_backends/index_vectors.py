@@ -12,14 +12,14 @@ from llara_cli.console import UserError
 from llara_cli.protocols import Hits, VectorBlocks, Vectors
 
 
-def checked_blocks(vectors: VectorBlocks) -> Iterator[Vectors]:
-    """The blocks of a stream, C order, float32.
+def checked_blocks(vectors: VectorBlocks, rows: int | None = None) -> Iterator[Vectors]:
+    """The blocks of a stream, C order, float32; in pieces of at most ``rows`` rows where that is given.
 
     Raises ``UserError`` for a block of another width, a number that is NaN or infinite, and at the end where there were
     not as many vectors as the stream said. None at all is a mistake too.
     """
     row = 0
-    for block in vectors:
+    for block in _pieces(vectors, rows):
         block = _finite(_of_width(block, vectors.dim, "vectors"), row)
         row += len(block)
         if row > vectors.count:
@@ -29,6 +29,12 @@ def checked_blocks(vectors: VectorBlocks) -> Iterator[Vectors]:
         raise UserError(f"{vectors.count} vectors were announced, but {row} (or more) came: encode the corpus again")
     if not row:
         raise UserError("there are no vectors to index")
+
+
+def _pieces(vectors: VectorBlocks, rows: int | None) -> Iterator[Vectors]:
+    for block in vectors:
+        step = rows or len(block) or 1
+        yield from (block[at : at + step] for at in range(0, len(block), step))
 
 
 def refuse_width(vectors: VectorBlocks, dim: int) -> None:
@@ -93,9 +99,11 @@ def _of_width(vectors: Vectors, dim: int, what: str) -> Vectors:
 
 
 def _finite(vectors: Vectors, first_row: int, what: str = "vector") -> Vectors:
-    # The sum is NaN or infinite wherever a number is; only where it is (or has overflowed) is each number looked at.
+    # The sum of squares is NaN or infinite wherever a number is; only where it is (or has overflowed) is each number
+    # looked at.
+    flat = vectors.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(vectors.sum())
+        suspicious = not np.isfinite(np.vdot(flat, flat))
     if suspicious:
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
