@@ -1,6 +1,6 @@
 """What the index backends cost over the bare libraries at the same settings: building, searching, recall.
 
-    python benchmarks/index.py [--rows 200000] [--dim 384] [--rounds 3] [--threads 2] [--json FILE]
+    python benchmarks/index.py [--rows 200000] [--dim 384] [--rounds 3] [--threads 2] [--only NAME] [--json FILE]
 
 Vectors: noise around 2,000 random centres, of length 1; queries: more of the same. Every build is timed beside the
 bare library's (flat and IVF as often as there are rounds, graphs once), every search in turns. Recall is against brute
@@ -174,6 +174,7 @@ def main(
     dim: int = 384,
     rounds: int = 3,
     threads: int = 2,
+    only: Annotated[str, typer.Option(help="Kinds whose name has this; the JSON file keeps the others.")] = "",
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Compare every kind of index."""
@@ -183,12 +184,14 @@ def main(
     vectors, queries = clustered(rows, dim, 1, centres), clustered(QUERIES, dim, 2, centres)
     truth = registry.load("index", "exact").build(Blocks(vectors), IndexOptions()).search(queries, K).rows
     found = {}
-    for name, pair in rivals(rows, threads).items():
+    for name, pair in ((name, pair) for name, pair in rivals(rows, threads).items() if only in name):
         found[name] = compare(pair, vectors, queries, truth, rounds)
         print(name, json.dumps({key: found[name][key] for key in ("ratio", "recall@10")}), flush=True)
     if as_json is not None:
         versions = {package: version(package) for package in ("faiss-cpu", "hnswlib", "numpy")}
         settings = {"rows": rows, "dim": dim, "queries": QUERIES, "k": K, "threads": threads, "rounds": rounds}
+        before = json.loads(as_json.read_text()) if only and as_json.exists() else {"found": {}}
+        found = before["found"] | found
         as_json.write_text(json.dumps({"settings": settings, "versions": versions, "found": found}, indent=1) + "\n")
         draw(found, as_json.with_suffix(".png"))
 
