@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from matplotlib.figure import Figure
 from pretrain import matmul_peak
 from sentence_transformers import SentenceTransformer
 from sentence_transformers import __version__ as their_version
@@ -182,6 +183,18 @@ def report(systems: Systems, texts: Sequence[str], seconds: dict[str, list[float
     }
 
 
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Texts a second of every setting that was tried, and of every system in the rounds."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    tried = found["tried_texts_per_second"]
+    bars = {f"{system} {way}": rate for system, ways in tried.items() for way, rate in ways.items()}
+    bars |= found["texts_per_second"]
+    axes.barh(list(bars), list(bars.values()))
+    axes.set(xlabel="texts a second")
+    figure.savefig(path)
+
+
 def main(
     collection: Annotated[list[Path], typer.Option(help="A BEIR folder; may be given more than once.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder, hub id or .gguf file.")],
@@ -200,6 +213,7 @@ def main(
     print(json.dumps(found, indent=1))
     if as_json is not None:
         as_json.write_text(json.dumps(found, indent=1) + "\n")
+        draw(found, as_json.with_suffix(".png"))
 
 
 if __name__ == "__main__":
