@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from memory import peak
+from memory import keep, peak
 
 WORDS = ("sea", "boat", "fish", "rain", "harbour", "net", "storm", "light", "captain", "island", "wind", "wave")
 RESULT = Path(__file__).with_suffix(".json")
@@ -44,9 +44,7 @@ def main(
             command = [sys.executable, "-m", "llara_cli", "encode", str(corpus), "--model", str(model), "--quiet"]
             found[str(count)] = round(peak([*command, "--workspace", str(Path(folder, "workspace"))]), 1)
         print(f"{count:,} texts: {found[str(count)]:.0f} MB of anonymous memory")
-    ratio = round(list(found.values())[-1] / next(iter(found.values())), 3)
-    print(f"ratio {ratio}")
-    as_json.write_text(json.dumps({"rss_anon_mb": found, "ratio": ratio}, indent=1) + "\n")
+    keep(as_json, found, {})
 
 
 if __name__ == "__main__":

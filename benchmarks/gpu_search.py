@@ -17,11 +17,12 @@ import numpy as np
 import torch
 import typer
 from gpu import PROMPTS, SHAPES
+from texts import train_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llara_cli import registry
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.encoder import Encoder, Sequences
+from llara_cli.model.encoder import Encoder, Sequencer, Sequences
 from llara_cli.model.layout import Tree
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER
@@ -46,7 +47,8 @@ def encode(shape: str, layout: str, device: torch.device, peak: float, count: in
             config = LlamaConfig(**SHAPES[shape], max_position_embeddings=4096)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         backbone = Backbone(model.eval())
-        encoder = Encoder(backbone, PAPER, None, None, layout, print)  # type: ignore[arg-type]  # given tokens already
+        sequencer = Sequencer(train_tokenizer(["the sea"], 300), PAPER, {"passage": 512})  # the tokens are random
+        encoder = Encoder(backbone, PAPER, sequencer, None, layout, print)
         texts = trees(count, SHAPES[shape]["vocab_size"])
         encoder.compute(trees(count // 4, SHAPES[shape]["vocab_size"]))  # compiles, fills caches
         started = time.perf_counter()

@@ -26,35 +26,14 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
+from llara_backends.index_exact import MappedVectors
 from llara_cli import registry
 from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
 
 CENTRES, NOISE, QUERIES, K = 2000, 0.6, 1000, 10
-BLOCK = 16384
 EF, EF_CONSTRUCTION, M = 128, 200, 32
 Build = Callable[[Vectors], Any]
 Search = Callable[[Any, Vectors], Any]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A matrix as the stream that a vector store is."""
-
-    matrix: Vectors
-
-    @property
-    def count(self) -> int:
-        """Rows."""
-        return len(self.matrix)
-
-    @property
-    def dim(self) -> int:
-        """Columns."""
-        return int(self.matrix.shape[1])
-
-    def __iter__(self) -> Any:
-        for start in range(0, self.count, BLOCK):
-            yield self.matrix[start : start + BLOCK]
 
 
 @dataclass(frozen=True)
@@ -69,7 +48,7 @@ class Rivals:
 
     def ours(self, vectors: Vectors) -> IndexBackend:
         """Our backend's index."""
-        made: IndexBackend = self.backend.build(Blocks(vectors), self.options)
+        made: IndexBackend = self.backend.build(MappedVectors(vectors), self.options)
         return made
 
 
@@ -182,7 +161,7 @@ def main(
     faiss.omp_set_num_threads(threads)
     centres = np.random.default_rng(0).standard_normal((CENTRES, dim), dtype=np.float32) / np.float32(math.sqrt(dim))
     vectors, queries = clustered(rows, dim, 1, centres), clustered(QUERIES, dim, 2, centres)
-    truth = registry.load("index", "exact").build(Blocks(vectors), IndexOptions()).search(queries, K).rows
+    truth = registry.load("index", "exact").build(MappedVectors(vectors), IndexOptions()).search(queries, K).rows
     found = {}
     for name, pair in ((name, pair) for name, pair in rivals(rows, threads).items() if only in name):
         found[name] = compare(pair, vectors, queries, truth, rounds)

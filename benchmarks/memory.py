@@ -65,6 +65,13 @@ def peak(command: list[str]) -> float:
     return most / 1000
 
 
+def keep(path: Path, found: dict[str, float], how: dict[str, str]) -> None:
+    """Write down the memory (MB) of each size, the smallest first, and the last's share of the first's."""
+    ratio = round(list(found.values())[-1] / next(iter(found.values())), 3)
+    print(f"ratio {ratio}")
+    path.write_text(json.dumps({"rss_anon_mb": found, "ratio": ratio, **how}, indent=1) + "\n")
+
+
 def main(
     corpus: Annotated[Path, typer.Option(help="A folder of .jsonl.gz files, each line with a text.")],
     model: Annotated[Path, typer.Option(help="A checkpoint, tiny for preference.")],
@@ -80,9 +87,7 @@ def main(
             command = [sys.executable, "-m", "llara_cli", "pretrain", str(text), "--model", str(model), *RUN]
             found[str(size)] = round(peak([*command, "--workspace", str(workspace)]), 1)
         print(f"{size} MB of text: {found[str(size)]:.0f} MB of anonymous memory")
-    ratio = round(list(found.values())[-1] / next(iter(found.values())), 3)
-    print(f"ratio {ratio}")
-    as_json.write_text(json.dumps({"rss_anon_mb": found, "ratio": ratio, "run": " ".join(RUN)}, indent=1) + "\n")
+    keep(as_json, found, {"run": " ".join(RUN)})
 
 
 if __name__ == "__main__":

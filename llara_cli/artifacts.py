@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png"}
 _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old"}
 """Folders that are gone soon after an artifact is finished."""
+_CHUNK = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 """Names of artifacts; short enough for a lock file's name beside."""
 
@@ -47,10 +48,15 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file's bytes; ``progress`` is told how many more were looked at."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return digest.hexdigest()
 
 
 def input_record(path: Path) -> dict[str, Any]:
@@ -179,6 +185,15 @@ class Build:
             write_atomically(self.folder / PENDING, dump(self.blueprint.as_json()))
         return self.folder
 
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty folder beside the artifact's, for what must appear in it all at once; gone afterwards."""
+        folder = emptied(self.target.with_name(f".{self.name}.staging"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def finish(
         self,
         counts: Mapping[str, Any],
@@ -210,6 +225,13 @@ class Build:
             file.relative_to(self.folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
             for file in hashed_files(self.folder)
         }
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, made, with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def hashed_files(folder: Path) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -37,8 +39,16 @@ class Team:
         """Whether this is the first process, which opens and closes what all of them make."""
         return self.rank == 0
 
-    def tell(self, value: T | None) -> T:
-        """What the first process says; the others wait for it."""
+    @contextmanager
+    def share(self, open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+        """What ``open_it`` gives, called by the first process alone, which tells the others; they wait for it."""
+        if not self.leads:
+            yield self._tell(None)
+            return
+        with open_it() as value:
+            yield self._tell(value)
+
+    def _tell(self, value: T | None) -> T:
         told = [value]
         if self.size > 1:
             broadcast_object_list(told)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Role = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
 """(rows, dim), C order, L2-normalised."""
+Progress = Callable[[int], None]
+"""Told how many more are done."""
 
 
 @dataclass(frozen=True)
@@ -188,14 +190,14 @@ class EncoderBackend(ABC):
         """Width of a vector."""
 
     @abstractmethod
-    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Encode texts; an empty text is the bare prompt, a long one is cut (the prompt never).
 
         ``progress`` is told how many more texts are done.
         """
 
     def encode_each(
-        self, batches: Iterable[Sequence[str]], role: Role, progress: Callable[[int], None] | None = None
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
     ) -> Iterator[Encoded]:
         """``encode`` of each batch, in order. A backend may prepare the next while it computes one."""
         for texts in batches:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llara_cli.artifacts import MANIFEST, Artifact, hashed_files
+from llara_cli.artifacts import MANIFEST, Artifact, hashed_files, sha256_file
 from llara_cli.console import LlaraError
 
 MEGABYTE = 1_000_000
-_CHUNK = 1 << 20
 _PARTS = ("settings", "parents", "counts", "files")
 
 
@@ -62,17 +60,9 @@ def _problem(file: Path | None, wanted: Mapping[str, Any] | None, progress: Call
         if wanted is None or size != wanted["bytes"]:
             progress(size / MEGABYTE)
             return "is not in the manifest" if wanted is None else f"has {size:,} bytes, not {wanted['bytes']:,}"
-        return "" if _sha256(file, progress) == wanted["sha256"] else "its content has changed (sha256 differs)"
+        found = sha256_file(file, lambda size: progress(size / MEGABYTE))
+        return "" if found == wanted["sha256"] else "its content has changed (sha256 differs)"
     except OSError as error:
         return f"unreadable: {error.strerror}"
     except (KeyError, TypeError, ValueError):
         return "the manifest has no size and sha256 of it"
-
-
-def _sha256(file: Path, progress: Callable[[float], None]) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-            progress(len(chunk) / MEGABYTE)
-    return digest.hexdigest()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,15 @@ def llara(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Llara:
         return Outcome(code, captured.out, captured.err)
 
     return call
+
+
+def start(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
+    """``llara`` in so many processes of its own (gloo)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    command = [sys.executable, *launcher, "-m", "llara_cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from llara_backends.sentence_counts import Counts, count, overhead
 from llara_cli.console import UserError
 from llara_cli.model.backbone import choose_device, choose_dtype
 from llara_cli.model.batching import micro_batches
+from llara_cli.model.encoder import BATCH_TOKENS, choose_length
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.source import MODULES, ModelSource
 from llara_cli.model.tokens import first_line
-from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role, Vectors
+from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role, Vectors
 from llara_cli.settings import DEFAULT_LENGTH
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
-"""Tokens of one forward, padding counted."""
 PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """The names under which the library looks for the prompt of a role."""
 _UNLIMITED = 1_000_000
@@ -82,7 +81,7 @@ class SentenceTransformersEncoder(EncoderBackend):
         """Width of a vector."""
         return int(self.model.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
         counts = self._count(texts, role)
         vectors = np.empty((len(texts), self.dim), np.float32)
@@ -171,9 +170,7 @@ def _choose_length(model: Any, length: int | None) -> int | None:
         return None
     if length is None:
         return min(DEFAULT_LENGTH if own > _UNLIMITED else int(own), positions or int(own))
-    if positions is not None and length > positions:
-        raise UserError(f"a length of {length} tokens is above the model's {positions} positions")
-    return length
+    return choose_length(length, positions)
 
 
 def _positions(model: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
 from llara_cli.model.encoder import Encoder, Sequencer, choose_length
@@ -10,7 +10,7 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import load_causal_lm, load_config, max_positions
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
+from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role
 
 
 class TorchEncoder(EncoderBackend):
@@ -59,12 +59,12 @@ class TorchEncoder(EncoderBackend):
         """Width of a vector: the model's hidden size."""
         return self._encoder.backbone.dim
 
-    def encode(self, texts: Sequence[str], role: Role, progress: Callable[[int], None] | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
         return self._encoder.encode(texts, role, progress)
 
     def encode_each(
-        self, batches: Iterable[Sequence[str]], role: Role, progress: Callable[[int], None] | None = None
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
     ) -> Iterator[Encoded]:
         """``encode`` of each batch; the next is tokenised while one is computed."""
         return self._encoder.encode_each(batches, role, progress)

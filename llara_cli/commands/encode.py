@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llara_cli.commands import options as o
 from llara_cli.commands.show import show_facts
 from llara_cli.console import UserError
+
+if TYPE_CHECKING:
+    from llara_cli.retrieval.importing import Importing
 
 
 def encode(
@@ -55,7 +58,6 @@ def encode(
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
     from llara_cli.commands.choose import model_to_use
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
-    from llara_cli.retrieval.importing import Importing
 
     chosen: Any = role
     settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout)
@@ -64,5 +66,7 @@ def encode(
     if corpus is not None:
         run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
     elif from_ is not None:
+        from llara_cli.retrieval.importing import Importing
+
         run = Importing(session.workspace, session.console, source, from_, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

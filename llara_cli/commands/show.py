@@ -49,8 +49,11 @@ def show_facts(console: Console, result: Mapping[str, Any]) -> None:
         **dict.fromkeys(("seconds", "expected_seconds"), human_seconds),
         "flops": "{:.2e}".format,
     }
-    shown = {key: readable[key](value) if key in readable else value for key, value in result.items()}
-    console.result(result, lambda: facts(shown))
+
+    def render() -> RenderableType:
+        return facts({key: readable[key](value) if key in readable else value for key, value in result.items()})
+
+    console.result(result, render)
 
 
 def show_training(console: Console, result: Mapping[str, Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import overload
 
@@ -13,7 +16,23 @@ _PIECE = 1 << 24
 _LINE_FEED = 10
 
 
-class IdList(Sequence[str]):
+class Ids(Sequence[str]):
+    """Ids by row, none of them held; a subclass says how many there are and reads one."""
+
+    @abstractmethod
+    def read(self, row: int) -> str:
+        """The id of a row that there is."""
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        rows = range(len(self))[number]
+        return self.read(rows) if isinstance(rows, int) else [self.read(row) for row in rows]
+
+
+class IdList(Ids):
     """The lines of a UTF-8 file, mapped into memory and read when they are asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -27,18 +46,34 @@ class IdList(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[str]: ...
-    def __getitem__(self, number: int | slice) -> str | list[str]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        place = range(len(self))[number]
-        start = self._ends[place - 1] + 1 if place else 0
-        return self._bytes[start : self._ends[place]].tobytes().decode()
+    def read(self, row: int) -> str:
+        start = self._ends[row - 1] + 1 if row else 0
+        return self._bytes[start : self._ends[row]].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
         with self._path.open(encoding="utf-8", newline="\n") as file:
             for line in file:
                 yield line[:-1]
+
+
+class Joined(Ids):
+    """Several sequences of ids, one after the other; nothing is copied."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._parts = parts
+        self._starts = [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, row: int) -> str:
+        part, place = self.place(row)
+        return self._parts[part][place]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._parts)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Which part a row is in, and where."""
+        part = bisect_right(self._starts, row) - 1
+        return part, row - self._starts[part]

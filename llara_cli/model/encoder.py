@@ -14,18 +14,15 @@ from torch.nn import functional
 from llara_cli.console import UserError
 from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Rows
+from llara_cli.model.batching import Rows, computed_tokens
 from llara_cli.model.layout import Tree, lay_out_some
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
-from llara_cli.protocols import Encoded, Role, Vectors
+from llara_cli.protocols import Encoded, Progress, Role, Vectors
 from llara_cli.settings import DEFAULT_LENGTH
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 """Tokens of one forward: on a CPU small batches stay in the cache, a GPU wants to be full."""
-
-Progress = Callable[[int], None]
-"""Told how many more texts are done."""
 
 
 def pool(slots: Tensor, recipe: Recipe, *, normalise: bool = True) -> Tensor:
@@ -148,13 +145,8 @@ class Encoder:
 
     def _shrink(self, trees: Sequence[Tree], rows: Rows) -> None:
         """Halve the forwards to come, now that one did not fit."""
-        budget = _tokens(trees, rows) // 2
+        budget = computed_tokens([len(tree) for tree in trees], [rows]) // 2
         self._note(f"out of memory with {2 * budget} tokens a forward: going on with {budget}")
         row = min(self.batching.row_tokens, budget)
         self.batching = replace(self.batching, budget=budget, row_tokens=row)
         torch.cuda.empty_cache()
-
-
-def _tokens(trees: Sequence[Tree], rows: Rows) -> int:
-    """Tokens that a forward computes, padding counted."""
-    return len(rows) * max(sum(len(trees[number]) for number in row) for row in rows)

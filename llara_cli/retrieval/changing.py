@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.artifacts import Artifact, Blueprint, Build
+from llara_cli.artifacts import Artifact, Blueprint, Build, emptied
 from llara_cli.console import Console, UserError
-from llara_cli.retrieval.indexing import FILES, Watched, folder_bytes, open_index
-from llara_cli.retrieval.members import REMOVED, Members, named_members, read_id_file, removed_rows
+from llara_cli.retrieval.indexing import FILES, Watched, finish, open_index
+from llara_cli.retrieval.members import REMOVED, Members, named_members, read_id_file
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace, told_again
 
@@ -36,17 +36,16 @@ class Changing:
         Raises ``UserError`` where they are of another model or width, where an id is there already, and where the
         backend cannot add.
         """
-        members = named_members(self.index)
-        if (embeddings.name, embeddings.fingerprint) in members:
+        mark = (embeddings.name, embeddings.fingerprint)
+        if mark in named_members(self.index):
             return told_again(self.console, self.index)
-        self._check(embeddings)
-        names = [*members, (embeddings.name, embeddings.fingerprint)]
-        with self._building(names, removed_rows(self.index)) as build:
+        members = self._fitting(embeddings)
+        with self._building([*members.named, mark], members.removed) as build:
             started, store = time.monotonic(), VectorStore(embeddings)
             index = open_index(self.index)
             with self.console.bar("adding", store.count, unit="vectors") as bar:
                 index.append(Watched(store, bar.advance))
-                index.save(_emptied(build.folder / FILES))
+                index.save(emptied(build.folder / FILES))
             return self._finish(build, index.count, started)
 
     def remove(self, file: Path) -> dict[str, Any]:
@@ -56,23 +55,22 @@ class Changing:
         """
         wanted = read_id_file(file)
         members = Members(self.workspace, self.index)
-        gone = set(members.removed.tolist())
-        rows = {name: row for row, name in enumerate(members.ids) if name in wanted and row not in gone}
-        before = {name for name in (members.ids[row] for row in gone) if name in wanted}
+        rows = {name: row for row, name in members.living() if name in wanted}
+        before = {members.ids[row] for row in members.removed.tolist()}
         if unknown := next((name for name in wanted if name not in rows and name not in before), None):
             raise UserError(f"{file}:{wanted[unknown]}: index {self.index.name!r} has no id {unknown!r}")
         if not rows:
             return told_again(self.console, self.index)
-        removed = np.array(sorted(gone | set(rows.values())), np.int64)
+        removed = np.union1d(members.removed, np.array(list(rows.values()), np.int64))
         if len(removed) == len(members.ids):
             raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")
-        with self._building(named_members(self.index), removed) as build:
+        with self._building(members.named, removed) as build:
             started = time.monotonic()
-            _link(self.index.path / FILES, _emptied(build.folder / FILES))
+            _link(self.index.path / FILES, emptied(build.folder / FILES))
             return self._finish(build, len(members.ids), started)
 
-    def _check(self, embeddings: Artifact) -> None:
-        """Raise ``UserError`` where the embeddings do not go with the index."""
+    def _fitting(self, embeddings: Artifact) -> Members:
+        """What the index has. Raises ``UserError`` where the embeddings do not go with it."""
         mine, theirs = self.index.manifest, embeddings.manifest
         if mine["parents"]["model"] != theirs["parents"]["model"]:
             raise UserError(
@@ -81,11 +79,10 @@ class Changing:
             )
         if embeddings.name in dict(named_members(self.index)):
             raise UserError(f"embeddings {embeddings.name!r} have changed since they were indexed; index again")
-        members = Members(self.workspace, self.index)
-        fresh, gone = set(VectorStore(embeddings).ids), set(members.removed.tolist())
-        for row, name in enumerate(members.ids):
-            if name in fresh and row not in gone:
-                raise UserError(f"index {self.index.name!r} has an id {name!r} already: --remove it first")
+        members, fresh = Members(self.workspace, self.index), set(VectorStore(embeddings).ids)
+        if known := next((name for _, name in members.living() if name in fresh), None):
+            raise UserError(f"index {self.index.name!r} has an id {known!r} already: --remove it first")
+        return members
 
     @contextmanager
     def _building(self, members: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
@@ -105,27 +102,9 @@ class Changing:
         return Blueprint(settings, (), parents)
 
     def _finish(self, build: Build, rows: int, started: float) -> dict[str, Any]:
-        path = build.folder / REMOVED
-        removed = len(np.load(path, allow_pickle=False)) if path.exists() else 0
-        counts = {"count": rows - removed, "dim": self.index.manifest["counts"]["dim"], "rows": rows}
-        result = {
-            "name": build.name,
-            "path": str(build.target),
-            "backend": build.blueprint.settings["backend"],
-            "count": counts["count"],
-            "dim": counts["dim"],
-            "bytes": folder_bytes(build.folder / FILES),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        build.finish(counts, result)
-        return result
-
-
-def _emptied(folder: Path) -> Path:
-    """The folder, with nothing in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+        living = rows - build.blueprint.settings["removed"]
+        counts = {"count": living, "dim": self.index.manifest["counts"]["dim"], "rows": rows}
+        return finish(build, counts, started)
 
 
 def _link(source: Path, target: Path) -> None:

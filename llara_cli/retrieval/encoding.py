@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,34 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from llara_cli import registry
-from llara_cli.artifacts import (
-    Artifact,
-    Blueprint,
-    Build,
-    input_record,
-    input_stem,
-    slug,
-)
+from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug
 from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
-from llara_cli.data.table import Table, write_table
+from llara_cli.data.table import Table
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
 from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.shards import Shards
-from llara_cli.retrieval.store import IDS, TEXTS
+from llara_cli.retrieval.store import IDS, STORES, TEXTS, write_documents
 from llara_cli.settings import LAYOUTS, refuse_nonpositive
 from llara_cli.workspace import Workspace, told_again
 
-_SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 SAMPLE = 512
 """Texts of which a plan counts the tokens."""
-STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 
 
 @dataclass(frozen=True)
@@ -67,6 +56,23 @@ class EncodeSettings:
         for name in ("max_length", "batch_tokens", "shard_size"):
             refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
 
+    def recorded(self, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
+        """What a manifest says of vectors, wherever they came from."""
+        return {
+            "as": self.role,
+            "dtype": dtype_name(choose_dtype(self.dtype, choose_device())),
+            "store": self.store,
+            "encoder": self.encoder,
+            "shard_size": self.shard_size,
+            "model": source.name,
+            "source": source.argument(workspace),
+        }
+
+
+def derived_name(source: ModelSource, path: Path, role: Role) -> str:
+    """``MODEL-INPUT``, with the role where it is not the usual one."""
+    return f"{slug(source.name)}-{input_stem(path)}{'-query' if role == 'query' else ''}"
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -88,22 +94,18 @@ class Encoding:
         self.settings.check()
         _ = self.backend
         team = Team.join(choose_device())
-        with self._building(team, restart) as build:
+        with team.share(lambda: self._building(restart)) as build:
             if isinstance(build, Artifact):
                 return told_again(self.console, build)
             return self._encode(build, team)
 
     @contextmanager
-    def _building(self, team: Team, restart: bool) -> Iterator[Build | Artifact]:
-        """The artifact under construction, its collection checked: the first process opens it and tells the others."""
-        if not team.leads:
-            yield team.tell(None)
-            return
+    def _building(self, restart: bool) -> Iterator[Build | Artifact]:
+        """The artifact under construction, its collection checked."""
         name = self.name or self.derived_name()
         with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
             if isinstance(build, Build):
                 self._take_in(build)
-            team.tell(build)
             yield build
 
     def plan(self) -> dict[str, Any]:
@@ -134,8 +136,7 @@ class Encoding:
 
     def derived_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""
-        role = "-query" if self.settings.role == "query" else ""
-        return f"{slug(self.source.name)}-{input_stem(self.collection)}{role}"
+        return derived_name(self.source, self.collection, self.settings.role)
 
     @cached_property
     def file(self) -> Path:
@@ -159,16 +160,7 @@ class Encoding:
     @cached_property
     def blueprint(self) -> Blueprint:
         """What makes an equal run."""
-        settings = {
-            "as": self.settings.role,
-            "max_length": self.max_length,
-            "dtype": dtype_name(choose_dtype(self.settings.dtype, choose_device())),
-            "store": self.settings.store,
-            "encoder": self.settings.encoder,
-            "shard_size": self.settings.shard_size,
-            "model": self.source.name,
-            "source": self.source.argument(self.workspace),
-        }
+        settings = self.settings.recorded(self.source, self.workspace) | {"max_length": self.max_length}
         return Blueprint(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
 
     def _encode(self, build: Build, team: Team) -> dict[str, Any]:
@@ -177,12 +169,13 @@ class Encoding:
         left = [number for number in mine if number not in shards]
         encoder = self._load()
         started = time.monotonic()
-        with self.console.bar(self._doing, sum(_rows_in(texts, number, size) for number in mine), unit="texts") as bar:
-            bar.advance(sum(_rows_in(texts, number, size) for number in set(mine) - set(left)))
+        total, waiting = (sum(_rows_in(texts, number, size) for number in numbers) for numbers in (mine, left))
+        with self.console.bar(self._doing, total, unit="texts") as bar:
+            bar.advance(total - waiting)
             passages = (_passages(texts.rows(number * size, (number + 1) * size)) for number in left)
             vectors = encoder.encode_each(passages, self.settings.role, bar.advance)
             for number, encoded in zip(left, vectors, strict=True):
-                shards.add(number, self._checked(encoded), STORES[self.settings.store])
+                shards.add(number, self._checked(encoded), self.settings.store)
         team.wait()
         seconds = time.monotonic() - started
         return self._finish(build, shards, len(texts), encoder.dim, seconds) if team.leads else {}
@@ -195,17 +188,11 @@ class Encoding:
         """Check the whole collection and copy ids and texts, before any weight is loaded; once."""
         if (build.folder / IDS).exists():
             return
-        staging = build.target.with_name(f".{build.name}.staging")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
-            with (staging / IDS).open("w", encoding="utf-8", newline="\n") as ids:
-                write_table(staging / TEXTS, _SCHEMA, _rows(read_documents(self.file), ids))
+        with build.staging() as staging:
+            write_documents(staging, read_documents(self.file))
             build.open_folder()
             (staging / TEXTS).replace(build.folder / TEXTS)
             (staging / IDS).replace(build.folder / IDS)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def _load(self) -> EncoderBackend:
         options = EncoderOptions(
@@ -260,9 +247,3 @@ def _rows_in(texts: Table, shard: int, size: int) -> int:
 
 def _passages(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [passage_text(row["title"], row["text"]) for row in rows]
-
-
-def _rows(documents: Iterator[Document], ids: Any) -> Iterator[dict[str, str]]:
-    for document in documents:
-        ids.write(document.id + "\n")
-        yield {"title": document.title, "text": document.text}

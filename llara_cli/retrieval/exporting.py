@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from llara_cli.artifacts import atomic_file
 from llara_cli.console import Console, LlaraError, UserError
+from llara_cli.protocols import Progress
 from llara_cli.retrieval.store import IDS, VectorStore
 
-Progress = Callable[[int], None]
 ENDINGS = (".npy", ".parquet")
 ROW_GROUP = 4096
 """Rows of a .parquet file that are written together."""

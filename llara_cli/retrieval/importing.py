@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug
+from llara_cli.artifacts import Artifact, Blueprint, Build, input_record
 from llara_cli.console import Console, UserError
-from llara_cli.data.table import write_table
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import EncoderBackend
-from llara_cli.retrieval.encoding import EncodeSettings
-from llara_cli.retrieval.store import IDS, TEXTS, shard_name
+from llara_cli.retrieval.encoding import EncodeSettings, derived_name
+from llara_cli.retrieval.store import STORES, shard_name, write_documents, write_shard
 from llara_cli.retrieval.vector_files import VectorFile, open_vectors
 from llara_cli.workspace import Workspace, told_again
 
-_SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 _TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3}
 """How far from 1 a length may be for a vector to count as normalised: what rounding to the stored type does."""
 
@@ -61,7 +56,7 @@ class Importing:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do."""
         self._check()
-        width = 2 if self.settings.store == "fp16" else 4
+        width = STORES[self.settings.store]().nbytes
         return {
             "name": self._name,
             "texts": self.file.count,
@@ -89,23 +84,13 @@ class Importing:
     @cached_property
     def blueprint(self) -> Blueprint:
         """What makes an equal run."""
-        settings = {
-            "as": self.settings.role,
-            "dtype": dtype_name(choose_dtype(self.settings.dtype, choose_device())),
-            "store": self.settings.store,
-            "encoder": self.settings.encoder,
-            "shard_size": self.settings.shard_size,
-            "model": self.source.name,
-            "source": self.source.argument(self.workspace),
-            "imported": True,
-        }
+        settings = self.settings.recorded(self.source, self.workspace) | {"imported": True}
         inputs = [input_record(path) for path in self.file.inputs]
         return Blueprint(settings, inputs, {"model": self.source.fingerprint()})
 
     @property
     def _name(self) -> str:
-        role = "-query" if self.settings.role == "query" else ""
-        return self.name or f"{slug(self.source.name)}-{input_stem(self.path)}{role}"
+        return self.name or derived_name(self.source, self.path, self.settings.role)
 
     def _check(self) -> None:
         self.settings.check()
@@ -117,32 +102,21 @@ class Importing:
 
     def _import(self, build: Build) -> dict[str, Any]:
         started, tally = time.monotonic(), Tally()
-        staging = build.target.with_name(f".{build.name}.staging")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
-            with (staging / IDS).open("w", encoding="utf-8", newline="\n") as ids:
-                write_table(staging / TEXTS, _SCHEMA, self._rows(ids))
+        with build.staging() as staging:
+            write_documents(staging, self.file.documents())
             self._write_shards(staging, tally)
             build.open_folder()
             for file in sorted(staging.iterdir()):
                 file.replace(build.folder / file.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return self._finish(build, tally, time.monotonic() - started)
-
-    def _rows(self, ids: Any) -> Iterator[dict[str, str]]:
-        for document in self.file.documents():
-            ids.write(document.id + "\n")
-            yield {"title": document.title, "text": document.text}
 
     def _write_shards(self, folder: Path, tally: Tally) -> None:
         size, seen = self.settings.shard_size, 0
-        kind = np.float16 if self.settings.store == "fp16" else np.float32
         with self.console.bar("importing", self.file.count, unit="vectors") as bar:
             for number, shard in enumerate(_resized(self.file.blocks(self.dim, size), size)):
                 vectors = self._normalised(shard, seen, tally)
-                np.save(folder / shard_name(number), vectors.astype(kind), allow_pickle=False)
+                with (folder / shard_name(number)).open("wb") as file:
+                    write_shard(file, vectors, self.settings.store)
                 seen += len(shard)
                 bar.advance(len(shard))
         if seen != self.file.count:

@@ -94,27 +94,27 @@ class Indexing:
         started = time.monotonic()
         with self.console.bar(f"indexing ({self.backend})", store.count, unit="vectors") as bar:
             index = backend.build(Watched(store, bar.advance), self.options)
-            aside = build.target.with_name(f".{build.name}.staging")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            try:
+            with build.staging() as aside:
                 index.save(aside)
                 folder = build.open_folder() / FILES
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.replace(folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        result = {
-            "name": build.name,
-            "path": str(build.target),
-            "backend": self.backend,
-            "count": index.count,
-            "dim": index.dim,
-            "bytes": folder_bytes(build.folder / FILES),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        build.finish({"count": index.count, "dim": index.dim}, result)
-        return result
+        return finish(build, {"count": index.count, "dim": index.dim}, started)
+
+
+def finish(build: Build, counts: Mapping[str, int], started: float) -> dict[str, Any]:
+    """Finish an index whose files are in place; the command's result. ``started``: of the monotonic clock."""
+    result = {
+        "name": build.name,
+        "path": str(build.target),
+        "backend": build.blueprint.settings["backend"],
+        "count": counts["count"],
+        "dim": counts["dim"],
+        "bytes": folder_bytes(build.folder / FILES),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    build.finish(counts, result)
+    return result
 
 
 def folder_bytes(folder: Path) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
-from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llara_cli.artifacts import Artifact
 from llara_cli.console import UserError
+from llara_cli.data.id_list import Joined
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace
 
@@ -30,49 +29,14 @@ def named_members(index: Artifact) -> list[tuple[str, str]]:
     return [(name, parents[f"embeddings/{name}"]) for name in names]
 
 
-def removed_rows(index: Artifact) -> NDArray[np.int64]:
-    """The rows that no search may find, sorted."""
-    path = index.path / REMOVED
-    rows: NDArray[np.int64] = np.load(path, allow_pickle=False) if path.exists() else np.zeros(0, np.int64)
-    return rows
-
-
-class Joined(Sequence[str]):
-    """Several sequences of ids, one after the other; nothing is copied."""
-
-    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
-        self._parts = parts
-        self.starts = [0, *accumulate(map(len, parts))]
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[str]: ...
-    def __getitem__(self, number: int | slice) -> str | list[str]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        part, place = self.place(range(len(self))[number])
-        return self._parts[part][place]
-
-    def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(self._parts)
-
-    def place(self, row: int) -> tuple[int, int]:
-        """Which part a row is in, and where."""
-        part = bisect_right(self.starts, row) - 1
-        return part, row - self.starts[part]
-
-
 class Members:
     """The vector stores behind an index: ids and texts of its rows."""
 
     def __init__(self, workspace: Workspace, index: Artifact) -> None:
         """Raises ``UserError`` where a store is gone, or was made anew since."""
         self.index = index
-        self.stores = [_store(workspace, index, *member) for member in named_members(index)]
+        self.named = named_members(index)
+        self.stores = [_store(workspace, index, *member) for member in self.named]
 
     @cached_property
     def ids(self) -> Joined:
@@ -82,7 +46,14 @@ class Members:
     @cached_property
     def removed(self) -> NDArray[np.int64]:
         """Rows that no search may find, sorted."""
-        return removed_rows(self.index)
+        path = self.index.path / REMOVED
+        rows: NDArray[np.int64] = np.load(path, allow_pickle=False) if path.exists() else np.zeros(0, np.int64)
+        return rows
+
+    def living(self) -> Iterator[tuple[int, str]]:
+        """Row and id of what a search may find."""
+        gone = set(self.removed.tolist())
+        return ((row, name) for row, name in enumerate(self.ids) if row not in gone)
 
     def text(self, row: int) -> dict[str, Any]:
         """``title`` and ``text`` of a row; nothing else is read."""

@@ -89,7 +89,7 @@ class _Cut:
     ) -> RowRanking | None:
         """The best k of one query's hits, or None where hits that were not looked at may belong to them."""
         there = int((rows >= 0).sum())
-        gone = np.isin(rows[:there], self.removed) if len(self.removed) else np.zeros(there, np.bool_)
+        gone = np.isin(rows[:there], self.removed)
         found = zip(rows[:there][~gone].tolist(), scores[:there][~gone].tolist(), strict=True)
         ranking = [(name, score, row) for row, score in found if (name := self.ids[row]) != dropped]
         complete = there < depth or depth == self.index.count

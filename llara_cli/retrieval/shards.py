@@ -6,11 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from llara_cli.artifacts import atomic_file, read_json, sha256_file, write_atomically
 from llara_cli.protocols import Encoded
-from llara_cli.retrieval.store import shard_name
+from llara_cli.retrieval.store import shard_name, write_shard
 
 _NOTES = ".shards"
 _COUNTS = ("tokens", "cut", "empty")
@@ -30,14 +28,11 @@ class Shards:
         vectors, note = self._folder / shard_name(number), self._note(number)
         return note.exists() and vectors.exists() and read_json(note)["sha256"] == sha256_file(vectors)
 
-    def add(self, number: int, encoded: Encoded, dtype: type[np.floating]) -> None:
+    def add(self, number: int, encoded: Encoded, store: str) -> None:
         """Write a shard and then its note, each atomically."""
         path = self._folder / shard_name(number)
-        vectors = np.ascontiguousarray(encoded.vectors, dtype)
         with atomic_file(path) as file:
-            # not np.save: on a full disk its error does not say so
-            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
-            file.write(vectors.data)
+            write_shard(file, encoded.vectors, store)
         note = {name: getattr(encoded, name) for name in _COUNTS} | {"sha256": sha256_file(path)}
         self._note(number).parent.mkdir(exist_ok=True)
         write_atomically(self._note(number), json.dumps(note))

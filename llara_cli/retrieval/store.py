@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
 
 from llara_cli.artifacts import Artifact
 from llara_cli.console import LlaraError
+from llara_cli.data.collection import Document
 from llara_cli.data.id_list import IdList
-from llara_cli.data.table import Table
+from llara_cli.data.table import Table, write_table
 from llara_cli.protocols import Vectors
 
 IDS, TEXTS = "ids.txt", "texts.arrow"
+STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
+"""What ``--store`` may be, and the numbers on disk."""
+_SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 BLOCK_ROWS = 16384
 
 
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"vectors-{number:05d}.npy"
+
+
+def write_documents(folder: Path, documents: Iterable[Document]) -> None:
+    """Stream ids and texts into the files of a store."""
+
+    def rows() -> Iterator[dict[str, str]]:
+        for document in documents:
+            ids.write(document.id + "\n")
+            yield {"title": document.title, "text": document.text}
+
+    with (folder / IDS).open("w", encoding="utf-8", newline="\n") as ids:
+        write_table(folder / TEXTS, _SCHEMA, rows())
+
+
+def write_shard(file: IO[bytes], vectors: Vectors, store: str) -> None:
+    """Write (rows, dim) as ``.npy``. Not ``np.save``: on a full disk its error does not say so."""
+    stored = np.ascontiguousarray(vectors, STORES[store])
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(stored))
+    file.write(stored.data)
 
 
 class VectorStore:

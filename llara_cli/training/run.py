@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -16,7 +15,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from llara_cli import registry
@@ -29,6 +27,7 @@ from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
 from llara_cli.model.tokens import TextTokenizer
+from llara_cli.processes import Team
 from llara_cli.protocols import TrainingBackend, TrainingSetup
 from llara_cli.settings import as_json
 from llara_cli.training import checkpoints
@@ -107,7 +106,8 @@ class TrainingRun(ABC, Generic[ItemT]):
     def run(self, *, restart: bool) -> dict[str, Any]:
         """Train, or take up where an earlier run stopped, or give the finished run's result again."""
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
-        with self._building(restart) as build:
+        team = Team(self.accelerator.process_index, self.accelerator.num_processes)
+        with team.share(lambda: self.workspace.build("models", self.name, self.blueprint, restart=restart)) as build:
             if isinstance(build, Artifact):
                 result = told_again(self.console, build)
                 checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
@@ -115,18 +115,6 @@ class TrainingRun(ABC, Generic[ItemT]):
                 result = self._train(build)
         self.accelerator.end_training()
         return result
-
-    @contextmanager
-    def _building(self, restart: bool) -> Iterator[Build | Artifact]:
-        """The artifact under construction: the first process opens it and tells the others."""
-        told: list[Any] = [None]
-        if not self.accelerator.is_main_process:
-            yield broadcast_object_list(told)[0]
-            return
-        with self.workspace.build("models", self.name, self.blueprint, restart=restart) as build:
-            told[0] = build
-            broadcast_object_list(told)
-            yield build
 
     def plan(self) -> Plan:
         """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_sentence_model(tmp_path_factory.mktemp("sentences") / request.param, request.param)
 
 
-def load(folder: Path, **options: object) -> SentenceTransformersEncoder:
+def load(folder: Path, **options: Any) -> SentenceTransformersEncoder:
     """The encoder of a folder."""
-    return SentenceTransformersEncoder.load(ModelSource(folder.name, str(folder)), EncoderOptions(**options))  # type: ignore[arg-type]
+    return SentenceTransformersEncoder.load(ModelSource(folder.name, str(folder)), EncoderOptions(**options))
 
 
 def library(folder: Path) -> SentenceTransformer:

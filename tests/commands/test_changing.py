@@ -131,7 +131,7 @@ def test_an_interrupted_change_leaves_the_old_index(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(changing, "folder_bytes", interrupt)
+        patch.setattr(changing, "finish", interrupt)
         assert library("index", "two", "--append", "--name", "i").code == 130
     assert tree(tmp_path / "ws/indexes/i") == before
     assert found(library).keys() == {"d0", "d1", "d2"}

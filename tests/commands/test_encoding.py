@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from program import Llara, tree, write_jsonl
+from program import Llara, start, tree, write_jsonl
 from tiny import TEXTS
 
 from llara_cli.retrieval.shards import Shards
@@ -34,15 +34,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", rows)
 
 
-def program(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
-    """``llara`` in so many processes of its own (gloo)."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-    command = [sys.executable, *launcher, "-m", "llara_cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
 def done(process: subprocess.Popen[str]) -> str:
     """What a process that must succeed has printed."""
     out, err = process.communicate()
@@ -59,7 +50,7 @@ def lasting(folder: Path) -> dict[str, bytes]:
 def whole(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embeddings of an uninterrupted run."""
     workspace = tmp_path_factory.mktemp("whole")
-    done(program("encode", corpus, "--model", tiny_model, "--shard-size", 20, "--name", "e", "-w", workspace))
+    done(start("encode", corpus, "--model", tiny_model, "--shard-size", 20, "--name", "e", "-w", workspace))
     return workspace / "embeddings/e"
 
 
@@ -68,7 +59,7 @@ def test_kills_at_random_moments_cost_time_only(corpus: Path, tiny_model: Path, 
     command = ("encode", corpus, "--model", tiny_model, "--shard-size", 20, "--name", "e", "-w", tmp_path)
     stages, kept = set(), 0
     for _ in range(KILLS):
-        process = program(*command)
+        process = start(*command)
         wanted = kept + draw.randint(0, 3)  # with so many shards there, and then a moment more, it is killed
         while process.poll() is None and len(list(folder.glob("vectors-*.npy"))) < wanted:
             time.sleep(0.001)
@@ -80,7 +71,7 @@ def test_kills_at_random_moments_cost_time_only(corpus: Path, tiny_model: Path, 
         stages.add(kept)
         assert not (folder / "manifest.json").exists() or kept == COUNT // 20
     assert len(stages) > 1
-    done(program(*command))
+    done(start(*command))
     assert lasting(folder) == lasting(whole)
 
 
@@ -112,7 +103,7 @@ def _interrupt(*_: Any) -> None:
 def test_two_processes_make_what_one_makes(corpus: Path, tiny_model: Path, tmp_path: Path, whole: Path) -> None:
     command = ("encode", corpus, "--model", tiny_model, "--shard-size", 20, "--name", "e", "--json", "-w", tmp_path)
     for _ in range(2):  # the second time there is nothing to do
-        assert json.loads(done(program(*command, processes=2)))["count"] == COUNT
+        assert json.loads(done(start(*command, processes=2)))["count"] == COUNT
         assert lasting(tmp_path / "embeddings/e") == lasting(whole)
 
 

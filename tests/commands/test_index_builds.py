@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from program import Llara, tree
+from program import Llara, start, tree
 
 COUNT, DIM, KILLS = 6000, 32, int(os.environ.get("LLARA_TEST_KILLS", "2"))
 BACKENDS = {"exact": (), "faiss": ("--spec", "Flat"), "hnsw": ("--set", "ef_construction=100")}
@@ -29,24 +27,18 @@ def vectors(llara: Llara, tiny_model: Path, tmp_path: Path) -> np.ndarray:
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    """The program, in a process of its own."""
-    command = [sys.executable, "-m", "llara_cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_build_leaves_no_index(llara: Llara, vectors: np.ndarray, tmp_path: Path, backend: str) -> None:
     whole, folder, draw = tmp_path / "ws/indexes/whole", tmp_path / "ws/indexes/i", random.Random(5)
     command = ("index", "e", "--backend", backend, *BACKENDS[backend])
     started = time.monotonic()
-    start(*command, "--name", "whole", "-w", tmp_path / "ws").wait()
+    start(*command, "--name", "whole", "-w", tmp_path / "ws").communicate()
     seconds = time.monotonic() - started
     for _ in range(KILLS):
         process = start(*command, "--name", "i", "-w", tmp_path / "ws")
         time.sleep(seconds * draw.uniform(0.6, 1.0))  # libraries are loaded by then
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         if not (folder / "manifest.json").exists():
             assert llara("search", "x", "--index", "i").code == 2
     assert llara(*command, "--name", "i").code == 0
