@@ -251,7 +251,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def swap(fresh: Path, target: Path) -> None:
     """Put the folder ``fresh`` in the place of ``target``; a kill in between is mended by ``finish_swap``."""
-    old = target.with_name(f".{target.name}.old")
+    old = old_folder(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
@@ -260,7 +260,14 @@ def swap(fresh: Path, target: Path) -> None:
 
 
 def finish_swap(target: Path) -> None:
-    """Put the old folder back where a kill fell between the two renames of a swap."""
-    old = target.with_name(f".{target.name}.old")
+    """Put the old folder back where a kill fell between the two renames of a swap; drop it where one fell after."""
+    old = old_folder(target)
     if old.exists() and not target.exists():
         old.rename(target)
+    elif (target / MANIFEST).is_file():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def old_folder(target: Path) -> Path:
+    """Where the old artifact lies while a new one takes its place."""
+    return target.with_name(f".{target.name}.old")

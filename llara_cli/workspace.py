@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ from llara_cli.artifacts import (
     Kind,
     check_name,
     finish_swap,
+    old_folder,
     read_json,
 )
 from llara_cli.console import Console, UserError
+
+_SWAP_SECONDS = 2
+"""How long to wait for another process that is swapping folders: far more than two renames take."""
 
 
 class Workspace:
@@ -48,8 +52,11 @@ class Workspace:
 
     def find(self, kind: Kind, name: str) -> Artifact | None:
         """The finished artifact of that name, if there is one."""
+        if not NAME.fullmatch(name):
+            return None
         path = self.root / kind / name
-        return Artifact(kind, name, path) if NAME.fullmatch(name) and (path / MANIFEST).is_file() else None
+        self._mend(kind, name)
+        return Artifact(kind, name, path) if (path / MANIFEST).is_file() else None
 
     def get(self, kind: Kind, name: str) -> Artifact:
         """The finished artifact of that name. Raises ``UserError`` naming those there are."""
@@ -63,6 +70,8 @@ class Workspace:
 
     def artifacts(self, kind: Kind) -> list[Artifact]:
         """Finished artifacts, oldest first."""
+        for old in (self.root / kind).glob(".*.old"):
+            self._mend(kind, old.name[1:].removesuffix(".old"))
         folders = (self.root / kind).glob(f"*/{MANIFEST}")
         made = sorted((path for path in folders if not path.parent.name.startswith(".")), key=_mtime)
         return [Artifact(kind, path.parent.name, path.parent) for path in made]
@@ -107,13 +116,24 @@ class Workspace:
                 raise UserError(f"{target} exists and is not an artifact of llara; choose another --name")
             yield Build(kind, name, blueprint, folder, target)
 
+    def _mend(self, kind: Kind, name: str) -> None:
+        """Bring an artifact back that a kill in the middle of a swap has hidden.
+
+        Where another process holds it, that one is in the middle of a swap and about to end it. A workspace that
+        cannot be written to stays as it is.
+        """
+        target = self.root / kind / name
+        if old_folder(target).exists() and not target.exists():
+            with suppress(UserError, OSError), self._lock(kind, name, wait=_SWAP_SECONDS):
+                finish_swap(target)
+
     @contextmanager
-    def _lock(self, kind: Kind, name: str) -> Iterator[None]:
+    def _lock(self, kind: Kind, name: str, wait: float = 0) -> Iterator[None]:
         self.create()
         locks = self.root / ".locks"
         locks.mkdir(exist_ok=True)
         try:
-            with FileLock(locks / f"{kind}-{name}.lock", timeout=0):
+            with FileLock(locks / f"{kind}-{name}.lock", timeout=wait):
                 yield
         except Timeout as error:
             raise UserError(f"{kind}/{name} is being built by another process") from error
@@ -146,7 +166,9 @@ def _refuse_difference(path: Path, made: Mapping[str, Any], blueprint: Blueprint
         )
 
 
-def told_again(console: Console, artifact: Artifact) -> dict[str, Any]:
-    """The result of a command whose artifact is there already."""
-    console.note(f"{artifact.kind}/{artifact.name} is finished already; nothing to do (--restart builds it anew)")
+def told_again(
+    console: Console, artifact: Artifact, why: str = "is finished already; --restart builds it anew"
+) -> dict[str, Any]:
+    """The result of a command whose work is done already, and ``why`` nothing was to do."""
+    console.note(f"nothing to do: {artifact.kind}/{artifact.name} {why}")
     return artifact.result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,31 @@ def test_a_kill_between_the_renames_of_a_swap_loses_nothing(workspace: Workspace
     made.path.rename(made.path.with_name(".a.old"))
     assert make(workspace, "a", x=1).manifest["settings"] == {"x": 1}
     assert made.path.is_dir()
+
+
+def test_who_only_reads_finds_what_a_kill_in_a_swap_hid(workspace: Workspace) -> None:
+    made = make(workspace, "a", x=1)
+    for look in (lambda: workspace.find("models", "a"), lambda: workspace.artifacts("models")[0]):
+        made.path.rename(made.path.with_name(".a.old"))
+        assert look() == made
+        assert made.path.is_dir()
+
+
+def test_a_reader_waits_for_a_swap_and_does_not_disturb_it(workspace: Workspace) -> None:
+    made = make(workspace, "a", x=1)
+    with workspace.build("models", "a", Blueprint({"x": 2}), restart=True):
+        made.path.rename(made.path.with_name(".a.old"))
+        end = threading.Timer(0.3, lambda: made.path.with_name(".a.old").rename(made.path))
+        end.start()
+        assert workspace.find("models", "a") == made
+        end.join()
+
+
+def test_what_a_kill_after_a_swap_left_is_swept_away(workspace: Workspace) -> None:
+    made = make(workspace, "a", x=1)
+    shutil.copytree(made.path, made.path.with_name(".a.old"))
+    make(workspace, "a", x=1)
+    assert [path.name for path in made.path.parent.iterdir()] == ["a"]
 
 
 def test_a_second_builder_is_refused(workspace: Workspace) -> None:

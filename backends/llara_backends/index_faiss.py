@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import faiss
@@ -26,8 +27,10 @@ _LEAST_EF = 128
 _SEED = 20240612
 _PIECE_ROWS = 2048
 """Rows that are looked at and copied together: they stay in the cache."""
-_SAMPLE, _SAMPLE_PER_LIST = 65_536, 64
-"""Vectors to train on at most: so many, or so many for each list of an IVF index (FAISS asks for 39 to 256)."""
+_SAMPLE, _SAMPLE_BYTES = 65_536, 96 * 2**20
+"""Vectors to train on at most, and the memory that they may take."""
+_LEAST_SAMPLE, _SAMPLE_PER_LIST = 10_000, 64
+"""But so many at least, and so many for each list of an IVF index: FAISS asks for 39 to 256 for a centroid."""
 _PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
 
 
@@ -61,6 +64,7 @@ class FaissIndex(IndexBackend):
         index = _on_device(index, spec, options.device)
         with _few_threads(index, vectors.count), _spec_errors(spec, vectors.count):
             if not index.is_trained:
+                _bound_rotation(index)
                 index.train(_sample(vectors, _sample_size(index, vectors.count)))
             _add(index, vectors)
         return cls(index, spec, parameters, options.device)
@@ -209,19 +213,39 @@ def _make_room(index: Any, count: int) -> None:
 
 
 def _sample_size(index: Any, count: int) -> int:
-    return min(count, max(_SAMPLE, _SAMPLE_PER_LIST * (_lists(index) or 0)))
+    affordable = min(_SAMPLE, _SAMPLE_BYTES // (4 * int(index.d)))
+    return min(count, max(affordable, _LEAST_SAMPLE, _SAMPLE_PER_LIST * (_lists(index) or 0)))
 
 
 def _sample(vectors: VectorBlocks, size: int) -> Vectors:
     """``size`` vectors drawn without bias, in the stream's order; the same ones every time."""
     drawn = np.random.default_rng(_SEED).choice(vectors.count, size, replace=False, shuffle=False)
     drawn.sort()
-    sample, row, filled = np.empty((size, vectors.dim), dtype=np.float32), 0, 0
+    sample, row, filled = _room(size, vectors.dim), 0, 0
     for block in checked_blocks(vectors):
         here = drawn[filled : np.searchsorted(drawn, row + len(block))] - row
         sample[filled : filled + len(here)] = block[here]
         row, filled = row + len(block), filled + len(here)
     return sample
+
+
+def _bound_rotation(index: Any) -> None:
+    """Let OPQ learn its rotation from as few vectors as it may: it keeps a dozen copies of them."""
+    if not isinstance(index, faiss.IndexPreTransform):
+        return
+    chain: Any = index.chain  # a vector of C++, whatever FAISS's annotations say
+    for place in range(chain.size()):
+        rotation = faiss.downcast_VectorTransform(chain.at(place))
+        if isinstance(rotation, faiss.OPQMatrix):
+            rotation.max_train_points = _LEAST_SAMPLE
+
+
+def _room(rows: int, dim: int) -> Vectors:
+    """An empty matrix, in a file without a name where it is large: many lists want more vectors than memory has."""
+    if 4 * rows * dim <= _SAMPLE_BYTES:
+        return np.empty((rows, dim), dtype=np.float32)
+    with TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=(rows, dim))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def index(
     """Build an index over vectors."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     if append or remove is not None:
-        _refuse_building(embeddings, append, remove, restart or dry_run or spec is not None or bool(set_))
+        _refuse_building(ctx, embeddings, append, remove)
         show_facts(session.console, _change(session, embeddings, remove, name))
         return
     from llara_cli import registry
@@ -56,7 +56,14 @@ def index(
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))
 
 
-def _refuse_building(embeddings: str | None, append: bool, remove: Path | None, builds: bool) -> None:
+_BUILDING = {
+    "backend": "--backend", "spec": "--spec", "set_": "--set", "device": "--device", "restart": "--restart",
+    "dry_run": "--dry-run",
+}  # fmt: skip
+"""Parameters of a build, which a change of a finished index has not."""
+
+
+def _refuse_building(ctx: typer.Context, embeddings: str | None, append: bool, remove: Path | None) -> None:
     """Raise ``UserError`` for flags that contradict each other."""
     if append and remove is not None:
         raise UserError("--append and --remove are two commands: run one after the other")
@@ -64,8 +71,10 @@ def _refuse_building(embeddings: str | None, append: bool, remove: Path | None, 
         raise UserError("--remove takes no embeddings: it changes the index called --name")
     if append and embeddings is None:
         raise UserError("--append needs the name of the embeddings to add")
-    if builds:
-        raise UserError("--append and --remove change a finished index: --spec, --set, --restart, --dry-run build one")
+    sources = {flag: ctx.get_parameter_source(parameter) for parameter, flag in _BUILDING.items()}
+    typed = [flag for flag, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if typed:
+        raise UserError(f"--append and --remove change a finished index: {', '.join(typed)} belongs to building one")
 
 
 def _change(session: o.Session, embeddings: str | None, remove: Path | None, name: str | None) -> dict[str, Any]:

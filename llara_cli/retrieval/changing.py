@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,17 @@ from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace, told_again
 
 
-@dataclass(frozen=True)
+@dataclass
 class Changing:
-    """A finished index, to be replaced by one of other rows."""
+    """A finished index, to be replaced by one of other rows. ``before``: its fingerprint when the change began."""
 
     workspace: Workspace
     console: Console
     index: Artifact
+    before: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.index.fingerprint
 
     def append(self, embeddings: Artifact) -> dict[str, Any]:
         """Add the vectors of ``embeddings``; nothing is done where the index has them already.
@@ -38,7 +42,7 @@ class Changing:
         """
         mark = (embeddings.name, embeddings.fingerprint)
         if mark in named_members(self.index):
-            return told_again(self.console, self.index)
+            return told_again(self.console, self.index, f"has embeddings {embeddings.name!r} already")
         members = self._fitting(embeddings)
         with self._building([*members.named, mark], members.removed) as build:
             started, store = time.monotonic(), VectorStore(embeddings)
@@ -60,7 +64,7 @@ class Changing:
         if unknown := next((name for name in wanted if name not in rows and name not in before), None):
             raise UserError(f"{file}:{wanted[unknown]}: index {self.index.name!r} has no id {unknown!r}")
         if not rows:
-            return told_again(self.console, self.index)
+            return told_again(self.console, self.index, "has none of these ids any more")
         removed = np.union1d(members.removed, np.array(list(rows.values()), np.int64))
         if len(removed) == len(members.ids):
             raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")
@@ -86,9 +90,11 @@ class Changing:
 
     @contextmanager
     def _building(self, members: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
-        """The index to come, in a folder of its own."""
+        """The index to come, in a folder of its own. Raises ``UserError`` where the old one changed meanwhile."""
         with self.workspace.build("indexes", self.index.name, self._blueprint(members, removed), restart=True) as build:
             assert isinstance(build, Build)
+            if self.index.fingerprint != self.before:
+                raise UserError(f"index {self.index.name!r} was changed by another process meanwhile: run this again")
             build.open_folder()
             (build.folder / REMOVED).unlink(missing_ok=True)
             if len(removed):

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llara_cli.artifacts import Artifact
-from llara_cli.console import UserError
+from llara_cli.console import LlaraError, UserError
 from llara_cli.data.id_list import Joined
+from llara_cli.data.lines import read_lines
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace
 
@@ -45,9 +46,17 @@ class Members:
 
     @cached_property
     def removed(self) -> NDArray[np.int64]:
-        """Rows that no search may find, sorted."""
+        """Rows that no search may find, sorted. Raises ``LlaraError`` where the file that holds them is damaged."""
+        wanted = self.index.manifest["settings"].get("removed", 0)
+        if not wanted:
+            return np.zeros(0, np.int64)
         path = self.index.path / REMOVED
-        rows: NDArray[np.int64] = np.load(path, allow_pickle=False) if path.exists() else np.zeros(0, np.int64)
+        try:
+            rows: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise LlaraError(f"{path}: missing or damaged: build index {self.index.name!r} anew") from error
+        if rows.shape != (wanted,):
+            raise LlaraError(f"{path}: {rows.size} rows, not {wanted}: build index {self.index.name!r} anew")
         return rows
 
     def living(self) -> Iterator[tuple[int, str]]:
@@ -70,11 +79,7 @@ def _store(workspace: Workspace, index: Artifact, name: str, fingerprint: str) -
 
 def read_id_file(path: Path) -> dict[str, int]:
     """Ids, one a line, with their line numbers. Raises ``UserError`` where the file cannot be read or is empty."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read it: {error}") from error
-    found = {line.strip(): number for number, line in enumerate(lines, 1) if line.strip()}
+    found = {line: number for number, line in read_lines(path) if line}
     if not found:
         raise UserError(f"{path}: no id in it")
     return found

@@ -21,7 +21,8 @@ IDS, TEXTS = "ids.txt", "texts.arrow"
 STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 """What ``--store`` may be, and the numbers on disk."""
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
-BLOCK_ROWS = 16384
+BLOCK_BYTES = 32 * 2**20
+"""Of the blocks, as float32, that walking a store gives."""
 
 
 def shard_name(number: int) -> str:
@@ -70,8 +71,9 @@ class VectorStore:
     def __iter__(self) -> Iterator[Vectors]:
         for path in sorted(self.artifact.path.glob("vectors-*.npy")):
             shard = _open_shard(path, self.dim)
-            for start in range(0, len(shard), BLOCK_ROWS):
-                yield np.ascontiguousarray(shard[start : start + BLOCK_ROWS], dtype=np.float32)
+            rows = max(1, BLOCK_BYTES // (4 * self.dim))
+            for start in range(0, len(shard), rows):
+                yield np.ascontiguousarray(shard[start : start + rows], dtype=np.float32)
 
     def matrix(self) -> Vectors:
         """All vectors at once, (count, dim)."""

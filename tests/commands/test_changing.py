@@ -10,7 +10,10 @@ import pytest
 from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
+from llara_cli.console import Console, UserError
 from llara_cli.retrieval import changing
+from llara_cli.retrieval.changing import Changing
+from llara_cli.workspace import Workspace
 
 BACKENDS = ("exact", "faiss", "hnsw")
 
@@ -94,9 +97,11 @@ def test_a_run_has_no_removed_document(library: Llara, tmp_path: Path) -> None:
         (("two", "--append", "--remove", "x"), "--append and --remove are two commands"),
         (("--append",), "--append needs the name of the embeddings"),
         (("two", "--remove", "x"), "--remove takes no embeddings"),
-        (("two", "--append", "--restart"), "change a finished index"),
+        (("two", "--append", "--restart"), "--restart belongs to building one"),
+        (("two", "--append", "--backend", "exact", "--device", "cpu"), "--backend, --device belongs to building one"),
+        (("--remove", "x", "--set", "ef=1", "--spec", "Flat"), "--spec, --set belongs to building one"),
         (("two", "--append", "--name", "none"), "unknown index 'none'"),
-        (("--remove", "no-such-file"), "no-such-file: cannot read it"),
+        (("--remove", "no-such-file"), "no such file: no-such-file"),
         (("--remove", "{gone}"), "gone:2: index 'i' has no id 'd9'"),
         (("--remove", "{all}"), "nothing would be left"),
         (("other", "--append"), "of model"),
@@ -119,6 +124,48 @@ def test_mistakes_leave_the_index_as_it_was(
     assert outcome.code == 2
     assert says in outcome.error
     assert tree(tmp_path / "ws/indexes") == before
+
+
+def test_defaults_of_the_workspace_do_not_hinder_a_change(library: Llara, tmp_path: Path) -> None:
+    library("index", "one", "--name", "i")
+    (tmp_path / "ws/llara.toml").write_text('[index]\nbackend = "faiss"\nspec = "Flat"\n')
+    assert library("index", "two", "--append", "--name", "i").code == 0
+    assert len(found(library)) == 5
+
+
+@pytest.mark.parametrize("name", ["a\u00a0b ", " b", "c  d"])
+def test_an_id_is_removed_as_it_is_written(library: Llara, tiny_model: Path, tmp_path: Path, name: str) -> None:
+    rows = [{"_id": name, "text": "a text"}, {"_id": name.strip() + "x", "text": "another"}]
+    library("encode", write_jsonl(tmp_path / "odd.jsonl", rows), "--model", tiny_model, "--name", "odd")
+    library("index", "odd", "--name", "i")
+    assert library("index", "--remove", ids(tmp_path / "gone", name), "--json").json["count"] == 1
+    assert found(library).keys() == {name.strip() + "x"}
+
+
+def test_a_lost_list_of_removed_rows_is_no_empty_one(library: Llara, tmp_path: Path) -> None:
+    library("index", "one", "--name", "i")
+    library("index", "--remove", ids(tmp_path / "gone", "d1"))
+    removed = tmp_path / "ws/indexes/i/removed.npy"
+    whole = removed.read_bytes()
+    for damaged in (whole[:-9], whole[:20], None):
+        removed.unlink()
+        if damaged is not None:
+            removed.write_bytes(damaged)
+        outcome = library("search", "the sea")
+        assert (outcome.code, "removed.npy: missing or damaged" in outcome.error) == (1, True)
+        removed.write_bytes(whole)
+    assert found(library).keys() == {"d0", "d2"}
+
+
+def test_a_change_that_another_one_overtook_is_refused(library: Llara, tmp_path: Path) -> None:
+    library("index", "one", "--name", "i")
+    workspace = Workspace(tmp_path / "ws")
+    late = Changing(workspace, Console(False, True, False), workspace.get("indexes", "i"))
+    assert library("index", "two", "--append", "--name", "i").code == 0
+    after = tree(tmp_path / "ws/indexes")
+    with pytest.raises(UserError, match="'i' was changed by another process meanwhile"):
+        late.remove(ids(tmp_path / "gone", "d0"))
+    assert tree(tmp_path / "ws/indexes") == after
 
 
 def test_an_interrupted_change_leaves_the_old_index(
