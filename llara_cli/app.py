@@ -28,6 +28,7 @@ class Verb(NamedTuple):
 VERBS = {
     "pretrain": Verb("Train", "Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."),
     "finetune": Verb("Train", "Train a retriever on queries with their passages (InfoNCE)."),
+    "mine": Verb("Train", "Find hard negatives for training rows in an index."),
     "encode": Verb("Retrieve", "Turn a collection into vectors."),
     "index": Verb("Retrieve", "Build an index over vectors."),
     "search": Verb("Retrieve", "Find the passages that answer a query."),

@@ -17,11 +17,11 @@ from typing import IO, Any, Literal
 from llara_cli import __version__
 from llara_cli.console import LlaraError, UserError
 
-Kind = Literal["models", "embeddings", "indexes"]
-KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes")
+Kind = Literal["models", "embeddings", "indexes", "mined"]
+KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined")
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
-_UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png"}
-_PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old"}
+_UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png", "dev.jsonl"}
+_PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.part", ".best.old"}
 """Folders that are gone soon after an artifact is finished."""
 _CHUNK = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")

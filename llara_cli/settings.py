@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -140,7 +141,17 @@ class PretrainSettings:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """``llara finetune``: InfoNCE over cosine / temperature."""
+    """``llara finetune``: InfoNCE over cosine / temperature.
+
+    Attributes:
+        mask_margin: a passage that scores more than this above the positive is no negative.
+        distillation: share of the loss that follows ``pos_scores`` and ``neg_scores``.
+        dims: widths at which the embedding must work (Matryoshka), the whole one among them.
+        symmetric: queries and passages get the same prompt; None: as the model has it.
+        dev_every: steps between scores on the dev set.
+        patience: scores without a better one that end the run; None: it goes on to its end.
+        set_weights: how many times each training set is gone through in an epoch.
+    """
 
     backend: str = "lora"
     recipe: str | None = None
@@ -151,6 +162,13 @@ class FinetuneSettings:
     chunk_size: int | None = None
     in_batch_negatives: bool = True
     mask_false_negatives: bool = True
+    mask_margin: float | None = None
+    distillation: float = 0.0
+    dims: tuple[int, ...] = ()
+    symmetric: bool | None = None
+    set_weights: tuple[float, ...] = (1.0,)
+    dev_every: int | None = None
+    patience: int | None = None
     dtype: str = "auto"
     adapter: AdapterSettings = AdapterSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
@@ -171,6 +189,14 @@ class FinetuneSettings:
         if not self.in_batch_negatives and self.negatives == 0:
             raise UserError("--negatives 0 with --no-in-batch-negatives leaves nothing to contrast with")
         refuse_nonpositive("--chunk-size", self.chunk_size)
+        refuse_nonpositive("--dev-every", self.dev_every)
+        refuse_nonpositive("--patience", self.patience)
+        for dim in self.dims:
+            refuse_nonpositive("--dims", dim)
+        if not 0 <= self.distillation <= 1:
+            raise UserError(f"--distillation must lie between 0 and 1, not {self.distillation}")
+        if self.mask_margin is not None and not math.isfinite(self.mask_margin):
+            raise UserError(f"--mask-margin must be a finite number, not {self.mask_margin}")
 
 
 ADAPTER_RATE = 3e-4

@@ -9,7 +9,9 @@ from llara_cli.commands.options import Session, default_model
 from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder
 from llara_cli.model.source import ModelSource, resolve
+from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.evaluation import Bm25Ranker, DataSet, ModelRanker, beir_data_sets
+from llara_cli.retrieval.indexing import Indexing
 
 
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
@@ -47,6 +49,17 @@ def newest_passages(session: Session) -> Artifact:
         raise UserError(f"no embeddings of passages in {session.workspace.root} yet: run llara encode first")
     session.console.note(f"embeddings: {found[-1].name} (the newest of passages)")
     return found[-1]
+
+
+def corpus_index(
+    session: Session, source: ModelSource, corpus: Path, settings: EncodeSettings, made_for: str
+) -> Artifact:
+    """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
+    made = encoded(Encoding(session.workspace, session.console, source, corpus, settings), made_for)
+    indexing = Indexing(session.workspace, session.console, made)
+    if found := session.workspace.find_equal("indexes", indexing.blueprint()):
+        return found
+    return session.workspace.get("indexes", str(indexing.run()["name"]))
 
 
 def ranker(session: Session, model: str | None, remote_code: bool) -> Bm25Ranker | ModelRanker:

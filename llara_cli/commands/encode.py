@@ -42,6 +42,7 @@ def encode(
     batch_tokens: o.BatchTokens = None,
     shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
     layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
+    dim: o.Dim = None,
     encoder: o.Encoder = "torch",
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
@@ -56,11 +57,13 @@ def encode(
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     if (corpus is None) == (from_ is None):
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
+    if from_ is not None and dim is not None:
+        raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
     from llara_cli.commands.choose import model_to_use
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
 
     chosen: Any = role
-    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout)
+    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim)
     source = model_to_use(session, model, trust_remote_code)
     run: Encoding | Importing
     if corpus is not None:

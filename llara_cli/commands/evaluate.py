@@ -37,6 +37,7 @@ def evaluate(
     ] = None,
     query_length: o.QueryLength = None,
     index_backend: Annotated[str, typer.Option(help="exact, faiss, hnsw, ...")] = "exact",
+    dim: o.Dim = None,
     encoder: o.Encoder = "torch",
     batch_tokens: o.BatchTokens = None,
     drop_identical_ids: Annotated[
@@ -67,7 +68,7 @@ def evaluate(
     assert benchmark is not None
     name, found = data_sets(session, benchmark, datasets, data_root, split)
     settings = EvaluateSettings(
-        max_length, query_length, dtype, top_k, wanted, index_backend, encoder, batch_tokens, drop_identical_ids
+        max_length, query_length, dtype, top_k, wanted, index_backend, encoder, batch_tokens, drop_identical_ids, dim
     )
     chosen = ranker(session, model, trust_remote_code)
     result = Benchmark(session.workspace, session.console, name, chosen, settings).run(found)

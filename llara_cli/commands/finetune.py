@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llara_cli.commands import options as o
 from llara_cli.commands.show import show_plan, show_training
+from llara_cli.console import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llara_cli.training.finetune import Finetuning, TrainingSet
 
 
 def finetune(
     ctx: typer.Context,
     train: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Rows with query and passages (jsonl, csv, parquet), or a BEIR folder.", show_default=False
+            help="Rows with query and passages (jsonl, csv, parquet), or a BEIR folder; FILE:2 goes through it twice.",
+            show_default=False,
         ),
     ],
     model: o.Model = None,
@@ -37,9 +44,45 @@ def finetune(
             "--mask-false-negatives/--no-mask-false-negatives", help="A copy of the query's positive is no negative."
         ),
     ] = True,
+    mask_margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Nor is a passage that scores more than this above the positive (Qwen3: 0.1).", show_default=False
+        ),
+    ] = None,
+    distillation: Annotated[
+        float, typer.Option(help="Share of the loss that follows pos_scores and neg_scores, 0 to 1.")
+    ] = 0.0,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            help="Widths the vectors may be cut to, as 768,256,64 (Matryoshka). (default: the whole one)",
+            show_default=False,
+        ),
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Same prompt for queries and passages (duplicate questions). (default: the model's own)",
+            show_default=False,
+        ),
+    ] = None,
     chunk_size: Annotated[
         int | None, typer.Option(help="Texts of one forward (GradCache).", show_default=False)
     ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(help="Keep the weights best on this BEIR folder's dev split (nDCG@10).", show_default=False),
+    ] = None,
+    dev_every: Annotated[
+        int | None, typer.Option(help="Steps between looks at --dev. (default: ten looks)", show_default=False)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many looks without a better one.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Fine-tune, mine --corpus for harder negatives, again.")] = 1,
+    corpus: Annotated[Path | None, typer.Option(help="Documents for --rounds.", show_default=False)] = None,
     batch_size: o.BatchSize = None,
     micro_batch_tokens: o.MicroBatchTokens = None,
     max_steps: o.MaxSteps = None,
@@ -70,9 +113,13 @@ def finetune(
 ) -> None:
     """Train a retriever on queries with their passages (InfoNCE)."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    if dev is None and (dev_every or patience):
+        raise UserError("--dev-every and --patience belong to --dev FOLDER")
     from llara_cli.commands.choose import model_to_finetune
+    from llara_cli.commands.rounds import check_rounds, run_rounds
+    from llara_cli.retrieval.dev_set import DevSet
     from llara_cli.settings import AdapterSettings, FinetuneSettings, OptimiserSettings
-    from llara_cli.training.finetune import Finetuning
+    from llara_cli.training.finetune import Finetuning, TrainingSet
 
     optimiser = OptimiserSettings(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
@@ -80,11 +127,22 @@ def finetune(
     )  # fmt: skip
     settings = FinetuneSettings(
         backend, recipe, query_length, passage_length, negatives, temperature, chunk_size, in_batch_negatives,
-        mask_false_negatives, dtype, AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge), optimiser,
+        mask_false_negatives, mask_margin, distillation, o.parse_dims(dims), symmetric, (),
+        dev_every, patience, dtype,
+        AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge), optimiser,
     )  # fmt: skip
     source = model_to_finetune(session, model, trust_remote_code)
-    run = Finetuning.of(session.workspace, session.console, source, train, settings, name)
+    sets = [TrainingSet.parse(each) for each in train]
+    check_rounds(rounds, corpus)
+    dev_set = DevSet.of(dev) if dev else None
+
+    def make(sets: Sequence[TrainingSet], called: str | None) -> Finetuning:
+        return Finetuning.of(session.workspace, session.console, source, sets, settings, called or name, dev_set)
+
+    run = make(sets, name)
     if dry_run:
         show_plan(session.console, run.name, run.plan())
+    elif corpus is not None:
+        show_training(session.console, run_rounds(session, make, sets, rounds, corpus, restart=restart))
     else:
         show_training(session.console, run.run(restart=restart))

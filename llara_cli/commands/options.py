@@ -102,6 +102,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="A backend's own setting, key=value; repeatable.", show_default=False)
 ]
 BatchTokens = Annotated[int | None, typer.Option(help="Tokens of one forward.", show_default=False)]
+Dim = Annotated[
+    int | None,
+    typer.Option("--dim", help="Keep the first N dimensions (Matryoshka). (default: all)", show_default=False),
+]
 Encoder = Annotated[str, typer.Option("--encoder", help="Encoder backend.")]
 QueryLength = Annotated[
     int | None,
@@ -111,7 +115,7 @@ QueryLength = Annotated[
 ]
 
 
-SHARED = ("pretrain", "encode")
+SHARED = ("pretrain", "finetune", "encode")
 """Verbs that several launched processes share."""
 
 
@@ -138,7 +142,7 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
     from llara_cli.workspace import Workspace
 
     if launched_processes() > 1 and ctx.info_name not in SHARED:
-        raise UserError(f"{ctx.info_name} runs in one process; {' and '.join(SHARED)} run in several")
+        raise UserError(f"{ctx.info_name} runs in one process; {', '.join(SHARED)} run in several")
     root = workspace_path(workspace, ctx)
     return Session(Workspace(root), Console(as_json, quiet, verbose, muted=is_follower()))
 
@@ -149,3 +153,11 @@ def default_model(workspace_root: Path) -> str:
     from llara_cli.settings import DEFAULT_MODEL
 
     return str(read_toml(workspace_root).get("model", DEFAULT_MODEL))
+
+
+def parse_dims(given: str | None) -> tuple[int, ...]:
+    """``768,256,64``. Raises ``UserError`` for what is no list of whole numbers."""
+    try:
+        return tuple(int(item) for item in given.split(",")) if given is not None else ()
+    except ValueError as error:
+        raise UserError(f"--dims {given}: write whole numbers, as in 768,256,64") from error

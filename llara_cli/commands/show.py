@@ -69,7 +69,9 @@ def show_training(console: Console, result: Mapping[str, Any]) -> None:
         }
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
         speed = {"seconds": human_seconds(result["seconds"]), "tokens/s": f"{result['tokens_per_second']:,.0f}"}
-        return facts({"model": result["name"], "path": result["path"], **losses, **counts, **speed})
+        dev = result.get("dev")
+        best = {f"dev {dev['metric']}": f"{dev['best']:.4f} (step {dev['step']}, kept)"} if dev else {}
+        return facts({"model": result["name"], "path": result["path"], **losses, **best, **counts, **speed})
 
     console.result(result, render)
 

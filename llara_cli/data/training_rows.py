@@ -23,7 +23,7 @@ from llara_cli.data.records import Record, describe, read_records
 QUERY_FIELDS = ("query", "anchor", "question")
 POSITIVE_FIELDS = ("pos", "positive", "answer")
 NEGATIVE_FIELDS = ("neg", "negative")
-_NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
+NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,19 @@ def read_training_rows(path: Path) -> Iterator[TrainingRow]:
         raise UserError(f"{path}: no training row in it")
 
 
+def read_raw_rows(path: Path) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
+    """``read_training_rows``, each row beside its fields as they stand in the file.
+
+    The fields of a BEIR folder are those that FlagEmbedding would write.
+    """
+    if path.is_dir():
+        for row in _beir_rows(BeirFolder(path)):
+            fields = {"query_id": row.query_id, "query": row.query}
+            yield {**fields, "pos": list(row.positives), "pos_ids": list(row.positive_ids)}, row
+    else:
+        yield from ((record.fields, _row(record)) for record in read_records(path))
+
+
 def _row(record: Record) -> TrainingRow:
     return _tevatron_row(record) if "positive_passages" in record.fields else _plain_row(record)
 
@@ -80,7 +93,7 @@ def _plain_row(record: Record) -> TrainingRow:
 
 def _negative_fields(record: Record) -> list[str]:
     """The fields that hold negatives, the numbered ones in the order of their numbers."""
-    numbered = [(int(match[1]), name) for name in record.fields if (match := _NUMBERED_NEGATIVE.fullmatch(name))]
+    numbered = [(int(match[1]), name) for name in record.fields if (match := NUMBERED_NEGATIVE.fullmatch(name))]
     present = [name for name in NEGATIVE_FIELDS if name in record.fields]
     return present + [name for _, name in sorted(numbered)]
 

@@ -21,6 +21,11 @@ Branch = Literal["self", "next"]
 """SELF asks for the text itself (EBAE), NEXT for the text that follows (EBAR)."""
 BRANCHES: tuple[Branch, Branch] = ("self", "next")
 
+ASYMMETRIC: Mapping[str, Branch] = {"query": "next", "passage": "self"}
+"""What answers a query comes next."""
+SYMMETRIC: Mapping[str, Branch] = {"query": "self", "passage": "self"}
+"""For texts of one kind: duplicate questions, arguments and counter-arguments."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -46,6 +51,7 @@ class Recipe:
         pretext_mean: total = mean of the two terms instead of their sum.
         target_limit: ready rows' targets are cut at the tokens left for the ``text``, or at the ``total`` length.
         roles: which prompt a query and a passage get.
+        dims: widths that the embedding may be cut to, as it was trained (Matryoshka); none: the whole one only.
     """
 
     name: str
@@ -59,7 +65,8 @@ class Recipe:
     pretext_weight: float
     pretext_mean: bool
     target_limit: Literal["text", "total"]
-    roles: Mapping[str, Branch] = field(default_factory=lambda: {"query": "next", "passage": "self"})
+    roles: Mapping[str, Branch] = field(default_factory=lambda: dict(ASYMMETRIC))
+    dims: tuple[int, ...] = ()
 
     @property
     def new_tokens(self) -> tuple[str, ...]:
@@ -127,11 +134,13 @@ def from_json(data: Mapping[str, Any], where: str) -> Recipe:
             branch: Prompt(fields["prompts"][branch]["text"], tuple(fields["prompts"][branch]["slots"]))
             for branch in BRANCHES
         }
-        recipe = Recipe(**(fields | {"prompts": prompts}))
+        recipe = Recipe(**(fields | {"prompts": prompts, "dims": tuple(fields.get("dims", ()))}))
         if any(getattr(recipe, name) not in allowed for name, allowed in _ALLOWED.items()):
             raise ValueError("; ".join(f"{name} must be one of {', '.join(a)}" for name, a in _ALLOWED.items()))
         if {"query", "passage"} - recipe.roles.keys() or set(recipe.roles.values()) - set(BRANCHES):
             raise ValueError('roles must give "query" and "passage" one of "self" and "next"')
+        if not all(isinstance(dim, int) and dim > 0 for dim in recipe.dims):
+            raise ValueError("dims must be positive whole numbers")
         if not all(isinstance(text, str) for text in (recipe.prefix, *(prompt.text for prompt in prompts.values()))):
             raise ValueError("prefix and prompts must be text")
         return recipe

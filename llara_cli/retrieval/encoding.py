@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from llara_cli.model.speed import rough_seconds
 from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.shards import Shards
-from llara_cli.retrieval.store import IDS, STORES, TEXTS, write_documents
+from llara_cli.retrieval.store import IDS, STORES, TEXTS, cut, write_documents
 from llara_cli.settings import LAYOUTS, refuse_nonpositive
 from llara_cli.workspace import Workspace, told_again
 
@@ -34,7 +34,7 @@ SAMPLE = 512
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """``llara encode``; ``max_length`` None: 512, limited to the model's positions."""
+    """``llara encode``; ``max_length`` None: 512, limited to the model's positions; ``dim`` None: the whole width."""
 
     role: Role = "passage"
     max_length: int | None = None
@@ -44,6 +44,7 @@ class EncodeSettings:
     batch_tokens: int | None = None
     shard_size: int = 4096
     layout: str = "auto"
+    dim: int | None = None
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -53,12 +54,13 @@ class EncodeSettings:
             raise UserError(f"--store must be fp32 or fp16, not {self.store!r}")
         if self.layout not in LAYOUTS:
             raise UserError(f"--layout must be {', '.join(LAYOUTS)}, not {self.layout!r}")
-        for name in ("max_length", "batch_tokens", "shard_size"):
+        for name in ("max_length", "batch_tokens", "shard_size", "dim"):
             refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
 
     def recorded(self, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
         """What a manifest says of vectors, wherever they came from."""
-        return {
+        narrow = {"dim": self.dim} if self.dim is not None else {}
+        return narrow | {
             "as": self.role,
             "dtype": dtype_name(choose_dtype(self.dtype, choose_device())),
             "store": self.store,
@@ -92,7 +94,7 @@ class Encoding:
         Where several processes were launched, each encodes its own shards.
         """
         self.settings.check()
-        _ = self.backend
+        self._check_dim()
         team = Team.join(choose_device())
         with team.share(lambda: self._building(restart)) as build:
             if isinstance(build, Artifact):
@@ -111,7 +113,9 @@ class Encoding:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
         count, sample = _sampled(read_documents(self.file))
+        self._check_dim()
         facts = self.backend.facts(self.source)
+        dim = self.settings.dim or facts.dim
         device = choose_device()
         dtype = choose_dtype(self.settings.dtype, device)
         width = STORES[self.settings.store]().nbytes
@@ -122,9 +126,9 @@ class Encoding:
             "parameters": facts.parameters,
             "texts": count,
             "max_length": self.max_length,
-            "dim": facts.dim,
+            "dim": dim,
             "shards": -(-count // self.settings.shard_size),
-            "disk": count * facts.dim * width,
+            "disk": count * dim * width,
             "memory": facts.parameters * dtype.itemsize,
         }
         counted = self.backend.count_tokens(self.source, sample, self.settings.role, self.settings.max_length)
@@ -169,6 +173,7 @@ class Encoding:
         left = [number for number in mine if number not in shards]
         encoder = self._load()
         started = time.monotonic()
+        dim = self.settings.dim or encoder.dim
         total, waiting = (sum(_rows_in(texts, number, size) for number in numbers) for numbers in (mine, left))
         with self.console.bar(self._doing, total, unit="texts") as bar:
             bar.advance(total - waiting)
@@ -178,7 +183,7 @@ class Encoding:
                 shards.add(number, self._checked(encoded), self.settings.store)
         team.wait()
         seconds = time.monotonic() - started
-        return self._finish(build, shards, len(texts), encoder.dim, seconds) if team.leads else {}
+        return self._finish(build, shards, len(texts), dim, seconds) if team.leads else {}
 
     @property
     def _doing(self) -> str:
@@ -208,7 +213,18 @@ class Encoding:
     def _checked(self, encoded: Encoded) -> Encoded:
         if not np.isfinite(encoded.vectors).all():
             raise LlaraError(f"{self.source.name} gave NaN or infinite vectors; try --dtype fp32 or bf16")
-        return encoded
+        return replace(encoded, vectors=cut(encoded.vectors, self.settings.dim))
+
+    def _check_dim(self) -> None:
+        """Raise ``UserError`` for more dimensions than the model has; say so where it was not trained for fewer."""
+        backend, dim = self.backend, self.settings.dim
+        if dim is None:
+            return
+        if dim > (width := backend.facts(self.source).dim):
+            raise UserError(f"--dim {dim} is above the model's width of {width}")
+        if dim not in (width, *self.source.recipe.dims):
+            told = ", ".join(map(str, self.source.recipe.dims)) or "its whole width only"
+            self.console.warn(f"{self.source.name} was trained for {told} (finetune --dims), not for {dim}")
 
     def _finish(self, build: Build, shards: Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
         totals = shards.totals()
@@ -228,6 +244,15 @@ class Encoding:
         }
         build.finish({"count": count, "dim": dim, **totals}, result, self.made_for)
         return result
+
+
+def encoded(encoding: Encoding, made_for: str) -> Artifact:
+    """The embeddings of an equal run, whatever their name; made now where there are none."""
+    if made := encoding.workspace.find_equal("embeddings", encoding.blueprint):
+        return made
+    name = f"{encoding.derived_name()}-{encoding.blueprint.fingerprint[:8]}"
+    replace(encoding, name=name, made_for=made_for).run()
+    return encoding.workspace.get("embeddings", name)
 
 
 def _sampled(documents: Iterator[Document]) -> tuple[int, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from llara_cli.data.collection import BeirFolder, is_beir_folder, read_documents
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
 from llara_cli.retrieval.bm25 import Bm25
-from llara_cli.retrieval.encoding import EncodeSettings, Encoding
+from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.metrics import DEFAULT_METRICS, Evaluation, evaluate
 from llara_cli.retrieval.ranking import rank
 from llara_cli.retrieval.runs import Run, read_qrels, read_run, write_trec_run
@@ -50,6 +50,7 @@ class EvaluateSettings:
     encoder: str = "torch"
     batch_tokens: int | None = None
     drop_identical_ids: bool = False
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,10 @@ class ModelRanker:
     def _store(self, data: DataSet, settings: EvaluateSettings, role: Any) -> VectorStore:
         length = settings.query_length if role == "query" else settings.max_length
         encode = EncodeSettings(
-            role, length, settings.dtype, encoder=settings.encoder, batch_tokens=settings.batch_tokens
+            role, length, settings.dtype, encoder=settings.encoder, batch_tokens=settings.batch_tokens, dim=settings.dim
         )
         encoding = Encoding(self.workspace, self.console, self.source, data.folder.path, encode)
-        if made := self.workspace.find_equal("embeddings", encoding.blueprint):
-            return VectorStore(made)
-        name = f"{encoding.derived_name()}-{encoding.blueprint.fingerprint[:8]}"
-        replace(encoding, name=name, made_for="evaluate").run()
-        return VectorStore(self.workspace.get("embeddings", name))
+        return VectorStore(encoded(encoding, "evaluate"))
 
 
 def _counted(items: Iterator[Any], progress: Any) -> Iterator[Any]:

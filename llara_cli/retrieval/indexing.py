@@ -86,6 +86,7 @@ class Indexing:
             "dtype": made["settings"]["dtype"],
             "encoder": made["settings"]["encoder"],
         }
+        settings |= {"dim": made["settings"]["dim"]} if "dim" in made["settings"] else {}
         parents = {"embeddings": self.embeddings.fingerprint, "model": made["parents"]["model"]}
         return Blueprint(settings, (), parents)
 

@@ -17,11 +17,12 @@ from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
 from llara_cli.model.backbone import choose_device
 from llara_cli.model.source import ModelSource, resolve
-from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend
+from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend, Role, Vectors
 from llara_cli.retrieval.indexing import open_index, parse_parameters
 from llara_cli.retrieval.members import Members
 from llara_cli.retrieval.ranking import RowRanking, rank_rows
 from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
+from llara_cli.retrieval.store import cut
 from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
 
@@ -88,7 +89,7 @@ class Searching:
 
     def query(self, text: str, k: int) -> dict[str, Any]:
         """Hits of one query, with their texts."""
-        (hits,) = self._rank([text], k)
+        (hits,) = self.rank([text], k)
         return {"index": self.index.name, "query": text, "hits": list(self._described(hits))}
 
     def queries(self, path: Path, output: Path, k: int, form: str) -> dict[str, Any]:
@@ -115,15 +116,22 @@ class Searching:
     ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
         for start in range(0, len(queries), WINDOW):
             window = queries[start : start + WINDOW]
-            ranked = self._rank([text for _, text in window], k)
+            ranked = self.rank([text for _, text in window], k)
             for (query_id, _), hits in zip(window, ranked, strict=True):
                 progress()
                 yield query_id, [(document, score) for document, score, _ in hits]
 
-    def _rank(self, texts: Sequence[str], k: int) -> Iterator[RowRanking]:
-        vectors = np.ascontiguousarray(self.encoder.encode(texts, "query").vectors)
+    def embed(self, texts: Sequence[str], role: Role) -> Vectors:
+        """Vectors (texts, dim) as the index holds them."""
+        dim = self.index.manifest["settings"].get("dim")
+        return np.ascontiguousarray(cut(self.encoder.encode(texts, role).vectors, dim))
+
+    def rank(self, texts: Sequence[str], k: int) -> Iterator[RowRanking]:
+        """The k best rows of each query."""
         members = self.members
-        return rank_rows(self.backend, vectors, members.ids, k, self.search_parameters, removed=members.removed)
+        return rank_rows(
+            self.backend, self.embed(texts, "query"), members.ids, k, self.search_parameters, removed=members.removed
+        )
 
     def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:
         for position, (document, score, row) in enumerate(hits, 1):

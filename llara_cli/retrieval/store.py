@@ -25,6 +25,15 @@ BLOCK_BYTES = 32 * 2**20
 """Of the blocks, as float32, that walking a store gives."""
 
 
+def cut(vectors: Vectors, dim: int | None) -> Vectors:
+    """The first ``dim`` numbers of each vector, L2-normalised again (Matryoshka); None: the vectors as they are."""
+    if dim is None or dim == vectors.shape[1]:
+        return vectors
+    short = vectors[:, :dim]
+    length = np.linalg.norm(short, axis=1, keepdims=True)
+    return np.ascontiguousarray(short / np.maximum(length, np.finfo(np.float32).tiny), np.float32)
+
+
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"vectors-{number:05d}.npy"

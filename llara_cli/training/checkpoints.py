@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llara_cli.artifacts import finish_swap, swap, write_atomically
 
-FOLDER = "checkpoint"
+FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
 SHARED = 256
 """Numbers in the table of code values that bitsandbytes shares among all weights; safetensors refuses shared memory."""
@@ -38,12 +38,7 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step:
             tensors[name] = whole
     if not writes:
         return
-    aside = folder / f".{FOLDER}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(tensors, aside / _STATE)
-    write_atomically(aside / _STEP, json.dumps({"step": step}))
-    swap(aside, folder / FOLDER)
+    _write(folder, FOLDER, tensors, step)
 
 
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
@@ -70,6 +65,30 @@ def steps_done(folder: Path) -> int | None:
         return None
     step: int = json.loads((place / _STEP).read_text())["step"]
     return step
+
+
+def keep_best(folder: Path, model: nn.Module, step: int, *, writes: bool = True) -> None:
+    """Replace the run's best weights, those that train, by the model's."""
+    tensors = {name: _whole(weight) for name, weight in trainable(model).items()}
+    if writes:
+        _write(folder, BEST, tensors, step)
+
+
+def take_best(folder: Path, model: nn.Module) -> None:
+    """Give the model the run's best weights."""
+    finish_swap(folder / BEST)
+    tensors = load_file(folder / BEST / _STATE)
+    for name, weight in trainable(model).items():
+        _fill(weight, tensors[name])
+
+
+def _write(folder: Path, name: str, tensors: dict[str, Tensor], step: int) -> None:
+    aside = folder / f".{name}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(tensors, aside / _STATE)
+    write_atomically(aside / _STEP, json.dumps({"step": step}))
+    swap(aside, folder / name)
 
 
 def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -136,5 +155,6 @@ def mend(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove what only an unfinished run needs."""
-    for name in (FOLDER, f".{FOLDER}.part", f".{FOLDER}.old"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (FOLDER, BEST):
+        for place in (name, f".{name}.part", f".{name}.old"):
+            shutil.rmtree(folder / place, ignore_errors=True)

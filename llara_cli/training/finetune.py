@@ -3,72 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
+import torch
+from accelerate import DistributedType
 
 from llara_cli.artifacts import input_record
-from llara_cli.console import Console
+from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder
 from llara_cli.data.lines import check_file
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
-from llara_cli.model.encoder import Sequencer
+from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.facts import ModelFacts
+from llara_cli.model.recipe import ASYMMETRIC, SYMMETRIC, Recipe
 from llara_cli.model.source import ModelSource
-from llara_cli.protocols import Role
+from llara_cli.protocols import Role, Vectors
 from llara_cli.settings import FinetuneSettings
 from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
-from llara_cli.training.contrastive import ContrastiveObjective, Group
+from llara_cli.training.contrastive import ContrastiveObjective
+from llara_cli.training.groups import Group, draw_group
+from llara_cli.training.info_nce import ContrastiveLoss
+from llara_cli.training.loop import autocast
 from llara_cli.training.plan import Load
 from llara_cli.training.run import Prepared, TrainingRun
+from llara_cli.training.schedule import Share
+from llara_cli.training.validation import PARTS, Validation, Watch
 from llara_cli.workspace import Workspace
 
 PLAN_SAMPLE = 256
 """Rows that the plan tokenises; it scales what they take to all."""
 
 
-def draw_group(row: TrainingRow, negatives: int, seed: Sequence[int]) -> Group:
-    """A row's passages for one step.
+@dataclass(frozen=True)
+class TrainingSet:
+    """A training argument; an epoch goes through its rows ``weight`` times."""
 
-    Of several positives one is drawn by ``seed``. Exactly ``negatives`` negatives stay in order; of more that many are
-    drawn; fewer are all taken, then repeated as drawn; none: none.
+    path: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, argument: str) -> TrainingSet:
+        """``rows.jsonl``, or ``rows.jsonl:2`` with a weight. Raises ``UserError`` for a weight that is none."""
+        whole, (path, colon, weight) = Path(argument), argument.rpartition(":")
+        if whole.exists() or not colon or not path:
+            return cls(whole)
+        try:
+            number = float(weight)
+        except ValueError:
+            return cls(whole)
+        if not 0 < number <= 1000:
+            raise UserError(f"{argument}: a weight must lie between 0 and 1000, not {weight}")
+        return cls(Path(path), number)
+
+    def files(self) -> list[Path]:
+        """The files behind it. Raises ``UserError`` where one is missing."""
+        if not self.path.is_dir():
+            check_file(self.path)
+            return [self.path]
+        folder = BeirFolder(self.path)
+        return [folder.corpus, folder.queries, folder.qrels("train")]
+
+
+def choose_roles(recipe: Recipe, settings: FinetuneSettings, hidden_size: int) -> Recipe:
+    """The recipe with the roles and widths that the settings ask for.
+
+    Raises ``UserError`` for a width above the model's.
     """
-    draw = np.random.default_rng(list(seed))
-    positive = int(draw.integers(len(row.positives))) if len(row.positives) > 1 else 0
-    have = len(row.negatives)
-    chosen = list(range(have))
-    if have > negatives:
-        chosen = draw.choice(have, negatives, replace=False).tolist()
-    elif 0 < have < negatives:
-        chosen += draw.choice(have, negatives - have).tolist()
-    passages = [row.positives[positive], *(row.negatives[number] for number in chosen)]
-    ids = [row.positive_ids[positive], *(row.negative_ids[number] for number in chosen)]
-    own = frozenset[str]().union(*map(identity, row.positives, row.positive_ids))
-    return Group(row.query, passages, [*map(identity, passages, ids)], own)
-
-
-def training_files(path: Path) -> list[Path]:
-    """The files behind a training argument. Raises ``UserError`` where one is missing."""
-    if not path.is_dir():
-        check_file(path)
-        return [path]
-    folder = BeirFolder(path)
-    return [folder.corpus, folder.queries, folder.qrels("train")]
-
-
-def identity(text: str, passage_id: str | None) -> frozenset[str]:
-    """What a passage is known by when false negatives are masked: its text, and its id where it has one."""
-    return frozenset({f"text:{text}"} | ({f"id:{passage_id}"} if passage_id is not None else set()))
+    if settings.symmetric is not None:
+        recipe = replace(recipe, roles=dict(SYMMETRIC if settings.symmetric else ASYMMETRIC))
+    if not settings.dims:
+        return recipe
+    dims = tuple(sorted({*settings.dims}, reverse=True))
+    if dims[0] > hidden_size:
+        raise UserError(f"--dims {dims[0]} is above the model's width of {hidden_size}")
+    return replace(recipe, dims=dims)
 
 
 @dataclass(frozen=True)
 class Finetuning(TrainingRun[Group]):
     """InfoNCE on queries with their passages."""
 
-    train: Sequence[Path]
+    train: Sequence[TrainingSet]
+    dev: Validation | None = None
 
     task: ClassVar[str] = "finetune"
 
@@ -78,31 +97,50 @@ class Finetuning(TrainingRun[Group]):
         workspace: Workspace,
         console: Console,
         source: ModelSource,
-        train: Sequence[Path],
+        train: Sequence[TrainingSet],
         settings: FinetuneSettings,
         name: str | None,
+        dev: Validation | None = None,
     ) -> Finetuning:
-        """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
+        """Choose every open setting; ``dev`` scores the model as it trains. Raises ``UserError`` for bad input."""
         settings.check()
         recipe = choose_recipe(settings, source)
-        for path in train:
-            training_files(path)
+        for each in train:
+            each.files()
         facts = ModelFacts.of(source)
-        settings = settings.fitted(facts.parameters)
+        recipe = choose_roles(recipe, settings, facts.hidden_size)
+        settings = replace(settings.fitted(facts.parameters), set_weights=tuple(each.weight for each in train))
         refuse_length(settings.query_length, facts.max_positions, "--query-length")
         refuse_length(settings.passage_length, facts.max_positions, "--passage-length")
-        name = name or derived_name(source.name, recipe.name, [str(path) for path in train], "-ft")
-        return cls(workspace, console, source, settings, recipe, facts, name, train)
+        name = name or derived_name(source.name, recipe.name, [str(each.path) for each in train], "-ft")
+        return cls(workspace, console, source, settings, recipe, facts, name, train, dev)
 
     @property
     def inputs(self) -> Sequence[dict[str, Any]]:
-        """The training files."""
-        return [input_record(file) for path in self.train for file in training_files(path)]
+        """The training files, and those of the dev set."""
+        files = [input_record(file) for each in self.train for file in each.files()]
+        return files + (self.dev.inputs() if self.dev else [])
+
+    @cached_property
+    def sets(self) -> list[list[TrainingRow]]:
+        """The rows of each set. Raises ``UserError`` naming file and line of a bad one."""
+        found = [list(read_training_rows(each.path)) for each in self.train]
+        if self.settings.distillation:
+            for each, rows in zip(self.train, found, strict=True):
+                _refuse_unscored(each.path, rows)
+        return found
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
-        """Every training row. Raises ``UserError`` naming file and line of a bad one."""
-        return [row for path in self.train for row in read_training_rows(path)]
+        """Every training row, set after set."""
+        return [row for rows in self.sets for row in rows]
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        """One a set."""
+        sizes = [len(rows) for rows in self.sets]
+        pairs = zip(sizes, self.train, strict=True)
+        return [Share(sum(sizes[:number]), size, each.weight) for number, (size, each) in enumerate(pairs)]
 
     @cached_property
     def sequencer(self) -> Sequencer:
@@ -118,29 +156,57 @@ class Finetuning(TrainingRun[Group]):
     @property
     def load(self) -> Load:
         """Queries and passages of one epoch, a prompt each; no logits."""
-        sample = range(0, self.items, max(1, self.items // PLAN_SAMPLE))
-        groups = self.pick(0, sample)
+        epoch = [number for _, numbers in self.schedule.epoch() for number in numbers]
+        groups = self.pick(0, epoch[:: max(1, len(epoch) // PLAN_SAMPLE)])
         passages = [text for group in groups for text in group.passages]
         tokens = self.sequencer.trees([group.query for group in groups], "query").tokens
         tokens += self.sequencer.trees(passages, "passage").tokens
         each = 1 + len(passages) / len(groups)
         overhead = int(each * self.sequencer.prompts.overhead(["self"]))
-        return Load(tokens * self.items // len(groups), overhead, 0, self.budget)
+        return Load(tokens * len(epoch) // len(groups), overhead, 0, self.budget)
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
         """Each row with the passages drawn for the epoch."""
         seed, negatives = self.settings.optimiser.seed, self.settings.negatives
         return [draw_group(self.rows[number], negatives, (seed, epoch, number)) for number in numbers]
 
+    def watch(self, prepared: Prepared, folder: Path) -> Watch | None:
+        """Scores on the dev set, at the lengths of the training."""
+        dev = self.dev
+        if dev is None:
+            return None
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError("--dev is for weights that are whole in every process, not sharded ones (FSDP)")
+        encoder = Encoder(prepared.backbone, self.recipe, self.sequencer, note=self.console.warn)
+
+        def encode(texts: Sequence[str], role: Role) -> Vectors:
+            with autocast(self.device, self.dtype):
+                return encoder.encode(texts, role).vectors
+
+        def score() -> float:
+            prepared.model.eval()
+            found = torch.tensor(dev.score(encode), device=self.device)
+            prepared.model.train()
+            return float(self.accelerator.reduce(found, reduction="mean"))  # all processes go by the same number
+
+        every = self.settings.dev_every or max(1, self.schedule.steps // PARTS)
+        leads = self.accelerator.is_main_process
+        return Watch(folder, prepared.model, dev.metric, score, every, self.settings.patience, leads)
+
     def objective(self, prepared: Prepared) -> ContrastiveObjective:
         """InfoNCE over cosine / temperature."""
+        settings = self.settings
+        loss = ContrastiveLoss(
+            settings.temperature, settings.in_batch_negatives, settings.mask_false_negatives, settings.mask_margin,
+            settings.distillation, self.recipe.dims if settings.dims else (),
+        )  # fmt: skip
         return ContrastiveObjective(
-            backbone=prepared.backbone,
-            recipe=self.recipe,
-            sequencer=self.sequencer,
-            budget=self.budget,
-            temperature=self.settings.temperature,
-            in_batch=self.settings.in_batch_negatives,
-            mask_false_negatives=self.settings.mask_false_negatives,
-            chunk=self.settings.chunk_size,
+            prepared.backbone, self.recipe, self.sequencer, self.budget, loss, settings.chunk_size
         )
+
+
+def _refuse_unscored(path: Path, rows: Sequence[TrainingRow]) -> None:
+    """Raise ``UserError`` where a row lacks what ``--distillation`` follows."""
+    for number, row in enumerate(rows, 1):
+        if row.positive_scores is None or (row.negatives and row.negative_scores is None):
+            raise UserError(f"{path}: row {number} has no pos_scores and neg_scores, which --distillation follows")

@@ -4,67 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from llara_cli.console import Bar, LlaraError
-from llara_cli.settings import MAX_STEPS, OptimiserSettings
+from llara_cli.settings import OptimiserSettings
 from llara_cli.training import checkpoints
 from llara_cli.training.engine import AcceleratedEngine, local
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
 from llara_cli.training.objective import Objective, Terms
 from llara_cli.training.optimisers import make_optimiser
+from llara_cli.training.schedule import Schedule
+from llara_cli.training.validation import Watch
 
 FP16_TRIES = 24
 """Times that an overflowing fp16 gradient scale is halved: from 65,536 to almost nothing."""
 SAVE_SECONDS = 600
 ItemT = TypeVar("ItemT")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How many steps, and which items each one takes: a pure function of seed, epoch and step."""
-
-    items: int
-    batch_size: int
-    steps: int
-    seed: int
-
-    @classmethod
-    def of(cls, items: int, settings: OptimiserSettings) -> Schedule:
-        """``--max-steps``, or ``--epochs``, or one epoch of at most 10,000 steps."""
-        assert settings.batch_size is not None
-        per_epoch = math.ceil(items / settings.batch_size)
-        if settings.max_steps is not None:
-            steps = settings.max_steps
-        elif settings.epochs is not None:
-            steps = max(1, round(settings.epochs * per_epoch))
-        else:
-            steps = min(per_epoch, MAX_STEPS)
-        return cls(items, settings.batch_size, steps, settings.seed)
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the items."""
-        return self.steps * self.batch_size / self.items
-
-    def batches(self, start: int = 0) -> Iterator[tuple[int, Sequence[int]]]:
-        """From step ``start`` on: the epoch, and the numbers of the step's items."""
-        per_epoch = math.ceil(self.items / self.batch_size)
-        for step in range(start, self.steps):
-            epoch, within = divmod(step, per_epoch)
-            if step == start or within == 0:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.items)
-            yield epoch, order[within * self.batch_size : (within + 1) * self.batch_size].tolist()
 
 
 @dataclass
@@ -74,6 +38,7 @@ class Trainer(Generic[ItemT]):
     Attributes:
         pick: the items of a step, from the epoch and their numbers.
         dtype: compute dtype; weights that train are fp32 unless the settings say otherwise.
+        watch: scores on a dev set beside it.
         resumed_at: steps that earlier runs did.
     """
 
@@ -85,6 +50,7 @@ class Trainer(Generic[ItemT]):
     settings: OptimiserSettings
     folder: Path
     dtype: torch.dtype
+    watch: Watch | None = None
     resumed_at: int = 0
 
     def __post_init__(self) -> None:
@@ -105,9 +71,13 @@ class Trainer(Generic[ItemT]):
         saved = time.monotonic()
         with self.history, deferred_interrupt(self.engine) as interrupted:
             for step, (epoch, numbers) in enumerate(self.schedule.batches(start), start + 1):
+                if self.watch is not None and self.watch.exhausted:
+                    break
                 row = self._step(step, self.pick(epoch, numbers))
                 bar.show(self.history.add(row))
                 bar.advance(1)
+                if self.watch is not None and (told := self.watch.look(step, last=step == self.schedule.steps)):
+                    bar.show(told)
                 stop = interrupted()
                 if stop or self._save_is_due(step, saved):
                     self._save(step)
@@ -176,6 +146,8 @@ class Trainer(Generic[ItemT]):
             self.engine.optimiser, warmup, self.schedule.steps, last_epoch=done - 1
         )
         self.history.resume(done)
+        if self.watch is not None:
+            self.watch.resume(done)
         return done
 
 

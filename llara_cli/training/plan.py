@@ -9,8 +9,8 @@ import torch
 
 from llara_cli.console import Console
 from llara_cli.model.facts import ModelFacts
-from llara_cli.training.loop import Schedule
 from llara_cli.training.probe import Cost
+from llara_cli.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,13 @@ from llara_cli.settings import as_json
 from llara_cli.training import checkpoints
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
-from llara_cli.training.loop import Schedule, Trainer, autocast
+from llara_cli.training.loop import Trainer, autocast
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import make_optimiser
 from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, give_back_memory, peak_memory, resident_memory, shrunken
+from llara_cli.training.schedule import Schedule, Share
+from llara_cli.training.validation import Watch
 from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -102,6 +104,10 @@ class TrainingRun(ABC, Generic[ItemT]):
     @abstractmethod
     def objective(self, prepared: Prepared) -> Objective[ItemT]:
         """What the gradients are of."""
+
+    def watch(self, prepared: Prepared, folder: Path) -> Watch | None:
+        """Scores on a dev set while it trains, for kinds of training that have one."""
+        return None
 
     def run(self, *, restart: bool) -> dict[str, Any]:
         """Train, or take up where an earlier run stopped, or give the finished run's result again."""
@@ -171,7 +177,12 @@ class TrainingRun(ABC, Generic[ItemT]):
     @cached_property
     def schedule(self) -> Schedule:
         """Steps and the order of the items."""
-        return Schedule.of(self.items, self.settings.optimiser)
+        return Schedule.of(self.shares, self.settings.optimiser)
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        """The sets that the items are of: one, unless a kind of training knows several."""
+        return [Share(0, self.items)]
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -206,11 +217,14 @@ class TrainingRun(ABC, Generic[ItemT]):
             settings=self.settings.optimiser,
             folder=build.folder,
             dtype=self.dtype,
+            watch=self.watch(prepared, build.folder),
         )
         started = time.monotonic()
         with self.console.bar(self.task, self.schedule.steps) as bar:
             history = trainer.train(bar)
         result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
+        if trainer.watch is not None:
+            result["dev"] = trainer.watch.restore_best()
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
             self._finish(build, prepared, result, trainer.objective.execution)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import DistributedType
-from program import write_jsonl
+from program import start, write_jsonl
 from safetensors.torch import load_file
 from tiny import TEXTS
 
@@ -66,6 +67,37 @@ def test_a_run_may_go_on_in_more_processes(tiny_model: Path, long_corpus: Path, 
     first = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7)
     again = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7, processes=PROCESSES)
     assert again["history"] == first["history"]
+
+
+def finetune(train: Path, model: Path, workspace: Path, *flags: object, processes: int = 1) -> dict[str, Any]:
+    """The result of ``llara finetune`` in so many processes (gloo)."""
+    flags = ("--model", model, "--name", "m", "--max-steps", 4, "--json", "-w", workspace, *flags)
+    process = start("finetune", train, *flags, processes=processes)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--batch-size", 5), ("--batch-size", 5, "--chunk-size", 2), ("--batch-size", 1, "--micro-batch-tokens", 60)],
+    ids=["one graph", "GradCache", "small forwards"],
+)
+def test_two_processes_contrast_as_one_does(
+    tiny_model: Path, train: Path, tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    """Every query meets the passages of both processes; no dropout, whose draws follow the forwards."""
+    flags = (*flags, "--lora-dropout", 0, "--negatives", 2, "--temperature", 0.05)
+    alone = finetune(train, tiny_model, tmp_path / "one", *flags)
+    together = finetune(train, tiny_model, tmp_path / "two", *flags, processes=PROCESSES)
+    for one, two in zip(alone["history"], together["history"], strict=True):
+        assert (one["texts"], one["tokens"]) == (two["texts"], two["tokens"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    weights = [load_file(tmp_path / run / "models/m/model.safetensors") for run in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}

@@ -17,9 +17,10 @@ from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
-from llara_cli.training.contrastive import ContrastiveObjective, Group, contrast_mask, info_nce
+from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.engine import Engine
-from llara_cli.training.finetune import draw_group, identity
+from llara_cli.training.groups import Group, draw_group, identity
+from llara_cli.training.info_nce import ContrastiveLoss, contrast_mask, info_nce
 
 
 def row(negatives: int, positives: int = 1, ids: bool = False) -> TrainingRow:
@@ -104,17 +105,17 @@ def objective(model: Path, **settings: Any) -> ContrastiveObjective:
         layer.mlp.down_proj = Wrapped(layer.mlp.down_proj)
     causal.train()
     sequencer = Sequencer(TextTokenizer.load(source), PAPER, {"query": 40, "passage": 60})
-    return ContrastiveObjective(Backbone(causal), PAPER, sequencer, temperature=0.05, seed=5, **settings)
+    return ContrastiveObjective(Backbone(causal), PAPER, sequencer, loss=ContrastiveLoss(0.05), seed=5, **settings)
 
 
 def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
     """The same micro-batches, once with their graphs kept and once embedded twice."""
     kept, cached = objective(tiny_model, budget=10**6), objective(tiny_model, budget=10**6)
-    batch = kept._sequences(groups())
-    mask = contrast_mask(groups(), in_batch=True, mask_false_negatives=True)
-    assert len(batch.parts) > 1
+    parts = kept.parts(groups())
+    assert len(parts.numbers) > 1
+    hand = range(len(parts.numbers))
     one = kept.backward(groups()).loss
-    two = float(cached._cached_backward(batch, groups(), mask, Engine()).detach())
+    two = float(cached.backward_through(parts, hand, groups(), Engine(), keep_graph=False))
     assert one == pytest.approx(two, abs=1e-12)
     for mine, theirs in zip(kept.backbone.model.parameters(), cached.backbone.model.parameters(), strict=True):
         if mine.grad is not None:

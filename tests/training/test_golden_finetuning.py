@@ -12,8 +12,9 @@ import torch
 
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.recipe import RELEASED
-from llara_cli.training.contrastive import ContrastiveObjective, Group
-from llara_cli.training.finetune import identity
+from llara_cli.training.contrastive import ContrastiveObjective
+from llara_cli.training.groups import Group, identity
+from llara_cli.training.info_nce import ContrastiveLoss
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,9 @@ def groups(golden: Path) -> list[Group]:
 def objective(golden: Path, temperature: float, **settings: Any) -> ContrastiveObjective:
     """On a fresh golden model."""
     sequencer = Sequencer(g.tokenizer(golden), RELEASED, {"query": 64, "passage": 160})
-    settings = {"budget": 10**6, "mask_false_negatives": False} | settings
-    return ContrastiveObjective(g.fresh_model(golden), RELEASED, sequencer, temperature=temperature, **settings)
+    split = {name: settings.pop(name) for name in ("budget", "chunk") if name in settings}
+    loss = ContrastiveLoss(temperature, **({"mask_false_negatives": False} | settings))
+    return ContrastiveObjective(g.fresh_model(golden), RELEASED, sequencer, loss=loss, **({"budget": 10**6} | split))
 
 
 @pytest.mark.parametrize("split", [{}, {"budget": 300}, {"chunk": 2}])

@@ -17,7 +17,7 @@ from program import Llara
 
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training.history import History, draw_curve
-from llara_cli.training.loop import Schedule
+from llara_cli.training.schedule import Schedule
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 10, "--name", "m")
 

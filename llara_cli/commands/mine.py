@@ -1,0 +1,85 @@
+"""``llara mine``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llara_cli.commands import options as o
+from llara_cli.commands.show import show_facts
+from llara_cli.console import UserError
+
+if TYPE_CHECKING:
+    from llara_cli.retrieval.mining import Finder
+
+
+def mine(
+    ctx: typer.Context,
+    train: Annotated[Path, typer.Argument(help="Training rows, or a BEIR folder.", show_default=False)],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Encode and index these documents, and search them.", show_default=False)
+    ] = None,
+    index: Annotated[str | None, typer.Option(help="Search this index instead.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Which encodes --corpus; bm25: search by words. (default: the newest)", show_default=False),
+    ] = None,
+    depth: Annotated[int, typer.Option(help="Hits of a query to draw from.")] = 200,
+    per_query: Annotated[int, typer.Option(help="Negatives of a query.")] = 15,
+    skip_top: Annotated[int, typer.Option(help="Leave out so many of the best hits that are no positives.")] = 0,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="A negative scores at least this far below the best positive.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the rows here, too. (default: WORKSPACE/mined)", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Total tokens of a passage of --corpus.", show_default=False)
+    ] = None,
+    query_length: o.QueryLength = None,
+    seed: o.Seed = 42,
+    name: o.Name = None,
+    encoder: o.Encoder = "torch",
+    dtype: o.Dtype = "auto",
+    trust_remote_code: o.RemoteCode = False,
+    restart: o.Restart = False,
+    workspace: o.Workspace_ = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Find hard negatives for training rows."""
+    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    if (corpus is None) == (index is None):
+        raise UserError("give one of: --corpus FILE to encode and search, --index NAME")
+    if index is not None and model == "bm25":
+        raise UserError("--model bm25 searches a --corpus, not an --index")
+    from llara_cli.commands.choose import corpus_index, model_to_use
+    from llara_cli.data.lines import check_file
+    from llara_cli.retrieval.encoding import EncodeSettings
+    from llara_cli.retrieval.mining import Bm25Finder, DenseFinder, MineSettings, Mining
+    from llara_cli.retrieval.searching import Searching
+
+    settings = MineSettings(depth, per_query, skip_top, margin, seed, query_length)
+    settings.check()
+    if not train.is_dir():
+        check_file(train)
+    finder: Finder
+    if corpus is not None and model == "bm25":
+        finder = Bm25Finder(corpus)
+    else:
+        if index is not None:
+            artifact = session.workspace.get("indexes", index)
+        else:
+            assert corpus is not None
+            source = model_to_use(session, model, trust_remote_code)
+            encode = EncodeSettings(max_length=max_length, dtype=dtype, encoder=encoder)
+            artifact, model = corpus_index(session, source, corpus, encode, "mine"), None
+        searching = Searching(session.workspace, session.console, artifact, query_length, (), model, trust_remote_code)
+        searching.check(depth)
+        finder = DenseFinder(searching)
+    run = Mining(session.workspace, session.console, train, finder, settings, name or "")
+    show_facts(session.console, run.run(output=output, restart=restart))

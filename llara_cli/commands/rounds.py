@@ -1,0 +1,81 @@
+"""``llara finetune --rounds``: fine-tune, encode, index, mine, and fine-tune again on the harder negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llara_cli.commands.choose import corpus_index
+from llara_cli.commands.options import Session
+from llara_cli.console import UserError, launched_processes
+from llara_cli.data.collection import BeirFolder
+from llara_cli.data.lines import check_file
+from llara_cli.model.source import resolve
+from llara_cli.retrieval.encoding import EncodeSettings
+from llara_cli.retrieval.mining import DenseFinder, MineSettings, Mining
+from llara_cli.retrieval.searching import Searching
+from llara_cli.training.finetune import Finetuning, TrainingSet
+
+MINED = 15
+"""Negatives of a query that a round hands to the next, at least; the next draws ``--negatives`` of them each epoch."""
+
+
+def check_rounds(rounds: int, corpus: Path | None) -> None:
+    """Raise ``UserError`` for what cannot be."""
+    if rounds < 1:
+        raise UserError(f"--rounds must be positive, not {rounds}")
+    if (rounds > 1) != (corpus is not None):
+        raise UserError("--rounds 2 or more and --corpus C, which negatives are mined from, go together")
+    if rounds > 1 and launched_processes() > 1:
+        raise UserError("--rounds runs in one process: launch finetune and mine one after the other instead")
+    if corpus is not None and corpus.is_dir():
+        BeirFolder(corpus)
+    elif corpus is not None:
+        check_file(corpus)
+
+
+def run_rounds(
+    session: Session,
+    make: Callable[[Sequence[TrainingSet], str | None], Finetuning],
+    train: Sequence[TrainingSet],
+    rounds: int,
+    corpus: Path,
+    *,
+    restart: bool,
+) -> dict[str, Any]:
+    """The result of the last round. Every round starts from the same model, with the last round's negatives.
+
+    ``make``: a run on these sets under this name. Each step is an artifact: models ``NAME-round1`` ... ``NAME``, the
+    embeddings and index of each but the last, and the mined rows.
+    """
+    name, sets = make(train, None).name, train
+    for number in range(1, rounds + 1):
+        session.console.note(f"round {number} of {rounds}")
+        run = make(sets, name if number == rounds else f"{name}-round{number}")
+        result = run.run(restart=restart)
+        if number < rounds:
+            sets = _mined(session, run, train, corpus, restart=restart)
+    return result
+
+
+def _mined(
+    session: Session, run: Finetuning, train: Sequence[TrainingSet], corpus: Path, *, restart: bool
+) -> list[TrainingSet]:
+    """The training sets with the negatives that the model of ``run`` finds hard."""
+    settings = run.settings
+    source = resolve(run.name, session.workspace, remote_code=run.source.remote_code)
+    encode = EncodeSettings(max_length=settings.passage_length, dtype=settings.dtype)
+    index = corpus_index(session, source, corpus, encode, "finetune")
+    finder = DenseFinder(Searching(session.workspace, session.console, index, settings.query_length))
+    mine = MineSettings(
+        per_query=max(MINED, settings.negatives), seed=settings.optimiser.seed, query_length=settings.query_length
+    )
+    made = []
+    for number, each in enumerate(train, 1):
+        name = f"{run.name}-mined" + (f"-{number}" if len(train) > 1 else "")
+        mining = Mining(session.workspace, session.console, each.path, finder, mine, name)
+        mining.run(restart=restart)
+        made.append(replace(each, path=mining.rows_file))
+    return made

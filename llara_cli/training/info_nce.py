@@ -1,0 +1,143 @@
+"""The loss of fine-tuning: InfoNCE over cosine / temperature (arXiv 2312.15503, section 4.1; RepLLaMA's set-up).
+
+Beside it what later work added: negatives masked by margin (Qwen3 Embedding, arXiv 2506.05176), a teacher's scores
+(distillation as in FlagEmbedding), and the same loss at several widths (Matryoshka, arXiv 2205.13147).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from llara_cli.training.groups import Group
+
+_NEVER = float("-inf")
+
+
+def contrast_mask(groups: Sequence[Group], *, in_batch: bool, mask_false_negatives: bool) -> Tensor:
+    """(queries, passages) True where a passage takes part in a query's softmax.
+
+    The query's own positive always does. Other rows' passages only ``in_batch``; with ``mask_false_negatives`` no
+    passage that has the id or text of one of the query's positives.
+    """
+    identities = [identity for group in groups for identity in group.identities]
+    mask = torch.ones(len(groups), len(identities), dtype=torch.bool)
+    if mask_false_negatives:
+        for row, column in _copies(groups, identities):
+            mask[row, column] = False
+    if not in_batch:
+        mask &= own_passages(groups)
+    mask[torch.arange(len(groups)), positive_columns(groups)] = True
+    return mask
+
+
+def _copies(groups: Sequence[Group], identities: Sequence[frozenset[str]]) -> list[tuple[int, int]]:
+    """Query and passage of every pair where the passage goes by a name of one of the query's positives."""
+    columns: dict[str, list[int]] = {}
+    for column, names in enumerate(identities):
+        for name in names:
+            columns.setdefault(name, []).append(column)
+    return [(row, column) for row, group in enumerate(groups) for name in group.own for column in columns.get(name, ())]
+
+
+def positive_columns(groups: Sequence[Group]) -> Tensor:
+    """(queries,) The column of each query's positive."""
+    sizes = torch.tensor([len(group.passages) for group in groups])
+    return sizes.cumsum(0) - sizes
+
+
+def own_passages(groups: Sequence[Group]) -> Tensor:
+    """(queries, passages) True where a passage belongs to the query's own group."""
+    owners = torch.repeat_interleave(torch.tensor([len(group.passages) for group in groups]))
+    return torch.arange(len(groups))[:, None] == owners
+
+
+def info_nce(queries: Tensor, passages: Tensor, positives: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """``-log exp(s+ / t) / sum exp(s / t)``, mean over queries.
+
+    Args:
+        queries: (queries, dim), L2-normalised. passages: (passages, dim), L2-normalised.
+        positives: (queries,) column of each query's positive. mask: (queries, passages), see ``contrast_mask``.
+    """
+    return _cross_entropy(queries @ passages.T, positives, mask, temperature)
+
+
+def _cross_entropy(scores: Tensor, positives: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    return functional.cross_entropy((scores / temperature).masked_fill(~mask, _NEVER), positives)
+
+
+def margin_mask(scores: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """(queries, passages) False where a passage scores more than ``margin`` above the query's positive."""
+    limit = scores.gather(1, positives[:, None]) + margin
+    return (scores <= limit).scatter(1, positives[:, None], torch.ones_like(limit, dtype=torch.bool))
+
+
+def distillation(scores: Tensor, teacher: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(teacher) || softmax(scores / temperature)) over each query's own passages, mean over queries.
+
+    Args:
+        scores: (queries, passages) cosines. teacher: (passages,) its score of each passage for the query that owns it.
+        own: (queries, passages), see ``own_passages``.
+    """
+    wanted = teacher.expand_as(scores).masked_fill(~own, _NEVER).log_softmax(dim=1)
+    found = (scores / temperature).masked_fill(~own, _NEVER).log_softmax(dim=1)
+    difference = (wanted - found).masked_fill(~own, 0.0)  # outside: infinity minus infinity
+    return (wanted.exp() * difference).sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """The loss of one optimiser batch, from the embeddings of all its texts.
+
+    Attributes:
+        in_batch: other rows' passages are negatives too.
+        mask_false_negatives: a copy of one of the query's positives is no negative.
+        margin: nor is a passage that scores more than this above the positive; None: all are.
+        distillation: share of the teacher's term in the loss, from 0 to 1.
+        dims: widths at which the loss is taken, their mean counts; none: the whole width.
+    """
+
+    temperature: float = 0.01
+    in_batch: bool = True
+    mask_false_negatives: bool = True
+    margin: float | None = None
+    distillation: float = 0.0
+    dims: Sequence[int] = ()
+    normalise: bool = True
+
+    def __call__(self, embeddings: Tensor, groups: Sequence[Group]) -> Tensor:
+        """``embeddings``: (queries + passages, dim), not normalised, the queries first; a scalar in their dtype.
+
+        A precise sum whatever the forwards compute in: at temperature 0.01 bf16 would be off by a third.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            mask = contrast_mask(groups, in_batch=self.in_batch, mask_false_negatives=self.mask_false_negatives)
+            mask, positives = mask.to(embeddings.device), positive_columns(groups).to(embeddings.device)
+            if self.margin is not None:
+                with torch.no_grad():
+                    scores = self._scores(embeddings, len(groups), embeddings.shape[1])
+                    mask = mask & margin_mask(scores, positives, self.margin)
+            widths = self.dims or (embeddings.shape[1],)
+            losses = [self._at(embeddings, groups, width, mask, positives) for width in widths]
+            return torch.stack(losses).mean()
+
+    def _at(self, embeddings: Tensor, groups: Sequence[Group], width: int, mask: Tensor, positives: Tensor) -> Tensor:
+        scores = self._scores(embeddings, len(groups), width)
+        loss = _cross_entropy(scores, positives, mask, self.temperature)
+        if not self.distillation:
+            return loss
+        teacher = torch.tensor(
+            [score for group in groups for score in group.scores or ()], dtype=scores.dtype, device=scores.device
+        )
+        term = distillation(scores, teacher, own_passages(groups).to(scores.device), self.temperature)
+        return (1 - self.distillation) * loss + self.distillation * term
+
+    def _scores(self, embeddings: Tensor, queries: int, width: int) -> Tensor:
+        """(queries, passages) Cosines of the first ``width`` dimensions."""
+        cut = embeddings[:, :width]
+        unit = functional.normalize(cut, dim=-1) if self.normalise else cut
+        return unit[:queries] @ unit[queries:].T

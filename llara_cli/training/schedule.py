@@ -1,0 +1,101 @@
+"""How many steps a run takes, and which items each takes: pure functions of sizes, weights, seed and step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.settings import MAX_STEPS, OptimiserSettings
+
+
+@dataclass(frozen=True)
+class Share:
+    """One set of a run: its items are numbered from ``first`` on; an epoch takes ``weight`` times as many."""
+
+    first: int
+    items: int
+    weight: float = 1.0
+
+    @property
+    def quota(self) -> int:
+        """Items that an epoch takes."""
+        return max(1, round(self.weight * self.items))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Batches of one set each, in a seeded order; within a set all items are taken before any is taken again."""
+
+    shares: Sequence[Share]
+    batch_size: int
+    steps: int
+    seed: int
+
+    @classmethod
+    def of(cls, shares: int | Sequence[Share], settings: OptimiserSettings) -> Schedule:
+        """``--max-steps``, or ``--epochs``, or an epoch of at most 10,000 steps; ``shares``: the items, or the sets."""
+        assert settings.batch_size is not None
+        sets = [Share(0, shares)] if isinstance(shares, int) else shares
+        per_epoch = sum(math.ceil(share.quota / settings.batch_size) for share in sets)
+        if settings.max_steps is not None:
+            steps = settings.max_steps
+        elif settings.epochs is not None:
+            steps = max(1, round(settings.epochs * per_epoch))
+        else:
+            steps = min(per_epoch, MAX_STEPS)
+        return cls(tuple(sets), settings.batch_size, steps, settings.seed)
+
+    @property
+    def items(self) -> int:
+        """That one epoch takes."""
+        return sum(share.quota for share in self.shares)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the items."""
+        return self.steps / len(self._slots)
+
+    @cached_property
+    def _slots(self) -> list[tuple[int, int]]:
+        """The batches of an epoch before they are shuffled: set, and place among the set's items of the epoch."""
+        return [
+            (number, start)
+            for number, share in enumerate(self.shares)
+            for start in range(0, share.quota, self.batch_size)
+        ]
+
+    def epoch(self) -> Iterator[tuple[int, Sequence[int]]]:
+        """The batches of the first epoch, whether or not the run gets that far."""
+        return replace(self, steps=len(self._slots)).batches()
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, Sequence[int]]]:
+        """From step ``start`` on: how often the batch's set was gone through before, and the numbers of its items."""
+        order: NDArray[np.int64] = np.arange(len(self._slots))
+        orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        for step in range(start, self.steps):
+            epoch, within = divmod(step, len(self._slots))
+            if len(self.shares) > 1 and (step == start or within == 0):
+                order = np.random.default_rng([self.seed, epoch, len(self.shares)]).permutation(len(self._slots))
+            yield self._batch(epoch, self._slots[order[within]], orders)
+
+    def _batch(
+        self, epoch: int, slot: tuple[int, int], orders: dict[int, tuple[int, NDArray[np.int64]]]
+    ) -> tuple[int, Sequence[int]]:
+        """``orders``: of each set, the pass that was last looked at and its order."""
+        number, start = slot
+        share = self.shares[number]
+        stop = min(start + self.batch_size, share.quota)
+        taken: list[int] = []
+        for place in range(epoch * share.quota + start, epoch * share.quota + stop):
+            turn, at = divmod(place, share.items)
+            if orders.get(number, (None,))[0] != turn:
+                # a single set, the usual case, is shuffled by seed and epoch alone
+                seed = [self.seed, turn] if len(self.shares) == 1 else [self.seed, turn, number]
+                orders[number] = turn, np.random.default_rng(seed).permutation(share.items)
+            taken.append(share.first + int(orders[number][1][at]))
+        return (epoch * share.quota + start) // share.items, taken

@@ -1,0 +1,219 @@
+"""``llara mine``: what becomes a negative, the formats, resuming."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from program import Llara, tree, write_jsonl
+from tiny import TEXTS
+
+from llara_cli.data.training_rows import TrainingRow, read_training_rows
+from llara_cli.retrieval import mining
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """Thirty documents; the first five are the texts that questions are about."""
+    texts = [
+        *TEXTS,
+        *(f"{a} {b}" for n, a in enumerate(TEXTS) for b in TEXTS[:n] + TEXTS[n + 1 :]),
+        *(t.upper() for t in TEXTS),
+    ]
+    return write_jsonl(tmp_path / "docs.jsonl", [{"_id": f"d{n}", "title": "", "text": t} for n, t in enumerate(texts)])
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Of a jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def row(**changes: Any) -> TrainingRow:
+    """A question with one positive."""
+    fields = {"query": "q", "positives": ("p",), "negatives": (), "positive_ids": ("7",), "negative_ids": ()}
+    return TrainingRow(**(fields | changes))
+
+
+class Listed:
+    """A finder whose document n has the text tn."""
+
+    name, parents = "listed", {"index": "x"}
+
+    def __init__(self, **texts: str) -> None:
+        self._texts = texts
+
+    def document(self, place: int) -> mining.Document:
+        """Under the id n."""
+        return mining.Document(str(place), "", self._texts.get(f"t{place}", f"t{place}"))
+
+    def find(self, queries: Any, k: int) -> Any:
+        """Nothing."""
+
+    def best_positives(self, rows: Any) -> list[float]:
+        """Nothing."""
+        return []
+
+
+HITS = [(str(n), 1.0 - n / 10, n) for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "best", "wanted"),
+    [
+        ({"per_query": 3}, None, None),
+        ({"per_query": 20}, None, [0, 2, 4, 5, 6, 8, 9]),  # 7 by id, 1 and 3 by text
+        ({"per_query": 20, "skip_top": 2}, None, [4, 5, 6, 8, 9]),
+        ({"per_query": 20, "margin": 0.1}, 0.7, [4, 5, 6, 8, 9]),
+        ({"per_query": 20, "margin": -0.25}, 0.6, [2, 4, 5, 6, 8, 9]),
+    ],
+)
+def test_what_becomes_a_negative(settings: dict[str, Any], best: float | None, wanted: list[int] | None) -> None:
+    finder = Listed(t1="p", t3="q")
+    made = mining.MineSettings(**settings)
+    chosen = mining.choose_negatives(row(), HITS, finder, made, (1, 2), best)
+    if wanted is not None:
+        assert chosen == wanted
+    else:
+        assert len(chosen) == 3
+        assert chosen == sorted(chosen)
+        assert chosen == mining.choose_negatives(row(), HITS, finder, made, (1, 2), best)
+        draws = {tuple(mining.choose_negatives(row(), HITS, finder, made, (1, n), best)) for n in range(20)}
+        assert len(draws) > 5
+        assert not {1, 3, 7} & {place for draw in draws for place in draw}
+
+
+def test_a_model_mines_its_corpus(llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mined.jsonl"
+    flags = ("--corpus", documents, "--model", tiny_model, "--per-query", 4, "--depth", 20, "--output", output)
+    done = llara("mine", train, *flags, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["rows"], done.json["negatives"], done.json["without"]) == (5, 20, 0)
+    assert done.json["output"] == str(output)
+    texts = {item["text"]: item["_id"] for item in rows(documents)}
+    for before, after in zip(rows(train), rows(output), strict=True):
+        assert {name: before[name] for name in ("query", "pos")} == {name: after[name] for name in ("query", "pos")}
+        assert len(set(after["neg"])) == 4
+        assert [texts[text] for text in after["neg"]] == after["neg_ids"]
+        assert not {*after["pos"], after["query"]} & set(after["neg"])
+    parsed = list(read_training_rows(output))
+    assert all(item.negative_ids == tuple(raw["neg_ids"]) for item, raw in zip(parsed, rows(output), strict=True))
+    tuned = llara("finetune", output, "--model", tiny_model, "--max-steps", 1, "--negatives", 4, "--json")
+    assert tuned.code == 0, tuned.err
+    again = llara("mine", train, *flags, "--json")
+    assert again.json["negatives"] == 20
+    assert "nothing to do: mined/" in again.err
+
+
+def test_an_index_is_mined_and_the_margin_keeps_its_distance(
+    llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path
+) -> None:
+    llara("encode", documents, "--model", tiny_model, "--name", "e")
+    llara("index", "e", "--name", "i")
+    flags = ("--index", "i", "--per-query", 5, "--depth", 25)
+    near = llara("mine", train, *flags, "--name", "near", "--json")
+    far = llara("mine", train, *flags, "--name", "far", "--margin", 0.02, "--json")
+    assert near.json["negatives"] == 25
+    assert far.code == 0, far.err
+    searched = {
+        item["query"]: llara("search", item["query"], "--index", "i", "-k", 30, "--json").json["hits"]
+        for item in rows(train)
+    }
+    for item in rows(Path(far.json["output"])):
+        scores = {hit["text"]: hit["score"] for hit in searched[item["query"]]}
+        assert all(scores[text] <= scores[item["pos"][0]] - 0.02 + 1e-5 for text in item["neg"])
+
+
+def test_bm25_mines_by_words(llara: Llara, train: Path, documents: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    done = llara("mine", train, "--corpus", documents, "--model", "bm25", "--per-query", 3, "--depth", 10, "--json")
+    assert done.code == 0, done.err
+    assert all(len(item["neg"]) == 3 for item in rows(Path(done.json["output"])))
+    refused = llara("mine", train, "--corpus", documents, "--model", "bm25", "--margin", 0.1, "--name", "x")
+    assert refused.code == 2
+    assert "dense model" in refused.error
+
+
+def test_rows_come_back_in_their_format(llara: Llara, documents: Path, tmp_path: Path, beir: Path) -> None:
+    pytest.importorskip("bm25s")
+    flags = ("--corpus", documents, "--model", "bm25", "--per-query", 2, "--depth", 10)
+    columns = [{"anchor": t[:30], "positive": t, "negative": 'old, with a "quote"'} for t in TEXTS]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["anchor", "positive", "negative"])
+        writer.writeheader()
+        writer.writerows(columns)
+    pq.write_table(pa.Table.from_pylist(columns), tmp_path / "b.parquet")
+    tevatron = {
+        "query_id": "1",
+        "query": TEXTS[0][:30],
+        "positive_passages": [{"docid": "d0", "title": "", "text": "x"}],
+        "negative_passages": [],
+    }
+    write_jsonl(tmp_path / "c.jsonl", [tevatron])
+    (beir / "qrels/test.tsv").rename(beir / "qrels/train.tsv")
+    for name, suffix in (("a.csv", ".csv"), ("b.parquet", ".parquet"), ("c.jsonl", ".jsonl"), (beir, ".jsonl")):
+        done = llara("mine", tmp_path / name, *flags, "--name", f"m{suffix[1:]}{len(str(name))}", "--json")
+        assert done.code == 0, done.err
+        output = Path(done.json["output"])
+        assert output.suffix == suffix
+        parsed = list(read_training_rows(output))
+        before = list(read_training_rows(tmp_path / name))
+        assert [(item.query, item.positives) for item in parsed] == [(item.query, item.positives) for item in before]
+        assert all(len(item.negatives) == 2 for item in parsed)
+        assert not any("old" in text for item in parsed for text in item.negatives)
+    (found,) = rows(tmp_path / "ws/mined/mjsonl7/rows.jsonl")
+    assert {"docid", "title", "text"} == set(found["negative_passages"][0])
+    assert "d0" not in {passage["docid"] for passage in found["negative_passages"]}
+
+
+def test_a_stopped_run_goes_on(
+    llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mining, "BLOCK", 2)
+    flags = ("--corpus", documents, "--model", tiny_model, "--per-query", 4, "--depth", 20, "--name", "m")
+    whole = llara("mine", train, *flags, workspace=tmp_path / "whole")
+    assert whole.code == 0
+    find, calls = mining.DenseFinder.find, []
+
+    def stop(self: Any, queries: Any, k: int) -> Any:
+        calls.append(len(queries))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return find(self, queries, k)
+
+    monkeypatch.setattr(mining.DenseFinder, "find", stop)
+    assert llara("mine", train, *flags).code == 130
+    assert (tmp_path / "ws/mined/m/blocks/000000.json").is_file()
+    done = llara("mine", train, *flags)
+    assert done.code == 0, done.err
+    assert calls == [2, 2, 2, 1]
+    made = [tree(tmp_path / run / "mined/m") for run in ("whole", "ws")]
+    assert all(made[0][name] == made[1][name] for name in ("rows.jsonl", "manifest.json"))
+    assert made[0].keys() == made[1].keys()
+
+
+def test_what_cannot_be_is_refused(
+    llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "mine.jsonl"
+    foreign.write_text("my own\n")
+    flags = ("--corpus", documents, "--model", tiny_model)
+    for more, told in (
+        (("--per-query", 300), "leaves no room"),
+        (("--skip-top", -1), "must not be negative"),
+        (("--output", train), "is the training file itself"),
+        (("--output", foreign), "exists; choose another"),
+        (("--output", tmp_path / "x.csv"), "are written as *.jsonl"),
+        (("--index", "i"), "give one of"),
+    ):
+        done = llara("mine", train, *flags, *more)
+        assert (done.code, told in done.error) == (2, True), done.err
+    assert foreign.read_text() == "my own\n"
+    assert llara("mine", train).code == 2
+    done = llara("mine", train, *flags, "--output", foreign, "--restart", "--per-query", 2)
+    assert done.code == 0, done.err
+    assert len(rows(foreign)) == 5
