@@ -12,10 +12,22 @@ from pathlib import Path
 import pytest
 
 from llara_cli import app, registry
-from llara_cli.commands import backends, doctor, encode, evaluate, export, finetune, index, pretrain, search, status
+from llara_cli.commands import (
+    backends,
+    doctor,
+    encode,
+    evaluate,
+    export,
+    finetune,
+    index,
+    mine,
+    pretrain,
+    search,
+    status,
+)
 
 REPO = Path(__file__).resolve().parents[1]
-VERBS = (pretrain, finetune, encode, index, search, evaluate, export, status, doctor, backends)
+VERBS = (pretrain, finetune, mine, encode, index, search, evaluate, export, status, doctor, backends)
 
 
 def test_every_verb_is_in_the_help_with_its_own_first_line() -> None:
@@ -37,7 +49,7 @@ def test_the_readme_names_every_module_and_extra() -> None:
     readme = (REPO / "README.md").read_text()
     modules = {path.name for folder in ("llara_cli", "backends") for path in (REPO / folder).rglob("*.py")}
     missing = {name for name in modules - {"__init__.py", "__main__.py"} if name not in readme}
-    assert missing <= {f"{name}.py" for name in (*app.VERBS, "options", "defaults", "choose", "show")}
+    assert missing <= {f"{name}.py" for name in (*app.VERBS, "options", "defaults", "choose", "show", "rounds")}
     extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {extra for extra in extras if f"`{extra}`" not in readme} <= {"test"}
 

@@ -185,7 +185,7 @@ class Finetuning(TrainingRun[Group]):
 
         def score() -> float:
             prepared.model.eval()
-            found = torch.tensor(dev.score(encode), device=self.device)
+            found = torch.tensor(dev.score(encode), dtype=torch.float64, device=self.device)
             prepared.model.train()
             return float(self.accelerator.reduce(found, reduction="mean"))  # all processes go by the same number
 
