@@ -51,7 +51,7 @@ def mine(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Find hard negatives for training rows."""
+    """Find hard negatives for training rows in an index."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     if (corpus is None) == (index is None):
         raise UserError("give one of: --corpus FILE to encode and search, --index NAME")
