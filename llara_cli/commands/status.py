@@ -68,6 +68,10 @@ def _row(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+_HOLDS = {"steps": "steps", "count": "vectors", "negatives": "negatives"}
+"""Counts of a manifest that the table tells, and what it calls them."""
+
+
 def _table(result: dict[str, Any], verified: bool) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
@@ -82,9 +86,7 @@ def _table(result: dict[str, Any], verified: bool) -> RenderableType:
         table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
     for row in result["artifacts"]:
         counts = row["counts"]
-        holds = ", ".join(
-            f"{counts[key]:,} {word}" for key, word in (("steps", "steps"), ("count", "vectors")) if key in counts
-        )
+        holds = ", ".join(f"{counts[key]:,} {word}" for key, word in _HOLDS.items() if key in counts)
         origin = ", ".join(row["parents"].values())
         table.add_row(row["kind"], Text(row["name"]), human_bytes(row["bytes"]), holds, Text(origin))
     hint = [] if result["artifacts"] else ["nothing yet: llara pretrain CORPUS makes the first model"]

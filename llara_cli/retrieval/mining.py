@@ -67,6 +67,7 @@ class Finder(Protocol):
 
     name: str
     parents: dict[str, str]
+    searched: dict[str, str]
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
         """The k best of each query: id, score, row."""
@@ -84,6 +85,7 @@ class DenseFinder:
     def __init__(self, searching: Searching) -> None:
         self._searching = searching
         self.name = searching.source.name
+        self.searched = {"index": searching.index.name}
         self.parents = {"index": searching.index.fingerprint, "model": searching.source.fingerprint()}
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
@@ -113,6 +115,7 @@ class Bm25Finder:
     def __init__(self, corpus: Path) -> None:
         file = BeirFolder(corpus).corpus if corpus.is_dir() else corpus
         self.parents = {"corpus": str(input_record(file)["sha256"])}
+        self.searched = {"corpus": file.name}
         self._file = file
 
     @cached_property
@@ -203,7 +206,7 @@ class Mining:
         """What makes an equal run."""
         folder = BeirFolder(self.train) if self.train.is_dir() else None
         files = [folder.corpus, folder.queries, folder.qrels("train")] if folder else [self.train]
-        settings = asdict(self.settings) | {"model": self.finder.name}
+        settings = asdict(self.settings) | self.finder.searched | {"model": self.finder.name}
         return Blueprint(settings, [input_record(file) for file in files], self.finder.parents)
 
     def _mine(self, build: Build) -> dict[str, Any]:

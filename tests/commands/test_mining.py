@@ -42,7 +42,8 @@ def row(**changes: Any) -> TrainingRow:
 class Listed:
     """A finder whose document n has the text tn."""
 
-    name, parents = "listed", {"index": "x"}
+    name = "listed"
+    parents, searched = {"index": "x"}, {"index": "i"}
 
     def __init__(self, **texts: str) -> None:
         self._texts = texts
@@ -118,6 +119,9 @@ def test_an_index_is_mined_and_the_margin_keeps_its_distance(
     near = llara("mine", train, *flags, "--name", "near", "--json")
     far = llara("mine", train, *flags, "--name", "far", "--margin", 0.02, "--json")
     assert near.json["negatives"] == 25
+    (made,) = [item for item in llara("status", "--json").json["artifacts"] if item["name"] == "near"]
+    assert made["parents"] == {"index": "i", "model": "tiny"}
+    assert "25 negatives" in llara("status").out
     assert far.code == 0, far.err
     searched = {
         item["query"]: llara("search", item["query"], "--index", "i", "-k", 30, "--json").json["hits"]
