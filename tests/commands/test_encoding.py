@@ -111,7 +111,7 @@ def test_other_verbs_refuse_several_processes(llara: Llara, monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = llara("index")
     assert (outcome.code, outcome.error) == (
-        2, "error: index runs in one process; pretrain and encode run in several",
+        2, "error: index runs in one process; pretrain, finetune, encode run in several",
     )  # fmt: skip
 
 
