@@ -58,15 +58,14 @@ def mine(
     if index is not None and model == "bm25":
         raise UserError("--model bm25 searches a --corpus, not an --index")
     from llara_cli.commands.choose import corpus_index, model_to_use
-    from llara_cli.data.lines import check_file
+    from llara_cli.data.training_rows import training_files
     from llara_cli.retrieval.encoding import EncodeSettings
     from llara_cli.retrieval.mining import Bm25Finder, DenseFinder, MineSettings, Mining
     from llara_cli.retrieval.searching import Searching
 
     settings = MineSettings(depth, per_query, skip_top, margin, seed, query_length)
     settings.check()
-    if not train.is_dir():
-        check_file(train)
+    training_files(train)
     finder: Finder
     if corpus is not None and model == "bm25":
         finder = Bm25Finder(corpus)

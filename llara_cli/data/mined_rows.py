@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,5 @@ def _write_csv(path: Path, rows: Iterable[Fields]) -> None:
 def _write_parquet(path: Path, rows: Iterable[Fields]) -> None:
     every = list(rows)
     columns = _columns(every)
-    schema = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in every]).schema
-    with pq.ParquetWriter(path, schema) as writer:
-        for block in _blocks(every):
-            writer.write_table(pa.Table.from_pylist(block, schema))
-
-
-def _blocks(rows: Iterable[Fields]) -> Iterator[list[Fields]]:
-    source = iter(rows)
-    while block := list(islice(source, _ROWS_AT_ONCE)):
-        yield block
+    table = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in every])
+    pq.write_table(table, path, row_group_size=_ROWS_AT_ONCE)

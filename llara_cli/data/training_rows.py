@@ -17,6 +17,7 @@ from typing import Any
 
 from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder, passage_text, read_documents
+from llara_cli.data.lines import check_file
 from llara_cli.data.qrels import Judgement, read_qrels
 from llara_cli.data.records import Record, describe, read_records
 
@@ -48,11 +49,16 @@ def read_training_rows(path: Path) -> Iterator[TrainingRow]:
 
     Raises ``UserError`` at the first row that is none, and at the end where there was no row at all.
     """
-    row = None
-    for row in _beir_rows(BeirFolder(path)) if path.is_dir() else map(_row, read_records(path)):
-        yield row
-    if row is None:
-        raise UserError(f"{path}: no training row in it")
+    return (row for _, row in read_raw_rows(path))
+
+
+def training_files(path: Path) -> list[Path]:
+    """The files behind a training argument. Raises ``UserError`` where one is missing."""
+    if not path.is_dir():
+        check_file(path)
+        return [path]
+    folder = BeirFolder(path)
+    return [folder.corpus, folder.queries, folder.qrels("train")]
 
 
 def read_raw_rows(path: Path) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
@@ -60,12 +66,20 @@ def read_raw_rows(path: Path) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
 
     The fields of a BEIR folder are those that FlagEmbedding would write.
     """
+    found = None
     if path.is_dir():
-        for row in _beir_rows(BeirFolder(path)):
-            fields = {"query_id": row.query_id, "query": row.query}
-            yield {**fields, "pos": list(row.positives), "pos_ids": list(row.positive_ids)}, row
+        rows = ((_beir_fields(row), row) for row in _beir_rows(BeirFolder(path)))
     else:
-        yield from ((record.fields, _row(record)) for record in read_records(path))
+        rows = ((record.fields, _row(record)) for record in read_records(path))
+    for found in rows:
+        yield found
+    if found is None:
+        raise UserError(f"{path}: no training row in it")
+
+
+def _beir_fields(row: TrainingRow) -> dict[str, Any]:
+    fields = {"query_id": row.query_id, "query": row.query}
+    return {**fields, "pos": list(row.positives), "pos_ids": list(row.positive_ids)}
 
 
 def _row(record: Record) -> TrainingRow:

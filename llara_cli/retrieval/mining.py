@@ -13,11 +13,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug, write_atomically
+from llara_cli.artifacts import (
+    Artifact,
+    Blueprint,
+    Build,
+    atomic_file,
+    input_record,
+    input_stem,
+    slug,
+    write_atomically,
+)
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder, Document, read_documents
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
-from llara_cli.data.training_rows import TrainingRow, read_raw_rows
+from llara_cli.data.training_rows import TrainingRow, read_raw_rows, training_files
 from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.ranking import RowRanking
 from llara_cli.retrieval.searching import Searching
@@ -204,16 +213,12 @@ class Mining:
     @cached_property
     def blueprint(self) -> Blueprint:
         """What makes an equal run."""
-        folder = BeirFolder(self.train) if self.train.is_dir() else None
-        files = [folder.corpus, folder.queries, folder.qrels("train")] if folder else [self.train]
         settings = asdict(self.settings) | self.finder.searched | {"model": self.finder.name}
-        return Blueprint(settings, [input_record(file) for file in files], self.finder.parents)
+        return Blueprint(settings, [input_record(file) for file in training_files(self.train)], self.finder.parents)
 
     def _mine(self, build: Build) -> dict[str, Any]:
         started = time.monotonic()
         rows = list(read_raw_rows(self.train))
-        if not rows:
-            raise UserError(f"{self.train}: no training row in it")
         blocks = build.open_folder() / _BLOCKS
         blocks.mkdir(exist_ok=True)
         with self.console.bar("mining", len(rows), unit="queries") as bar:
@@ -277,9 +282,5 @@ class Mining:
             raise UserError(f"{output} exists; choose another --output, or --restart to replace it")
 
     def _copy(self, rows: Path, output: Path) -> None:
-        aside = output.with_name(output.name + ".part")
-        try:
-            shutil.copyfile(rows, aside)
-            aside.replace(output)
-        finally:
-            aside.unlink(missing_ok=True)
+        with rows.open("rb") as source, atomic_file(output) as file:
+            shutil.copyfileobj(source, file)

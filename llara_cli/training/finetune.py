@@ -13,9 +13,7 @@ from accelerate import DistributedType
 
 from llara_cli.artifacts import input_record
 from llara_cli.console import Console, UserError
-from llara_cli.data.collection import BeirFolder
-from llara_cli.data.lines import check_file
-from llara_cli.data.training_rows import TrainingRow, read_training_rows
+from llara_cli.data.training_rows import TrainingRow, read_training_rows, training_files
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.recipe import ASYMMETRIC, SYMMETRIC, Recipe
@@ -58,14 +56,6 @@ class TrainingSet:
             raise UserError(f"{argument}: a weight must lie between 0 and 1000, not {weight}")
         return cls(Path(path), number)
 
-    def files(self) -> list[Path]:
-        """The files behind it. Raises ``UserError`` where one is missing."""
-        if not self.path.is_dir():
-            check_file(self.path)
-            return [self.path]
-        folder = BeirFolder(self.path)
-        return [folder.corpus, folder.queries, folder.qrels("train")]
-
 
 def choose_roles(recipe: Recipe, settings: FinetuneSettings, hidden_size: int) -> Recipe:
     """The recipe with the roles and widths that the settings ask for.
@@ -106,7 +96,7 @@ class Finetuning(TrainingRun[Group]):
         settings.check()
         recipe = choose_recipe(settings, source)
         for each in train:
-            each.files()
+            training_files(each.path)
         facts = ModelFacts.of(source)
         recipe = choose_roles(recipe, settings, facts.hidden_size)
         settings = replace(settings.fitted(facts.parameters), set_weights=tuple(each.weight for each in train))
@@ -118,7 +108,7 @@ class Finetuning(TrainingRun[Group]):
     @property
     def inputs(self) -> Sequence[dict[str, Any]]:
         """The training files, and those of the dev set."""
-        files = [input_record(file) for each in self.train for file in each.files()]
+        files = [input_record(file) for each in self.train for file in training_files(each.path)]
         return files + (self.dev.inputs() if self.dev else [])
 
     @cached_property

@@ -56,17 +56,13 @@ def own_passages(groups: Sequence[Group]) -> Tensor:
     return torch.arange(len(groups))[:, None] == owners
 
 
-def info_nce(queries: Tensor, passages: Tensor, positives: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def info_nce(scores: Tensor, positives: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """``-log exp(s+ / t) / sum exp(s / t)``, mean over queries.
 
     Args:
-        queries: (queries, dim), L2-normalised. passages: (passages, dim), L2-normalised.
+        scores: (queries, passages) cosines.
         positives: (queries,) column of each query's positive. mask: (queries, passages), see ``contrast_mask``.
     """
-    return _cross_entropy(queries @ passages.T, positives, mask, temperature)
-
-
-def _cross_entropy(scores: Tensor, positives: Tensor, mask: Tensor, temperature: float) -> Tensor:
     return functional.cross_entropy((scores / temperature).masked_fill(~mask, _NEVER), positives)
 
 
@@ -127,7 +123,7 @@ class ContrastiveLoss:
 
     def _at(self, embeddings: Tensor, groups: Sequence[Group], width: int, mask: Tensor, positives: Tensor) -> Tensor:
         scores = self._scores(embeddings, len(groups), width)
-        loss = _cross_entropy(scores, positives, mask, self.temperature)
+        loss = info_nce(scores, positives, mask, self.temperature)
         if not self.distillation:
             return loss
         teacher = torch.tensor(

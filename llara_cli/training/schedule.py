@@ -37,18 +37,17 @@ class Schedule:
     seed: int
 
     @classmethod
-    def of(cls, shares: int | Sequence[Share], settings: OptimiserSettings) -> Schedule:
-        """``--max-steps``, or ``--epochs``, or an epoch of at most 10,000 steps; ``shares``: the items, or the sets."""
+    def of(cls, shares: Sequence[Share], settings: OptimiserSettings) -> Schedule:
+        """``--max-steps``, or ``--epochs``, or an epoch of at most 10,000 steps."""
         assert settings.batch_size is not None
-        sets = [Share(0, shares)] if isinstance(shares, int) else shares
-        per_epoch = sum(math.ceil(share.quota / settings.batch_size) for share in sets)
+        per_epoch = sum(math.ceil(share.quota / settings.batch_size) for share in shares)
         if settings.max_steps is not None:
             steps = settings.max_steps
         elif settings.epochs is not None:
             steps = max(1, round(settings.epochs * per_epoch))
         else:
             steps = min(per_epoch, MAX_STEPS)
-        return cls(tuple(sets), settings.batch_size, steps, settings.seed)
+        return cls(tuple(shares), settings.batch_size, steps, settings.seed)
 
     @property
     def items(self) -> int:

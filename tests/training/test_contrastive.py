@@ -81,7 +81,7 @@ def test_info_nce_by_hand() -> None:
     queries = torch.tensor([[1.0, 0.0]])
     passages = torch.tensor([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])
     mask = torch.tensor([[True, True, False]])
-    loss = info_nce(queries, passages, torch.tensor([0]), mask, 0.5)
+    loss = info_nce(queries @ passages.T, torch.tensor([0]), mask, 0.5)
     assert float(loss) == pytest.approx(-1.2 + float(torch.tensor([1.2, 0.0]).logsumexp(0)))
 
 

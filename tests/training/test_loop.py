@@ -17,7 +17,7 @@ from program import Llara
 
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training.history import History, draw_curve
-from llara_cli.training.schedule import Schedule
+from llara_cli.training.schedule import Schedule, Share
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 10, "--name", "m")
 
@@ -26,7 +26,7 @@ SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 10, "--name", "m"
 def test_an_epoch_takes_every_text_once_and_resuming_takes_the_same(
     items: int, batch: int, epochs: int, start: int
 ) -> None:
-    schedule = Schedule.of(items, OptimiserSettings(batch_size=batch, epochs=epochs, seed=3))
+    schedule = Schedule.of([Share(0, items)], OptimiserSettings(batch_size=batch, epochs=epochs, seed=3))
     steps = list(schedule.batches())
     taken = Counter((epoch, number) for epoch, numbers in steps for number in numbers)
     assert taken == Counter({(epoch, number): 1 for epoch in range(epochs) for number in range(items)})
