@@ -120,8 +120,7 @@ def pretext_losses(
         at_pooled = log_share.exp_()
         at_pooled.index_put_((owner, ids), (-1.0 / counts.to(at_pooled.dtype))[owner], accumulate=True)
         at_pooled *= weights[part, None]
-        at_logits = torch.zeros_like(logits, dtype=at_pooled.dtype)
-        return each, at_logits.scatter_(1, slot[:, None], at_pooled[:, None])
+        return each, logits.zero_().scatter_(1, slot[:, None], at_pooled[:, None].to(logits.dtype))
 
     used = slots if pool_slots else slots[:, -1:]
     if type(head) is nn.Linear:
@@ -147,11 +146,12 @@ def language_model_loss(
         return functional.cross_entropy(logits.to(_wide(logits)), next_ids[part], reduction="none")
 
     def gradient(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        log_share = logits.to(_wide(logits)).log_softmax(dim=-1)
-        place = (torch.arange(len(logits), device=logits.device), next_ids[part])
-        each = -log_share[place]
-        share = log_share.exp_()
-        share[place] -= 1
+        rows, wide = torch.arange(len(logits), device=logits.device), logits.to(_wide(logits))
+        highest, at = wide.max(dim=-1)
+        wanted = wide[rows, next_ids[part]]
+        share = torch.softmax(wide, dim=-1, out=wide)
+        each = highest - share[rows, at].log() - wanted  # the largest share is no less than 1 / vocabulary
+        share[rows, next_ids[part]] -= 1
         return each, share.mul_(weight)
 
     weights = torch.full((len(hidden),), weight, device=hidden.device, dtype=_wide(hidden))
@@ -176,7 +176,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 Losses = Callable[[Tensor, slice], Tensor]
 """Losses (rows,) of the logits of a part of the rows."""
 Gradient = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""The same losses, and the gradient of their weighted sum at the logits."""
+"""The same losses, and the gradient of their weighted sum at the logits, which it may write in their place."""
 
 
 def _parts(head: nn.Module, hidden: Tensor) -> list[slice]:
@@ -213,9 +213,9 @@ class _GradientsAtOnce(torch.autograd.Function):
         weight: Tensor, bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.gathered, ctx.of_hidden, ctx.dtype = gathered, torch.empty_like(hidden), weight.dtype
-        found = []
+        found, room = [], _Room(hidden, weight, bias)
         for part in parts:
-            logits = functional.linear(hidden[part], weight, bias)
+            logits = room.logits(hidden[part])
             each, at_logits = gradient(logits, part)
             found.append(each)
             if ctx.needs_input_grad[4]:
@@ -235,6 +235,27 @@ class _GradientsAtOnce(torch.autograd.Function):
         of_head = [gathered.take(name, upstream, ctx.dtype) for name in ("weight", "bias")]
         gathered.taken()
         return (None, None, None, None, ctx.of_hidden.mul_(upstream.to(ctx.of_hidden.dtype)), *of_head)
+
+
+class _Room:
+    """Logits of one chunk after another in the same memory: fresh pages for each would take longer than its losses."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._reused = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
+        self._memory: Tensor | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., dim) -> (..., vocabulary); those of an earlier call are overwritten."""
+        if not self._reused:
+            return functional.linear(hidden, self.weight, self.bias)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if self._memory is None or len(self._memory) < len(flat):
+            self._memory = flat.new_empty(len(flat), len(self.weight))
+        logits = torch.mm(flat, self.weight.T, out=self._memory[: len(flat)])
+        if self.bias is not None:
+            logits += self.bias
+        return logits.view(*hidden.shape[:-1], -1)
 
 
 def _add_outer(total: Tensor, at_logits: Tensor, hidden: Tensor) -> None:
