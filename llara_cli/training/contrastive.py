@@ -4,7 +4,7 @@ The loss is a function of all embeddings together, so it is taken in every proce
 the texts, the shares are summed into one matrix, and each pushes the loss' gradient at its own rows back through the
 model. A share of more tokens than one forward may have is done as GradCache does it (arXiv 2101.06983): embed
 everything without gradient, take the loss' gradient at the embeddings, then embed each part again and push its
-part of that gradient through.
+part of that gradient through. The part that is largest keeps its graph and is embedded once.
 """
 
 from __future__ import annotations
@@ -92,20 +92,22 @@ class ContrastiveObjective:
     ) -> Tensor:
         """The batch's loss; its gradients through the parts called ``hand``, of which ``-1`` counts for nothing.
 
-        ``keep_graph``: one forward and one backward for all of them; else GradCache.
+        ``keep_graph``: one forward and one backward for all of them; else GradCache, but for the first and largest
+        part: there is room for one part's graph, so that one need not be embedded again.
         """
-        with torch.set_grad_enabled(keep_graph):
-            mine = engine.run(self._embed_all, parts, hand)
-        leaf, loss = self._loss_at(parts, hand, mine, groups, engine)
-        assert leaf.grad is not None
-        gradients = [_rows(leaf.grad, parts, number) for number in hand]
-        if keep_graph:
-            with engine.accumulate(last=True):
-                torch.autograd.backward(mine, gradients)
-            return loss
+        kept = len(hand) if keep_graph else 1
+        with engine.accumulate(last=kept == len(hand)):
+            whole = engine.run(self._embed_all, parts, hand[:kept])
+            with torch.no_grad():
+                rest = engine.run(self._embed_all, parts, hand[kept:]) if hand[kept:] else []
+            leaf, loss = self._loss_at(parts, hand, [*whole, *rest], groups, engine)
+            assert leaf.grad is not None
+            gradients = [_rows(leaf.grad, parts, number) for number in hand]
+            torch.autograd.backward(whole, gradients[:kept])
         for place, (number, gradient) in enumerate(zip(hand, gradients, strict=True)):
-            with engine.accumulate(last=place == len(hand) - 1):
-                engine.run(self._embed, parts, number).backward(gradient)
+            if place >= kept:
+                with engine.accumulate(last=place == len(hand) - 1):
+                    engine.run(self._embed, parts, number).backward(gradient)
         return loss
 
     def _loss_at(

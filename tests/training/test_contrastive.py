@@ -122,6 +122,16 @@ def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-9)
 
 
+def test_grad_cache_embeds_the_largest_part_once(tiny_model: Path) -> None:
+    cached = objective(tiny_model, budget=10**6, chunk=1)
+    parts = cached.parts(groups())
+    ran: list[int] = []
+    cached.backbone.body.register_forward_hook(lambda module, given, found: ran.append(found[0].shape[1]))
+    cached.backward(groups())
+    assert len(ran) == 2 * len(parts.numbers) - 1
+    assert ran.count(max(ran)) % 2 == 1  # the others are embedded twice
+
+
 def test_dropout_is_drawn_anew_each_step_and_again_by_seed(tiny_model: Path) -> None:
     ours = objective(tiny_model, budget=10**6)
     first, second = ours.backward(groups()).loss, ours.backward(groups()).loss
