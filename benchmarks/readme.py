@@ -44,8 +44,8 @@ def pretrain() -> str:
     memory = ", ".join(f"{row['model']}: {row['ratio']:.2f}" for row in found["memory"])
     lines += [
         "",
-        "`at most`: what the ratio to the authors' way would be if ours took the time of the matrix products alone that",
-        "the losses need, at the rate of a large square one (the shares of it are of `released` and of `paper`).",
+        "`at most`: what the ratio to the authors' way would be if ours took the time of the matrix products alone",
+        "that the losses need, at the rate of a large square one (the shares of it are of `released` and of `paper`).",
         "The authors' way is at its best with one text a forward, where nothing is padded; with eight, ours was",
     ]
     lines += [f"{min(eights):.1f} to {max(eights):.1f} times faster (one measurement each)."]
