@@ -43,13 +43,10 @@ class Table:
         block, row = self._reader.get_batch(number // BLOCK), number % BLOCK
         return {name: block.column(name)[row].values.to_numpy() for name in block.schema.names}
 
-    def lengths(self, name: str) -> NDArray[np.int64]:
-        """(rows,) How long each of a column's lists is."""
-        found = np.empty(len(self), np.int64)
-        for number in range(self._reader.num_record_batches):
-            counts = pc.list_value_length(self._reader.get_batch(number).column(name))
-            found[number * BLOCK : number * BLOCK + len(counts)] = counts.to_numpy()
-        return found
+    def total_length(self, name: str) -> int:
+        """How long all of a column's lists are together."""
+        batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+        return sum(int(pc.sum(pc.list_value_length(batch.column(name))).as_py() or 0) for batch in batches)
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -12,10 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from llara_cli.console import Bar, UserError
 from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
@@ -50,9 +48,9 @@ class ExampleTable:
         row = self._table.arrays(number)
         return Example(row["text"], {branch: row[branch] for branch in BRANCHES})
 
-    def lengths(self) -> NDArray[np.int64]:
-        """(examples,) Text tokens of each example."""
-        return self._table.lengths("text")
+    def tokens(self) -> int:
+        """Text tokens of all examples."""
+        return self._table.total_length("text")
 
 
 @dataclass(frozen=True)

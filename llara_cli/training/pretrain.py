@@ -88,7 +88,7 @@ class Pretraining(TrainingRun[Example]):
     @property
     def load(self) -> Load:
         """Texts with both prompts; two rows of logits each."""
-        return Load(int(self.table.lengths().sum()), self.prompts.overhead(), 2 * self.items, self.budget)
+        return Load(self.table.tokens(), self.prompts.overhead(), 2 * self.items, self.budget)
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Example]:
         """The same texts in every epoch."""

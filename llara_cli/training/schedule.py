@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,33 +59,35 @@ class Schedule:
     @property
     def epochs(self) -> float:
         """Passes over the items."""
-        return self.steps / len(self._slots)
+        return self.steps / self._firsts[-1]
 
     @cached_property
-    def _slots(self) -> list[tuple[int, int]]:
-        """The batches of an epoch before they are shuffled: set, and place among the set's items of the epoch."""
-        return [
-            (number, start)
-            for number, share in enumerate(self.shares)
-            for start in range(0, share.quota, self.batch_size)
-        ]
+    def _firsts(self) -> list[int]:
+        """The first of each set's batches in an epoch before they are shuffled; and last how many there are."""
+        return [0, *accumulate(math.ceil(share.quota / self.batch_size) for share in self.shares)]
+
+    def _slot(self, batch: int) -> tuple[int, int]:
+        """Set, and place among the set's items of the epoch, of a batch."""
+        number = bisect_right(self._firsts, batch) - 1
+        return number, (batch - self._firsts[number]) * self.batch_size
 
     def epoch(self) -> Iterator[tuple[int, Sequence[int]]]:
         """The batches of the first epoch, whether or not the run gets that far."""
-        return replace(self, steps=len(self._slots)).batches()
+        return replace(self, steps=self._firsts[-1]).batches()
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, Sequence[int]]]:
         """From step ``start`` on: how often the batch's set was gone through before, and the numbers of its items."""
-        order: NDArray[np.int64] = np.arange(len(self._slots))
-        orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        per_epoch = self._firsts[-1]
+        order: Sequence[int] | NDArray[np.int64] = range(per_epoch)
+        orders: dict[int, tuple[int, NDArray[np.int32]]] = {}
         for step in range(start, self.steps):
-            epoch, within = divmod(step, len(self._slots))
+            epoch, within = divmod(step, per_epoch)
             if len(self.shares) > 1 and (step == start or within == 0):
-                order = np.random.default_rng([self.seed, epoch, len(self.shares)]).permutation(len(self._slots))
-            yield self._batch(epoch, self._slots[order[within]], orders)
+                order = np.random.default_rng([self.seed, epoch, len(self.shares)]).permutation(per_epoch)
+            yield self._batch(epoch, self._slot(int(order[within])), orders)
 
     def _batch(
-        self, epoch: int, slot: tuple[int, int], orders: dict[int, tuple[int, NDArray[np.int64]]]
+        self, epoch: int, slot: tuple[int, int], orders: dict[int, tuple[int, NDArray[np.int32]]]
     ) -> tuple[int, Sequence[int]]:
         """``orders``: of each set, the pass that was last looked at and its order."""
         number, start = slot
@@ -95,6 +99,13 @@ class Schedule:
             if orders.get(number, (None,))[0] != turn:
                 # a single set, the usual case, is shuffled by seed and epoch alone
                 seed = [self.seed, turn] if len(self.shares) == 1 else [self.seed, turn, number]
-                orders[number] = turn, np.random.default_rng(seed).permutation(share.items)
+                orders[number] = turn, shuffled(share.items, seed)
             taken.append(share.first + int(orders[number][1][at]))
         return (epoch * share.quota + start) // share.items, taken
+
+
+def shuffled(items: int, seed: Sequence[int]) -> NDArray[np.int32]:
+    """Numbers 0 to ``items`` (exclusive) in a seeded order, four bytes each: a corpus may have a hundred million."""
+    order = np.arange(items, dtype=np.int32)
+    np.random.default_rng(seed).shuffle(order)
+    return order
