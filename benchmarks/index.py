@@ -2,9 +2,10 @@
 
     python benchmarks/index.py [--rows 200000] [--dim 384] [--rounds 3] [--threads 2] [--only NAME] [--json FILE]
 
-Vectors: noise around 2,000 random centres, of length 1; queries: more of the same. Every build is timed beside the
-bare library's (flat and IVF as often as there are rounds, graphs once), every search in turns. Recall is against brute
-force.
+Vectors, of length 1: 2,000 clusters of different width in a space whose variance falls along its axes, each much wider
+than its centres are apart, so that clusters overlap; queries: others from the same clusters, none of the corpus. Builds
+(three at least) and searches are timed in turns with the bare library's; a ratio is the median of the pairs'. Recall is
+against brute force.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +32,9 @@ from llara_backends.index_exact import MappedVectors
 from llara_cli import registry
 from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
 
-CENTRES, NOISE, QUERIES, K = 2000, 0.6, 1000, 10
+CENTRES, NOISE, DECAY, QUERIES, K = 2000, 1.5, 0.5, 1000, 10
 EF, EF_CONSTRUCTION, M = 128, 200, 32
+LEAST_BUILDS = 3
 Build = Callable[[Vectors], Any]
 Search = Callable[[Any, Vectors], Any]
 
@@ -44,7 +47,6 @@ class Rivals:
     options: IndexOptions
     build: Build
     search: Search
-    builds: int | None = None
 
     def ours(self, vectors: Vectors) -> IndexBackend:
         """Our backend's index."""
@@ -52,12 +54,25 @@ class Rivals:
         return made
 
 
-def clustered(rows: int, dim: int, seed: int, centres: Vectors) -> Vectors:
-    """(rows, dim) vectors of length 1 around the centres."""
-    random = np.random.default_rng(seed)
-    vectors = centres[random.integers(0, len(centres), rows)]
-    vectors += NOISE / math.sqrt(dim) * random.standard_normal((rows, dim), dtype=np.float32)
-    return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+class Clusters:
+    """Overlapping clusters of different width; the axes' standard deviations fall as 1 / axis ** ``DECAY``."""
+
+    def __init__(self, dim: int) -> None:
+        random = np.random.default_rng(0)
+        axes = np.arange(1, dim + 1, dtype=np.float32) ** -DECAY
+        self.axes = (axes / np.linalg.norm(axes)).astype(np.float32)
+        self.centres = self.axes * random.standard_normal((CENTRES, dim), dtype=np.float32)
+        self.widths = (NOISE * random.gamma(2.0, 0.5, (CENTRES, 1))).astype(np.float32)
+
+    def draw(self, rows: int, seed: int) -> Vectors:
+        """(rows, dim) vectors of length 1, the same for equal seeds."""
+        random = np.random.default_rng(seed)
+        chosen = random.integers(0, CENTRES, rows)
+        vectors = random.standard_normal((rows, len(self.axes)), dtype=np.float32)
+        vectors *= self.axes
+        vectors *= self.widths[chosen]
+        vectors += self.centres[chosen]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def bare_faiss(spec: str, **settings: int) -> tuple[Build, Search]:
@@ -78,11 +93,11 @@ def bare_faiss(spec: str, **settings: int) -> tuple[Build, Search]:
     return build, lambda index, queries: index.search(queries, K)[1]
 
 
-def bare_hnswlib(vectors: Vectors) -> Any:
+def bare_hnswlib(vectors: Vectors, threads: int) -> Any:
     """hnswlib by itself."""
     graph = hnswlib.Index("ip", vectors.shape[1])
     graph.init_index(len(vectors), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
-    graph.add_items(vectors)
+    graph.add_items(vectors, num_threads=threads)
     graph.set_ef(EF)
     return graph
 
@@ -96,33 +111,46 @@ def rivals(rows: int, threads: int) -> dict[str, Rivals]:
     return {
         "faiss Flat": Rivals(ours, IndexOptions("Flat"), *bare_faiss("Flat")),
         f"faiss {ivf}": Rivals(ours, IndexOptions(ivf), *bare_faiss(ivf, nprobe=math.isqrt(lists))),
-        "faiss HNSW32": Rivals(ours, IndexOptions("HNSW32", graph), *bare_faiss("HNSW32", efSearch=EF), builds=1),
+        "faiss HNSW32": Rivals(ours, IndexOptions("HNSW32", graph), *bare_faiss("HNSW32", efSearch=EF)),
         "hnswlib": Rivals(
             registry.load("index", "hnsw"), IndexOptions(parameters={**graph, "M": M, "threads": threads}),
-            bare_hnswlib, lambda index, queries: index.knn_query(queries, K)[0], builds=1,
+            partial(bare_hnswlib, threads=threads), lambda index, queries: index.knn_query(queries, K)[0],
         ),
     }  # fmt: skip
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and the result."""
+def recorded(seconds: list[float], function: Callable[[], Any]) -> Any:
+    """The result; how long it took is noted."""
     started = time.perf_counter()
     result = function()
-    return time.perf_counter() - started, result
+    seconds.append(time.perf_counter() - started)
+    return result
+
+
+def in_turns(turn: int, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+    """The results of both; every other turn the second runs first."""
+    if turn % 2:
+        result = second()
+        return first(), result
+    return first(), second()
 
 
 def compare(pair: Rivals, vectors: Vectors, queries: Vectors, truth: Any, rounds: int) -> dict[str, Any]:
     """Build and search ratios (ours over theirs), recall and rate of both."""
     seconds: dict[str, list[float]] = {name: [] for name in ("build", "bare build", "search", "bare search")}
-    for _ in range(pair.builds or rounds):
-        taken, bare = timed(lambda: pair.build(vectors))
-        seconds["bare build"].append(taken)
-        taken, mine = timed(lambda: pair.ours(vectors))
-        seconds["build"].append(taken)
+    for turn in range(max(LEAST_BUILDS, rounds)):
+        bare, mine = in_turns(
+            turn,
+            lambda: recorded(seconds["bare build"], lambda: pair.build(vectors)),
+            lambda: recorded(seconds["build"], lambda: pair.ours(vectors)),
+        )
     found = {"llara": mine.search(queries, K).rows, "bare": pair.search(bare, queries)}  # the first is not timed
-    for _ in range(3 * rounds):
-        seconds["bare search"].append(timed(lambda: pair.search(bare, queries))[0])
-        seconds["search"].append(timed(lambda: mine.search(queries, K))[0])
+    for turn in range(3 * rounds):
+        in_turns(
+            turn,
+            lambda: recorded(seconds["bare search"], lambda: pair.search(bare, queries)),
+            lambda: recorded(seconds["search"], lambda: mine.search(queries, K)),
+        )
     ratios = {
         what: statistics.median(a / b for a, b in zip(seconds[what], seconds[f"bare {what}"], strict=True))
         for what in ("build", "search")
@@ -159,8 +187,8 @@ def main(
     """Compare every kind of index."""
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
-    centres = np.random.default_rng(0).standard_normal((CENTRES, dim), dtype=np.float32) / np.float32(math.sqrt(dim))
-    vectors, queries = clustered(rows, dim, 1, centres), clustered(QUERIES, dim, 2, centres)
+    clusters = Clusters(dim)
+    vectors, queries = clusters.draw(rows, 1), clusters.draw(QUERIES, 2)
     truth = registry.load("index", "exact").build(MappedVectors(vectors), IndexOptions()).search(queries, K).rows
     found = {}
     for name, pair in ((name, pair) for name, pair in rivals(rows, threads).items() if only in name):
@@ -169,6 +197,7 @@ def main(
     if as_json is not None:
         versions = {package: version(package) for package in ("faiss-cpu", "hnswlib", "numpy")}
         settings = {"rows": rows, "dim": dim, "queries": QUERIES, "k": K, "threads": threads, "rounds": rounds}
+        settings |= {"centres": CENTRES, "noise": NOISE, "decay": DECAY}
         before = json.loads(as_json.read_text()) if only and as_json.exists() else {"found": {}}
         found = before["found"] | found
         as_json.write_text(json.dumps({"settings": settings, "versions": versions, "found": found}, indent=1) + "\n")

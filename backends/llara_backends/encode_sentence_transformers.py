@@ -69,6 +69,8 @@ class SentenceTransformersEncoder(EncoderBackend):
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()
+        if _modules(source) is None:
+            options.note(f"{source.name} has no {MODULES}: sentence-transformers takes the mean of its hidden states")
         _dim(model, source)
         limits: dict[Role, int | None] = {
             "query": _choose_length(model, options.query_length),
@@ -125,12 +127,20 @@ def _refuse(source: ModelSource) -> None:
     """Raise ``UserError`` for what the library would not load, or load as something else than it is, or by pickle."""
     if source.gguf_file or source.is_adapter:
         raise UserError(f"{source.path}: a GGUF file or an adapter alone runs with --encoder torch only")
-    named = cached_file(source.location, MODULES, _raise_exceptions_for_missing_entries=False, **_quietly(source))
+    named = _modules(source)
     if named is None and source.saved_recipe is not None:
         raise UserError(f"{source.path} was trained with a recipe of llara: encode with --encoder torch")
     folders = [module["path"] for module in json.loads(Path(named).read_text(encoding="utf-8"))] if named else []
     for folder in dict.fromkeys(["", *folders] if source.is_local else filter(None, folders)):
         _refuse_pickle(source, folder)
+
+
+def _modules(source: ModelSource) -> str | None:
+    """The file that names the library's modules; None where the model was not made with the library."""
+    found: str | None = cached_file(
+        source.location, MODULES, _raise_exceptions_for_missing_entries=False, **_quietly(source)
+    )
+    return found
 
 
 def _refuse_pickle(source: ModelSource, folder: str) -> None:

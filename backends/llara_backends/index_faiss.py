@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import faiss
 import numpy as np
 
+from llara_backends.index_faiss_training import lists, train
 from llara_backends.index_settings import REPRODUCIBLE_ROWS, check_parameters, load_options, save_options
 from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits, refuse_width
 from llara_cli.console import LlaraError, UserError
@@ -24,13 +24,10 @@ DEFAULT_SPEC = "Flat"
 _THEIR_NAMES = {"nprobe": "nprobe", "ef": "efSearch", "ef_construction": "efConstruction"}
 _EF_CONSTRUCTION = 200
 _LEAST_EF = 128
-_SEED = 20240612
 _PIECE_ROWS = 2048
 """Rows that are looked at and copied together: they stay in the cache."""
-_SAMPLE, _SAMPLE_BYTES = 65_536, 96 * 2**20
-"""Vectors to train on at most, and the memory that they may take."""
-_LEAST_SAMPLE, _SAMPLE_PER_LIST = 10_000, 64
-"""But so many at least, and so many for each list of an IVF index: FAISS asks for 39 to 256 for a centroid."""
+_PROBE = 10
+"""Hits that show in which order an index gives them."""
 _PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
 
 
@@ -63,10 +60,9 @@ class FaissIndex(IndexBackend):
             _set(index, spec, name, value)
         index = _on_device(index, spec, options.device)
         with _few_threads(index, vectors.count), _spec_errors(spec, vectors.count):
-            if not index.is_trained:
-                _bound_rotation(index)
-                index.train(_sample(vectors, _sample_size(index, vectors.count)))
+            train(index, vectors)
             _add(index, vectors)
+        _refuse_distances(index, spec)
         return cls(index, spec, parameters, options.device)
 
     def save(self, folder: Path) -> None:
@@ -139,20 +135,23 @@ def _made(spec: str, dim: int) -> Any:
         ) from error
 
 
+def _refuse_distances(index: Any, spec: str) -> None:
+    """Raise ``UserError`` where an index answers with distances, the least first, though it was made for products."""
+    query = np.full((1, index.d), 1 / math.sqrt(index.d), np.float32)
+    scores, rows = index.search(query, min(_PROBE, index.ntotal))
+    there = scores[rows >= 0]
+    if there.size and there[0] < there[-1]:
+        raise UserError(f"an index of spec {spec!r} finds by distance, not by inner product: choose another spec")
+
+
 def _default_parameters(index: Any) -> dict[str, int | float | str]:
     """What FAISS leaves at values that find little: one list of an IVF index, 40 candidates for a link of HNSW."""
     found: dict[str, int | float | str] = {}
-    if (lists := _lists(index)) is not None:
-        found["nprobe"] = max(1, math.isqrt(lists))
+    if (number := lists(index)) is not None:
+        found["nprobe"] = max(1, math.isqrt(number))
     if _has(index, "ef_construction"):
         found["ef_construction"] = _EF_CONSTRUCTION
     return found
-
-
-def _lists(index: Any) -> int | None:
-    """Lists of the IVF index that ``index`` is or wraps."""
-    ivf = faiss.try_extract_index_ivf(index)
-    return None if ivf is None else int(ivf.nlist)
 
 
 def _has(index: Any, name: str) -> bool:
@@ -210,42 +209,6 @@ def _make_room(index: Any, count: int) -> None:
     if isinstance(flat, faiss.IndexFlatCodes):
         flat.codes.resize((flat.ntotal + count) * flat.code_size)
         flat.codes.resize(flat.ntotal * flat.code_size)
-
-
-def _sample_size(index: Any, count: int) -> int:
-    affordable = min(_SAMPLE, _SAMPLE_BYTES // (4 * int(index.d)))
-    return min(count, max(affordable, _LEAST_SAMPLE, _SAMPLE_PER_LIST * (_lists(index) or 0)))
-
-
-def _sample(vectors: VectorBlocks, size: int) -> Vectors:
-    """``size`` vectors drawn without bias, in the stream's order; the same ones every time."""
-    drawn = np.random.default_rng(_SEED).choice(vectors.count, size, replace=False, shuffle=False)
-    drawn.sort()
-    sample, row, filled = _room(size, vectors.dim), 0, 0
-    for block in checked_blocks(vectors):
-        here = drawn[filled : np.searchsorted(drawn, row + len(block))] - row
-        sample[filled : filled + len(here)] = block[here]
-        row, filled = row + len(block), filled + len(here)
-    return sample
-
-
-def _bound_rotation(index: Any) -> None:
-    """Let OPQ learn its rotation from as few vectors as it may: it keeps a dozen copies of them."""
-    if not isinstance(index, faiss.IndexPreTransform):
-        return
-    chain: Any = index.chain  # a vector of C++, whatever FAISS's annotations say
-    for place in range(chain.size()):
-        rotation = faiss.downcast_VectorTransform(chain.at(place))
-        if isinstance(rotation, faiss.OPQMatrix):
-            rotation.max_train_points = _LEAST_SAMPLE
-
-
-def _room(rows: int, dim: int) -> Vectors:
-    """An empty matrix, in a file without a name where it is large: many lists want more vectors than memory has."""
-    if 4 * rows * dim <= _SAMPLE_BYTES:
-        return np.empty((rows, dim), dtype=np.float32)
-    with TemporaryFile() as file:
-        return np.memmap(file, np.float32, "w+", shape=(rows, dim))
 
 
 @contextmanager

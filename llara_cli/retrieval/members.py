@@ -55,8 +55,8 @@ class Members:
             rows: NDArray[np.int64] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise LlaraError(f"{path}: missing or damaged: build index {self.index.name!r} anew") from error
-        if rows.shape != (wanted,):
-            raise LlaraError(f"{path}: {rows.size} rows, not {wanted}: build index {self.index.name!r} anew")
+        if rows.shape != (wanted,) or rows.dtype != np.int64 or not _rising(rows, len(self.ids)):
+            raise LlaraError(f"{path}: damaged: not {wanted} rising rows: build index {self.index.name!r} anew")
         return rows
 
     def living(self) -> Iterator[tuple[int, str]]:
@@ -68,6 +68,11 @@ class Members:
         """``title`` and ``text`` of a row; nothing else is read."""
         part, place = self.ids.place(row)
         return self.stores[part].texts[place]
+
+
+def _rising(rows: NDArray[np.int64], count: int) -> bool:
+    """Whether these are numbers of ``count`` rows, each once, in order."""
+    return bool(rows[0] >= 0 and rows[-1] < count and (np.diff(rows) > 0).all())
 
 
 def _store(workspace: Workspace, index: Artifact, name: str, fingerprint: str) -> VectorStore:

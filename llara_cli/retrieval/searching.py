@@ -77,9 +77,9 @@ class Searching:
         return encoder
 
     def check(self, k: int) -> None:
-        """Raise ``UserError`` for what can be told before the model is loaded."""
+        """Raise ``UserError`` or ``LlaraError`` for what can be told before the model is loaded."""
         refuse_nonpositive("--top-k", k)
-        _ = self.source, self.members, self.search_parameters
+        _ = self.source, self.members.removed, self.search_parameters
 
     @cached_property
     def search_parameters(self) -> dict[str, int | float | str]:

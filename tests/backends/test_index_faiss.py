@@ -38,6 +38,18 @@ class TestFaiss:
         expected = brute_force(vectors, queries, 10).rows
         assert np.mean([len(set(a) & set(b)) for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]) >= 8.5
 
+    @pytest.mark.parametrize("spec", ["OPQ8,IVF4,PQ8x4,RFlat", "PCA12,L2norm,IVF4,SQ8", "PQ4x4,RFlat", "RR16,SQ8"])
+    def test_a_spec_of_several_parts_is_trained_in_each(self, faiss: type[IndexBackend], spec: str) -> None:
+        vectors = unit_vectors(1000)
+        index = faiss.build(Blocks(vectors), IndexOptions(spec, {"nprobe": 4} if "IVF" in spec else {}))
+        rows = index.search(vectors[:50], 1).rows[:, 0]
+        assert np.mean(rows == np.arange(50)) >= 0.9
+
+    @pytest.mark.parametrize("spec", ["HNSW8,PQ4x4", "IVF4,ITQ8,SH"])
+    def test_an_index_that_ranks_by_distance_is_refused(self, faiss: type[IndexBackend], spec: str) -> None:
+        with pytest.raises(UserError, match="by distance"):
+            faiss.build(Blocks(unit_vectors(1000)), IndexOptions(spec))
+
     def test_nprobe_at_search_and_as_saved_default(self, faiss: type[IndexBackend], tmp_path: Path) -> None:
         """More lists looked at find more; what one search is told does not last; what the build is told does."""
         vectors, queries = unit_vectors(1000), unit_vectors(40, seed=1)

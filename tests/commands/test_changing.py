@@ -133,7 +133,7 @@ def test_defaults_of_the_workspace_do_not_hinder_a_change(library: Llara, tmp_pa
     assert len(found(library)) == 5
 
 
-@pytest.mark.parametrize("name", ["a\u00a0b ", " b", "c  d"])
+@pytest.mark.parametrize("name", ["a\u00a0b ", " b", "c  d", "e\ufeff", "f\u3000\u200b", "#g", '"h"'])
 def test_an_id_is_removed_as_it_is_written(library: Llara, tiny_model: Path, tmp_path: Path, name: str) -> None:
     rows = [{"_id": name, "text": "a text"}, {"_id": name.strip() + "x", "text": "another"}]
     library("encode", write_jsonl(tmp_path / "odd.jsonl", rows), "--model", tiny_model, "--name", "odd")
@@ -147,12 +147,13 @@ def test_a_lost_list_of_removed_rows_is_no_empty_one(library: Llara, tmp_path: P
     library("index", "--remove", ids(tmp_path / "gone", "d1"))
     removed = tmp_path / "ws/indexes/i/removed.npy"
     whole = removed.read_bytes()
-    for damaged in (whole[:-9], whole[:20], None):
+    for damaged in (whole[:-9], whole[:20], whole[:-8] + b"\x09" + bytes(7), whole[:-8] + b"\xff" * 8, None):
         removed.unlink()
         if damaged is not None:
             removed.write_bytes(damaged)
         outcome = library("search", "the sea")
-        assert (outcome.code, "removed.npy: missing or damaged" in outcome.error) == (1, True)
+        assert (outcome.code, "removed.npy: " in outcome.error, "damaged" in outcome.error) == (1, True, True)
+        assert "index: i" not in outcome.err  # before any weight is loaded
         removed.write_bytes(whole)
     assert found(library).keys() == {"d0", "d2"}
 

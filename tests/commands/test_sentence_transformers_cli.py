@@ -63,3 +63,9 @@ def test_a_pickle_is_one_line(llara: Llara, beir: Path, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "is a pickle" in outcome.error
     assert not (tmp_path / "ws/embeddings").exists() or not list((tmp_path / "ws/embeddings").iterdir())
+
+
+def test_pooling_that_nobody_chose_is_said_once(llara: Llara, beir: Path, tiny_model: Path, model: Path) -> None:
+    said = llara("encode", beir, "--model", tiny_model, *USED).err
+    assert said.count("has no modules.json: sentence-transformers takes the mean of its hidden states") == 1
+    assert "modules.json" not in llara("encode", beir, "--model", model, *USED).err

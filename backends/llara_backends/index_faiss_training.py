@@ -1,0 +1,129 @@
+"""Training an index of FAISS (centroids, codes, rotations) on a sample, in memory that does not grow with the vectors.
+
+FAISS copies what it trains on: lists none of it, codes twice, OPQ six times. So each part gets as many vectors as its
+copies leave room for.
+"""
+
+from __future__ import annotations
+
+from tempfile import TemporaryFile
+from typing import Any
+
+import faiss
+import numpy as np
+
+from llara_backends.index_vectors import checked_blocks
+from llara_cli.protocols import VectorBlocks, Vectors
+
+_SEED = 20240612
+_MOST, _BYTES = 65_536, 96 * 2**20
+"""Vectors to train on at most, and the memory that they may take."""
+_ROTATION_BYTES = 32 * 2**20
+"""The same where OPQ learns a rotation."""
+_LEAST, _PER_LIST = 10_000, 64
+"""But so many at least, and so many for each list of an IVF index: FAISS asks for 39 to 256 for a centroid."""
+_ROWS_PER_TABLE = 256
+"""Vectors whose distances to all centroids of a product quantizer are held at once.
+
+FAISS would hold those of 262,144: of a block of vectors of width 768, 500 MB with PQ48. It is no faster.
+"""
+_ROWS_PER_TRANSFORM = 4096
+
+_globals: Any = faiss.cvar
+_globals.product_quantizer_compute_codes_bs = _ROWS_PER_TABLE
+
+
+def train(index: Any, vectors: VectorBlocks) -> None:
+    """Train an index on a sample of the stream; an index that needs no training stays as it is."""
+    if not index.is_trained:
+        _train(index, _sample(vectors, _sample_size(index, vectors.count)))
+
+
+def lists(index: Any) -> int | None:
+    """Lists of the IVF index that ``index`` is or wraps."""
+    ivf = faiss.try_extract_index_ivf(index)
+    return None if ivf is None else int(ivf.nlist)
+
+
+def _train(index: Any, sample: Vectors) -> None:
+    """Train an index, part by part, on all of ``sample`` (rows, dim) or on what a part has room for."""
+    index = faiss.downcast_index(index)
+    if hasattr(index, "do_polysemous_training"):
+        index.do_polysemous_training = False  # a second and more for each part of a code; no search here uses it
+    if isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain  # a vector of C++, whatever FAISS's annotations say
+        for place in range(chain.size()):
+            sample = _transformed(faiss.downcast_VectorTransform(chain.at(place)), sample)
+        _train(index.index, sample)
+        index.is_trained = True
+    elif isinstance(index, faiss.IndexRefine):
+        _train(index.base_index, sample)
+        _train(index.refine_index, sample)
+        index.is_trained = True
+    elif isinstance(index, faiss.IndexIVF):
+        ivf: Any = index  # FAISS's annotations lack the method
+        ivf.train_q1(len(sample), faiss.swig_ptr(sample), False, index.metric_type)
+        index.train(_thinned(sample))  # the codes: the lists are there
+    elif not index.is_trained:
+        index.train(sample)
+
+
+def _sample_size(index: Any, count: int) -> int:
+    affordable = _affordable(int(index.d), _BYTES // 2 if isinstance(index, faiss.IndexPreTransform) else _BYTES)
+    return min(count, max(affordable, _PER_LIST * (lists(index) or 0)))
+
+
+def _affordable(dim: int, size: int = _BYTES) -> int:
+    """Vectors that fit ``size`` bytes; never fewer than some thousands."""
+    return max(_LEAST, min(_MOST, size // (4 * dim)))
+
+
+def _sample(vectors: VectorBlocks, size: int) -> Vectors:
+    """``size`` vectors drawn without bias, in the stream's order; the same ones every time."""
+    drawn = np.random.default_rng(_SEED).choice(vectors.count, size, replace=False, shuffle=False)
+    drawn.sort()
+    sample, row, filled = _room(size, vectors.dim), 0, 0
+    for block in checked_blocks(vectors):
+        here = drawn[filled : np.searchsorted(drawn, row + len(block))] - row
+        sample[filled : filled + len(here)] = block[here]
+        row, filled = row + len(block), filled + len(here)
+    return sample
+
+
+def _thinned(sample: Vectors) -> Vectors:
+    """As many of the vectors as codes are trained on, evenly from all."""
+    size = _affordable(sample.shape[1])
+    return sample if len(sample) <= size else sample[np.arange(size) * len(sample) // size]
+
+
+def _transformed(transform: Any, sample: Vectors) -> Vectors:
+    """(rows, its width): the sample as a transform, trained now, makes it."""
+    if not transform.is_trained:
+        (_learn_rotation if isinstance(transform, faiss.OPQMatrix) else _learn)(transform, sample)
+    made = _room(len(sample), transform.d_out)
+    for start in range(0, len(sample), _ROWS_PER_TRANSFORM):
+        part = slice(start, start + _ROWS_PER_TRANSFORM)
+        made[part] = transform.apply(sample[part])
+    return made
+
+
+def _learn(transform: Any, sample: Vectors) -> None:
+    transform.train(_thinned(sample))
+
+
+def _learn_rotation(rotation: Any, sample: Vectors) -> None:
+    """Train OPQ on few vectors, without its word on each of its thousand clusterings that there are few."""
+    rotation.max_train_points = min(_LEAST, _ROTATION_BYTES // (4 * int(rotation.d_in)))
+    quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+    quantizer.cp.min_points_per_centroid = 1
+    rotation.pq = quantizer
+    rotation.train(sample)
+    rotation.pq = None
+
+
+def _room(rows: int, dim: int) -> Vectors:
+    """An empty matrix, in a file without a name where it is large: many lists want more vectors than memory has."""
+    if 4 * rows * dim <= _BYTES:
+        return np.empty((rows, dim), dtype=np.float32)
+    with TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=(rows, dim))
