@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,12 @@ METHOD, K1, B = "lucene", 0.9, 0.4
 STEMMER, STOP_WORDS, WORD = "porter", "en", r"(?u)\b\w+\b"
 _AT_ONCE = 4096
 """Texts that are cut into words together; no more are held."""
+
+
+def check_installed() -> None:
+    """Raise ``UserError`` where the extra is not installed."""
+    if find_spec("bm25s") is None or find_spec("Stemmer") is None:
+        raise missing_extra("BM25", "bm25")
 
 
 class Words:
@@ -108,5 +115,5 @@ class Bm25:
         if len(rows) > k:
             least = np.partition(scores[rows], -k)[-k]
             rows = rows[scores[rows] >= least]
-        hits = [(self._ids[row], float(scores[row])) for row in rows]
+        hits = [(self._ids[row], float(scores[row])) for row in rows.tolist()]
         return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
