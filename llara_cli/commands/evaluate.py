@@ -90,10 +90,10 @@ def evaluate(
 
     check_format(format_, as_json=as_json)
     wanted = parse_metrics(metrics) if metrics is not None else None
-    if benchmark is None:
-        assert run is not None and qrels is not None
+    if run is not None and qrels is not None:
         _measure_run(session, run, qrels, wanted or DEFAULT_METRICS, format_)
         return
+    assert benchmark is not None
     asked = _Asked(benchmark, datasets, data_root, split, yes)
     dense = Dense(max_length, query_length, dtype, index_backend, encoder, batch_tokens, dim)
     ranker = _ranker(session, model, run, name, dense, trust_remote_code)

@@ -86,7 +86,11 @@ class Evaluating:
         self.workspace.create()
         results = Results(self.workspace, self.benchmark, self.ranker.name)
         evaluations = {task: self._evaluate(results, task, data) for task, data in found}
-        return summarised(self.benchmark, self.ranker.name, evaluations)
+        result = summarised(self.benchmark, self.ranker.name, evaluations)
+        for name, figures in result["datasets"].items():
+            if "forums" in figures:
+                results.save_group(name, figures)
+        return result
 
     def _check(self, data: DataSet) -> None:
         """Raise ``UserError`` for a bad file before any model is loaded."""

@@ -56,9 +56,8 @@ def figures_csv(result: Mapping[str, Any], systems: Sequence[System]) -> str:
             rows += [(label, result["model"], metric, value, part["queries"], "") for metric, value in numbers.items()]
         for system in systems[1:]:
             found = {metric: system.value(name, metric) for metric in figures}
-            rows += [
-                (name, system.name, key, value, "", system.source) for key, value in found.items() if value is not None
-            ]
+            told = {metric: value for metric, value in found.items() if value is not None}
+            rows += [(name, system.name, metric, value, "", system.source) for metric, value in told.items()]
     return as_csv(("dataset", "system", "metric", "value", "queries", "source"), [*rows, *_mean_rows(result, systems)])
 
 

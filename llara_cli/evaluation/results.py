@@ -116,6 +116,11 @@ class Results:
         write_atomically(path, dump(fields))
         return Result(path, fields)
 
+    def save_group(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Write the figures of a group beside the folder that has its parts."""
+        fields = {"benchmark": self._benchmark, "model": self._model, "dataset": name, **figures}
+        write_atomically(self.path(name), dump(fields))
+
 
 def load(path: Path) -> Result | None:
     """A result on disk; None where there is none, or a file that is not one."""
@@ -140,6 +145,11 @@ def of_model(workspace: Workspace, benchmark: str, model: str) -> list[Result]:
     folder = workspace.root / FOLDER / slug(benchmark) / slug(model)
     found = (load(path) for path in sorted(folder.rglob("*.json")))
     return [result for result in found if result is not None]
+
+
+def comparison_path(workspace: Workspace, benchmark: str, names: Sequence[str]) -> Path:
+    """Where a comparison is drawn, without the ending."""
+    return workspace.root / FOLDER / slug(benchmark) / f"compare-{'-'.join(map(slug, names))}"[:150]
 
 
 def versions() -> dict[str, str]:

@@ -54,13 +54,13 @@ def beside_grid(result: Mapping[str, Any], systems: Sequence[System]) -> Grid | 
     main = {name: main_metric(figures) for name, figures in datasets.items()}
     shared = len(set(main.values())) == 1
     rows = [
-        _compared(name if shared else f"{name} {metric}", [system.value(name, metric) for system in systems])
+        compared_row(name if shared else f"{name} {metric}", [system.value(name, metric) for system in systems])
         for name, metric in main.items()
     ]
     names = counted(str(result["benchmark"]), datasets)
     if len(datasets) > 1 and _mean(result) is not None:
         values = [means(str(result["benchmark"]), datasets, system) for system in systems]
-        rows.append(_compared(f"mean of {len(names)}", values, kind="total"))
+        rows.append(compared_row(f"mean of {len(names)}", values, kind="total"))
     title = f"{result['benchmark']}: {next(iter(main.values()))}" if shared else str(result["benchmark"])
     return Grid(title, "data set", [system.name for system in systems], rows, _sources(systems))
 
@@ -72,7 +72,7 @@ def _own_row(name: str, figures: Figures, metrics: Sequence[str], kind: str) -> 
     return Row(label, [*cells, f"{figures['queries']:,}"], kind=kind)
 
 
-def _compared(label: str, values: Sequence[float | None], kind: str = "plain") -> Row:
+def compared_row(label: str, values: Sequence[float | None], kind: str = "plain") -> Row:
     # what looks the same is equally good
     cells = [_shown(value) if value is not None else "" for value in values]
     there = [round(100 * value, 2) for value in values if value is not None]
