@@ -112,7 +112,7 @@ class Comparing:
         for name, result in results.items():
             if result.data != first.data or result.per_query.keys() != first.per_query.keys():
                 raise UserError(
-                    f"{dataset}: {first.model} and {name} were measured on different data or queries: evaluate one again"
+                    f"{dataset}: {first.model} and {name} were measured on different data: evaluate one again"
                 )
         return results
 
