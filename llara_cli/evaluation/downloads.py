@@ -64,7 +64,7 @@ class Downloads:
         """The files that make up a collection, as ir_datasets lists them."""
         source = self._source(collection)
         contents = source.contents()
-        keys = collection.files or [collection.archive]
+        keys = [collection.archive] if collection.archive else collection.files
         return [self._listed(key, contents[key], self._base(collection)) for key in keys]
 
     def bring(self, collection: Collection) -> Artifact:

@@ -20,7 +20,6 @@ from llara_cli.data.lines import one_line
 
 TRIES = 3
 """In a row without a single byte."""
-_BLOCK = 1 << 16
 Advance = Callable[[int], None]
 
 
@@ -85,10 +84,10 @@ def _append(source: Any, kept: Path, *, resume: bool) -> Iterator[int]:
         headers = dict(source.headers or {})
         if file.tell():
             headers["Range"] = f"bytes={file.tell()}-"
-        with RequestsDownload(source.url, tries=1, headers=headers).stream() as stream:
-            while block := stream.read1(_BLOCK):
-                file.write(block)
-                yield len(block)
+        # its stream() would lose what a broken connection brought of a buffer
+        for block in RequestsDownload(source.url, tries=1, headers=headers):
+            file.write(block)
+            yield len(block)
 
 
 def _whole_length(source: Any, requests: Any) -> int | None:
