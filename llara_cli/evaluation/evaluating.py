@@ -18,7 +18,7 @@ from llara_cli.evaluation.summary import summarised
 from llara_cli.retrieval.judged import DataSet
 from llara_cli.retrieval.measures import cutoff
 from llara_cli.retrieval.metrics import Evaluation, PerQuery, averaged, evaluate, score_queries
-from llara_cli.retrieval.runs import Answers, Run, read_answers, read_qrels, read_run, save_run
+from llara_cli.retrieval.runs import Answers, Qrels, Run, read_answers, read_qrels, read_run, save_run
 from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
 
@@ -39,8 +39,9 @@ class EvaluateSettings:
 class Scoring:
     """Scores the answers that pass through, a window of queries at a time."""
 
-    def __init__(self, data: DataSet, metrics: Sequence[str]) -> None:
-        self._qrels = data.qrels
+    def __init__(self, qrels: Qrels, metrics: Sequence[str], window: int = WINDOW) -> None:
+        self._qrels = qrels
+        self._size = window
         self._metrics = metrics
         self._values: PerQuery = {}
         self._window: Run = {}
@@ -50,7 +51,7 @@ class Scoring:
         for query, hits in answers:
             yield query, hits
             self._window[query] = dict(hits)
-            if len(self._window) >= WINDOW:
+            if len(self._window) >= self._size:
                 self._score()
 
     def finish(self) -> Evaluation:
@@ -122,7 +123,7 @@ class Evaluating:
         started = time.monotonic()
         self._warn_of_depth(metrics)
         settings = identity["settings"]
-        scoring = Scoring(data, metrics)
+        scoring = Scoring(data.qrels, metrics)
         answers = self.ranker.answers(data, settings["top_k"], settings["drop_identical_ids"])
         path = results.path(data.name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ class Evaluating:
             self.console.note(f"{data.name}: the run beside {made.path} is gone or changed: evaluated again")
             return self._measure(results, identity, data, every)
         self._warn_of_depth(metrics)
-        scoring = Scoring(data, every)
+        scoring = Scoring(data.qrels, every)
         for _ in scoring.watch(read_answers(run)):
             pass
         saved = results.save(identity, scoring.finish(), run, {"seconds": made.fields.get("seconds")})

@@ -20,6 +20,7 @@ _PACKAGES = (
     "torch", "transformers", "sentence-transformers", "numpy", "ir_measures", "pytrec_eval-terrier", "bm25s",
     "ir_datasets",
 )  # fmt: skip
+_PARTS = {"dataset", "model", "metrics", "per_query", "fingerprints", "settings", "run"}
 Identity = dict[str, Any]
 """What makes two evaluations the same: data set, split, settings, fingerprints."""
 
@@ -130,7 +131,8 @@ def load(path: Path) -> Result | None:
         fields = read_json(path)
     except LlaraError:
         return None
-    return Result(path, fields) if {"per_query", "fingerprints", "settings", "run"} <= fields.keys() else None
+    whole = isinstance(fields, dict) and fields.keys() >= _PARTS
+    return Result(path, fields) if whole else None
 
 
 def models(workspace: Workspace, benchmark: str) -> list[str]:

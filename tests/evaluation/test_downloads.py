@@ -283,7 +283,9 @@ def test_every_forum_comes_out_of_one_archive(
         assert files(tmp_path / "ws/datasets/cqadupstack" / forum) == files(tmp_path / "forums" / forum)
 
 
-def test_what_ir_datasets_reads_is_written_in_beir_layout(library: ModuleType, tmp_path: Path) -> None:
+def test_what_ir_datasets_reads_is_written_in_beir_layout(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """MS MARCO's files are no archive in BEIR layout: ir_datasets parses them, here through its public API."""
     (tmp_path / "docs.tsv").write_text('1\tThe "sea" is salt.\n2\tBees dance.\n')
     (tmp_path / "queries.tsv").write_text("7\twhere is salt\n8\twho dances\n")
@@ -296,7 +298,7 @@ def test_what_ir_datasets_reads_is_written_in_beir_layout(library: ModuleType, t
     more = library.create_dataset(queries_tsv=tmp_path / "more.tsv", qrels_trec=tmp_path / "more.qrels")
     for name, dataset in (("own", base), ("own/dev", dev), ("own/more", more)):
         library.registry.register(f"{tmp_path.name}/{name}", dataset)
-    library.util.DownloadConfig.contents()[f"{tmp_path.name}/own"] = {}
+    monkeypatch.setitem(library.util.DownloadConfig.contents(), f"{tmp_path.name}/own", {})
     space = f"{tmp_path.name}/own"
     splits = {"dev": f"{space}/dev", "more": f"{space}/more"}
     collection = Collection("mine", docs=space, splits=splits, files=())
