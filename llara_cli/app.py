@@ -33,6 +33,7 @@ VERBS = {
     "index": Verb("Retrieve", "Build an index over vectors."),
     "search": Verb("Retrieve", "Find the passages that answer a query."),
     "evaluate": Verb("Retrieve", "Measure a retriever on judged queries."),
+    "compare": Verb("Retrieve", "Hold evaluated models against each other, query by query."),
     "export": Verb("Retrieve", "Write vectors into one file that other tools read."),
     "status": Verb("Look around", "Artifacts of the workspace, their sizes and where they came from."),
     "doctor": Verb("Look around", "Versions, devices, backends: what works here, what would make the rest work."),

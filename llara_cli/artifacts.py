@@ -17,8 +17,8 @@ from typing import IO, Any, Literal
 from llara_cli import __version__
 from llara_cli.console import LlaraError, UserError
 
-Kind = Literal["models", "embeddings", "indexes", "mined"]
-KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined")
+Kind = Literal["models", "embeddings", "indexes", "mined", "datasets"]
+KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined", "datasets")
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png", "dev.jsonl"}
 _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.part", ".best.old"}

@@ -74,6 +74,12 @@ class Console:
             self._rich(stderr=False).print(render())
         sys.stdout.flush()
 
+    def text(self, text: str) -> None:
+        """Print the command's result as it is: a format that another program reads."""
+        if not self.muted:
+            sys.stdout.write(text if text.endswith("\n") else text + "\n")
+            sys.stdout.flush()
+
     def note(self, message: str) -> None:
         """A line of log on stderr; silent under ``--quiet``."""
         if not self.quiet:

@@ -7,10 +7,8 @@ from pathlib import Path
 from llara_cli.artifacts import Artifact, Kind
 from llara_cli.commands.options import Session, default_model
 from llara_cli.console import UserError
-from llara_cli.data.collection import BeirFolder
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
-from llara_cli.retrieval.evaluation import Bm25Ranker, DataSet, ModelRanker, beir_data_sets
 from llara_cli.retrieval.indexing import Indexing
 
 
@@ -60,23 +58,3 @@ def corpus_index(
     if found := session.workspace.find_equal("indexes", indexing.blueprint()):
         return found
     return session.workspace.get("indexes", str(indexing.run()["name"]))
-
-
-def ranker(session: Session, model: str | None, remote_code: bool) -> Bm25Ranker | ModelRanker:
-    """``bm25``, or a model."""
-    if model == "bm25":
-        return Bm25Ranker()
-    return ModelRanker(session.workspace, session.console, model_to_use(session, model, remote_code))
-
-
-def data_sets(
-    session: Session, benchmark: str, names: str, root: Path | None, split: str | None
-) -> tuple[str, list[DataSet]]:
-    """The benchmark's name and its data sets. Raises ``UserError`` for what is neither a benchmark nor a folder."""
-    if benchmark == "beir":
-        return "beir", beir_data_sets(names, root, split, session.console)
-    folder = Path(benchmark).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no benchmark or folder {benchmark!r}: known benchmarks are beir")
-    data = DataSet(BeirFolder(folder), split or "test")
-    return data.name, [data]

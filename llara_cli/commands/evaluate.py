@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_evaluation
+from llara_cli.commands.score_tables import show_grids
 from llara_cli.console import UserError
+
+if TYPE_CHECKING:
+    from llara_cli.evaluation.finding import Consent, Found
+    from llara_cli.evaluation.rankers import Dense, Ranker
 
 
 def evaluate(
     ctx: typer.Context,
     benchmark: Annotated[
-        str | None, typer.Argument(help="beir, or one folder in BEIR layout.", show_default=False)
+        str | None,
+        typer.Argument(help="beir, msmarco, trec-dl, or one folder in BEIR layout.", show_default=False),
     ] = None,
     datasets: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder of data sets in BEIR layout.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of data sets in BEIR layout; looked in before anything else.", show_default=False),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Judgements to use. (default: test)", show_default=False)] = None,
-    model: o.Model = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Download what is not there without asking.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Judgements to use. (default: test; MS MARCO: dev)", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A workspace name, a folder, a hub id, a .gguf file, or bm25. (default: the newest)",
+            show_default=False,
+        ),
+    ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Score this TREC run instead of a model.", show_default=False)
+        Path | None,
+        typer.Option(help="Measure this run (TREC or .jsonl; a folder: one a data set).", show_default=False),
     ] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements for --run.", show_default=False)] = None,
+    qrels: Annotated[
+        Path | None, typer.Option(help="Judgements for --run, where there is no benchmark.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the run is called in results and tables.", show_default=False)
+    ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Measures of ir_measures, separated by commas.")
-    ] = "nDCG@10,R@100,MRR@10",
+        str | None,
+        typer.Option(
+            help="Measures of ir_measures, separated by commas. (default: those customary for each data set)",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Hits per query.")] = 1000,
     max_length: Annotated[
         int | None,
@@ -44,6 +71,8 @@ def evaluate(
         bool, typer.Option("--drop-identical-ids", help="Drop a hit with the query's own id (ArguAna, Quora: always).")
     ] = False,
     dtype: o.Dtype = "auto",
+    format_: o.TableFormat = "table",
+    restart: Annotated[bool, typer.Option("--restart", help="Measure again what has been measured.")] = False,
     trust_remote_code: o.RemoteCode = False,
     workspace: o.Workspace_ = None,
     as_json: o.Json = False,
@@ -52,24 +81,110 @@ def evaluate(
 ) -> None:
     """Measure a retriever on judged queries."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    if (run is None) != (qrels is None):
-        raise UserError("--run RUN and --qrels QRELS go together")
-    if (run is None) == (benchmark is None):
-        raise UserError("give a benchmark (beir), a folder in BEIR layout, or --run RUN --qrels QRELS")
-    from llara_cli.retrieval.evaluation import Benchmark, EvaluateSettings, evaluate_run
-    from llara_cli.retrieval.metrics import parse_metrics
+    _check_combination(benchmark, run, qrels, model)
+    from llara_cli.evaluation.evaluating import EvaluateSettings
+    from llara_cli.evaluation.formats import check_format
+    from llara_cli.evaluation.rankers import Dense
+    from llara_cli.retrieval.measures import parse_metrics
+    from llara_cli.retrieval.metrics import DEFAULT_METRICS
 
-    wanted = parse_metrics(metrics)
+    check_format(format_, as_json=as_json)
+    wanted = parse_metrics(metrics) if metrics is not None else None
     if run is not None and qrels is not None:
-        show_evaluation(session.console, evaluate_run(run, qrels, wanted), wanted)
+        _measure_run(session, run, qrels, wanted or DEFAULT_METRICS, format_)
         return
-    from llara_cli.commands.choose import data_sets, ranker
-
     assert benchmark is not None
-    name, found = data_sets(session, benchmark, datasets, data_root, split)
-    settings = EvaluateSettings(
-        max_length, query_length, dtype, top_k, wanted, index_backend, encoder, batch_tokens, drop_identical_ids, dim
-    )
-    chosen = ranker(session, model, trust_remote_code)
-    result = Benchmark(session.workspace, session.console, name, chosen, settings).run(found)
-    show_evaluation(session.console, result, wanted)
+    asked = _Asked(benchmark, datasets, data_root, split, yes)
+    dense = Dense(max_length, query_length, dtype, index_backend, encoder, batch_tokens, dim)
+    ranker = _ranker(session, model, run, name, dense, trust_remote_code)
+    _measure(session, asked, ranker, EvaluateSettings(top_k, wanted, drop_identical_ids, restart), format_)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The flags that say what to measure on."""
+
+    benchmark: str
+    datasets: str
+    root: Path | None
+    split: str | None
+    yes: bool
+
+
+def _check_combination(benchmark: str | None, run: Path | None, qrels: Path | None, model: str | None) -> None:
+    """Raise ``UserError`` for flags that do not go together."""
+    if (qrels is not None and run is None) or (run is not None and qrels is None and benchmark is None):
+        raise UserError("--run RUN and --qrels QRELS go together; or name a benchmark with --run")
+    if qrels is not None and benchmark is not None:
+        raise UserError("a benchmark has its own judgements: leave --qrels out, or the benchmark")
+    if benchmark is None and run is None:
+        raise UserError(
+            "give a benchmark (beir, msmarco, trec-dl), a folder in BEIR layout, or --run RUN --qrels QRELS"
+        )
+    if run is not None and model is not None:
+        raise UserError("--run and --model exclude each other")
+
+
+def _measure(session: o.Session, asked: _Asked, ranker: Ranker, settings: Any, format_: str) -> None:
+    from llara_cli.evaluation.evaluating import Evaluating
+    from llara_cli.evaluation.formats import figures_csv
+    from llara_cli.evaluation.systems import systems
+    from llara_cli.evaluation.tables import beside_grid, own_grid
+
+    name, found = _found(session, asked)
+    result = Evaluating(session.workspace, session.console, name, ranker, settings).run(found)
+    beside = systems(session.workspace, result, {task.group: data.split for task, data in found})
+    grids = [grid for grid in (own_grid(result), beside_grid(result, beside)) if grid is not None]
+    show_grids(session.console, result, grids, format_, lambda: figures_csv(result, beside))
+
+
+def _measure_run(session: o.Session, run: Path, qrels: Path, metrics: tuple[str, ...], format_: str) -> None:
+    from llara_cli.evaluation.evaluating import evaluate_run
+    from llara_cli.evaluation.formats import figures_csv
+    from llara_cli.evaluation.tables import own_grid
+
+    result = evaluate_run(run, qrels, metrics)
+    show_grids(session.console, result, [own_grid(result)], format_, lambda: figures_csv(result, []))
+
+
+def _ranker(
+    session: o.Session, model: str | None, run: Path | None, name: str | None, dense: Dense, remote_code: bool
+) -> Ranker:
+    """A run, BM25, or a model."""
+    from llara_cli.commands.choose import model_to_use
+    from llara_cli.evaluation.rankers import Bm25Ranker, ModelRanker, RunRanker
+
+    if run is not None:
+        return RunRanker(run, name or "")
+    if name is not None:
+        raise UserError("--name is for --run: a model goes by its own name")
+    if model == "bm25":
+        return Bm25Ranker(session.console)
+    return ModelRanker(session.workspace, session.console, model_to_use(session, model, remote_code), dense)
+
+
+def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
+    """The benchmark's name, its data sets and what they are. Raises ``UserError`` for what is none."""
+    from llara_cli.data.collection import BeirFolder
+    from llara_cli.evaluation.benchmarks import BENCHMARKS, own_task
+    from llara_cli.evaluation.finding import Finder
+    from llara_cli.retrieval.judged import DataSet
+
+    if asked.benchmark in BENCHMARKS:
+        finder = Finder(session.workspace, session.console, asked.root, asked.split, _consent(asked.yes))
+        return asked.benchmark, finder.find(BENCHMARKS[asked.benchmark], asked.datasets)
+    folder = Path(asked.benchmark).expanduser()
+    if not folder.is_dir():
+        known = ", ".join(BENCHMARKS)
+        raise UserError(f"no benchmark or folder {asked.benchmark!r}: known benchmarks are {known}")
+    data = DataSet(BeirFolder(folder), asked.split or "test")
+    return data.name, [(own_task(data.name, data.split), data)]
+
+
+def _consent(yes: bool) -> Consent:
+    """Whether to download: ``--yes``, or what the user at the terminal says."""
+
+    def ask(question: str) -> bool:
+        return yes or (sys.stdin.isatty() and typer.confirm(f"{question[:1].upper()}{question[1:]}?", err=True))
+
+    return ask

@@ -107,6 +107,7 @@ Dim = Annotated[
     typer.Option("--dim", help="Keep the first N dimensions (Matryoshka). (default: all)", show_default=False),
 ]
 Encoder = Annotated[str, typer.Option("--encoder", help="Encoder backend.")]
+TableFormat = Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")]
 QueryLength = Annotated[
     int | None,
     typer.Option(

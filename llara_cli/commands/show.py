@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -125,30 +125,6 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
                 shown.stylize("bold", start, end)
             named = [Text(hit["id"]), Text(hit["title"])][: 1 + titles]
             table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", *named, shown)
-        return table
-
-    console.result(result, render)
-
-
-def show_evaluation(console: Console, result: Mapping[str, Any], metrics: Sequence[str]) -> None:
-    """One line a data set, metrics x 100, and the mean."""
-
-    def render() -> RenderableType:
-        from rich.table import Table
-        from rich.text import Text
-
-        title = Text(f"{result['benchmark']}: {result['model']}", style="bold")
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        table.add_column("data set")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        table.add_column("queries", justify="right")
-        for name, found in result["datasets"].items():
-            table.add_row(Text(name), *(f"{100 * found[metric]:.2f}" for metric in metrics), f"{found['queries']:,}")
-        if len(result["datasets"]) > 1:
-            mean = result["mean"]
-            table.add_section()
-            table.add_row(f"mean of {mean['datasets']}", f"{100 * mean[metrics[0]]:.2f}", style="bold")
         return table
 
     console.result(result, render)

@@ -68,7 +68,7 @@ def _row(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-_HOLDS = {"steps": "steps", "count": "vectors", "negatives": "negatives"}
+_HOLDS = {"steps": "steps", "count": "vectors", "negatives": "negatives", "documents": "documents"}
 """Counts of a manifest that the table tells, and what it calls them."""
 
 

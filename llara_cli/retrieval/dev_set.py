@@ -12,7 +12,7 @@ from llara_cli import registry
 from llara_cli.artifacts import input_record
 from llara_cli.data.collection import BeirFolder, Document, read_documents
 from llara_cli.protocols import IndexOptions, Role, Vectors
-from llara_cli.retrieval.evaluation import DataSet
+from llara_cli.retrieval.judged import DataSet
 from llara_cli.retrieval.metrics import evaluate
 from llara_cli.retrieval.ranking import rank
 

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
+from subprocess import CalledProcessError
 from typing import Any
 
-import ir_measures
-from ir_measures import providers
-
-from llara_cli.console import UserError
+from llara_cli.console import LlaraError, UserError
+from llara_cli.retrieval.measures import PROVIDERS, parse
 from llara_cli.retrieval.runs import Qrels, Run
 
+PerQuery = dict[str, dict[str, float]]
+"""query id -> metric -> value."""
 DEFAULT_METRICS = ("nDCG@10", "R@100", "MRR@10")
-_SPELLING = re.compile(r"(\w+)(?:\(rel=(\d+)\))?(?:@(\d+))?")
-"""``nDCG``, ``R@100``, ``R(rel=2)@100``: read here, as ir_measures' own parser needs a Python before 3.14."""
-_EXAMPLES = "nDCG@10, R@100, MRR@10, AP, P@5, R(rel=2)@100, Success@5"
-_LARGEST = 1_000_000
-_MEASURES = {
-    name.casefold(): measure
-    for name, measure in ir_measures.measures.registry.items()
-    if not name.startswith("Num")  # counts, to be summed: no metrics from 0 to 1
-}
-_PROVIDERS = providers.FallbackProvider([ir_measures.pytrec_eval, ir_measures.judged, ir_measures.msmarco])
-"""Named, so that a number does not depend on what else is installed."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``means`` over so many ``queries``; ``per_query``: query id -> metric -> value. Metrics keep their spelling."""
+    """``means`` over so many ``queries``. Metrics keep their spelling."""
 
     means: dict[str, float]
-    per_query: dict[str, dict[str, float]]
+    per_query: PerQuery
     queries: int
 
 
@@ -44,62 +34,45 @@ def evaluate(qrels: Qrels, run: Run, metrics: Sequence[str] = DEFAULT_METRICS) -
     R, AP) and by rising id in MS MARCO's script (RR@k): the figures are ir_measures' own. Raises ``UserError`` for an
     unknown metric, and where no query of the run is in ``qrels``.
     """
-    measures = {name: _parse(name) for name in metrics}
     if run and not run.keys() & qrels.keys():
         raise UserError(
             f"no query of the run has judgements: it has queries such as {min(run)!r}, the judgements such as "
             f"{min(qrels)!r}; do they belong together?"
         )
+    return averaged(score_queries(qrels, run, metrics))
+
+
+def score_queries(qrels: Qrels, run: Run, metrics: Sequence[str]) -> PerQuery:
+    """Every metric for every query of ``qrels``; a query's values do not depend on what else is asked with it.
+
+    So a large run can be looked at a few queries at a time. Raises ``UserError`` for an unknown metric.
+    """
+    measures = {name: parse(name) for name in metrics}
     values = _values(qrels, run, list(measures.values()))
-    per_query = {
-        query: {name: values.get((query, measure), 0.0) for name, measure in measures.items()} for query in qrels
-    }
-    means = {name: sum(row[name] for row in per_query.values()) / len(per_query) for name in measures}
-    return Evaluation(means, per_query, len(per_query))
+    return {query: {name: values.get((query, measure), 0.0) for name, measure in measures.items()} for query in qrels}
+
+
+def averaged(per_query: PerQuery) -> Evaluation:
+    """The means of what ``score_queries`` gave for one query at least."""
+    count = len(per_query)
+    names = next(iter(per_query.values()))
+    # fsum: the same to the last bit whatever the order of the queries
+    return Evaluation({name: fsum(row[name] for row in per_query.values()) / count for name in names}, per_query, count)
 
 
 def _values(qrels: Qrels, run: Run, measures: list[Any]) -> dict[tuple[str, Any], float]:
     """(query id, measure) -> value, where there is something to compute.
 
-    A query without hits is left out, and one with negative grades alone: trec_eval ends the process at it.
+    A query without hits is left out, and one with negative grades alone: trec_eval ends the process at it. Queries are
+    given numbers: one of the providers, gdeval, knows no other ids. Raises ``LlaraError`` where a provider fails.
     """
     judged = {query: grades for query, grades in qrels.items() if any(grade >= 0 for grade in grades.values())}
-    scored = {query: run[query] for query in judged if run.get(query)}
-    if not scored:
-        return {}
-    found = _PROVIDERS.evaluator(measures, judged).iter_calc(scored)
-    return {(value.query_id, value.measure): float(value.value) for value in found}
-
-
-def parse_metrics(listed: str) -> tuple[str, ...]:
-    """Metrics separated by commas. Raises ``UserError`` for an unknown one, and where there is none."""
-    names = tuple(item.strip() for item in listed.split(",") if item.strip())
+    names = dict(enumerate((query for query in judged if run.get(query)), start=1))
     if not names:
-        raise UserError(f"no metric given: known are such as {_EXAMPLES}")
-    for name in names:
-        _parse(name)
-    return names
-
-
-def _parse(name: str) -> Any:
-    spelling = _SPELLING.fullmatch(name.strip())
-    measure = _MEASURES.get(spelling[1].casefold()) if spelling else None
-    if spelling is None or measure is None:
-        raise UserError(f"unknown metric {name!r}: known are such as {_EXAMPLES}")
-    given = {"rel": spelling[2], measure.AT_PARAM: spelling[3]}
-    parameters = {key: int(value) for key, value in given.items() if value is not None}
-    # trec_eval does not refuse a cutoff of 0: it ends the process.
-    if not all(1 <= value <= _LARGEST for value in parameters.values()):
-        raise UserError(f"metric {name!r}: its numbers must lie between 1 and {_LARGEST}")
-    return _supported(name, measure(**parameters))
-
-
-def _supported(name: str, measure: Any) -> Any:
-    """``measure`` itself. Raises ``UserError`` where it lacks a parameter, or nobody here computes it."""
+        return {}
+    evaluator = PROVIDERS.evaluator(measures, {str(number): judged[query] for number, query in names.items()})
     try:
-        supported = _PROVIDERS.supports(measure)
-    except AssertionError as error:
-        raise UserError(f"metric {name!r} lacks its cutoff, or has what it does not take: {_EXAMPLES}") from error
-    if not supported:
-        raise UserError(f"metric {name!r} cannot be computed here: known are such as {_EXAMPLES}")
-    return measure
+        found = list(evaluator.iter_calc({str(number): run[query] for number, query in names.items()}))
+    except (CalledProcessError, OSError) as error:
+        raise LlaraError(f"{', '.join(map(str, measures))}: ir_measures' provider failed: {error}") from error
+    return {(names[int(value.query_id)], value.measure): float(value.value) for value in found}

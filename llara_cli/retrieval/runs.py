@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
@@ -15,8 +17,9 @@ import numpy as np
 
 from llara_cli.artifacts import atomic_file
 from llara_cli.console import UserError
-from llara_cli.data.lines import read_lines
+from llara_cli.data.lines import kind, read_lines
 from llara_cli.data.qrels import read_qrels as read_judgements
+from llara_cli.data.records import Record, read_records
 
 Run = dict[str, dict[str, float]]
 """query id -> document id -> score."""
@@ -24,6 +27,8 @@ Qrels = dict[str, dict[str, int]]
 """query id -> document id -> grade."""
 Answers = Iterable[tuple[str, Sequence[tuple[str, float]]]]
 """For each query its id and its hits, best first."""
+Hit = tuple[str, str, str, float]
+"""Where it stands, query id, document id, score."""
 _SPACE = re.compile(r"\s")
 _COLUMNS = "a TREC run has six: query Q0 document rank score tag"
 
@@ -53,20 +58,43 @@ def write_jsonl_run(path: Path, answers: Answers, tag: str = "") -> None:
             file.write(json.dumps({"query_id": query, "hits": listed}, ensure_ascii=False) + "\n")
 
 
+def save_run(folder: Path, name: str, answers: Answers, tag: str) -> Path:
+    """``NAME.trec`` in ``folder``; ``NAME.jsonl`` where an id has white space in it, which a TREC run cannot hold."""
+    left, rest = iter(answers), []
+
+    def fitting() -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
+        for query, hits in left:
+            if not all(map(_fits_column, (query, *(document for document, _ in hits)))):
+                rest.append((query, hits))
+                return
+            yield query, hits
+
+    trec, as_json = folder / f"{name}.trec", folder / f"{name}.jsonl"
+    write_trec_run(trec, fitting(), tag)
+    if not rest:
+        as_json.unlink(missing_ok=True)
+        return trec
+    write_jsonl_run(as_json, chain(_trec_answers(trec), rest, left))
+    trec.unlink()
+    return as_json
+
+
+def read_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """A run query by query, where the hits of each stand together: what is written here is so."""
+    return _json_answers(path) if kind(path)[0] == ".jsonl" else _trec_answers(path)
+
+
 def read_run(path: Path) -> Run:
-    """A TREC run; as for trec_eval, the scores make the order, not the ranks.
+    """A run, TREC or (``.jsonl``) as ``write_jsonl_run`` has it; the scores make the order, not the ranks.
 
     Raises ``UserError`` for a line of another shape, a score that is no number, a document that a query has twice, and
     a file without a hit.
     """
     run: Run = {}
-    for number, line in read_lines(path):
-        if not line or line.isspace():
-            continue
-        query, document, score = _run_line(line, f"{path}:{number}")
+    for where, query, document, score in _json_hits(path) if kind(path)[0] == ".jsonl" else _trec_hits(path):
         hits = run.setdefault(query, {})
         if document in hits:
-            raise UserError(f"{path}:{number}: query {query!r} has document {document!r} twice")
+            raise UserError(f"{where}: query {query!r} has document {document!r} twice")
         hits[document] = score
     if not run:
         raise UserError(f"{path}: no hit in it: {_COLUMNS}")
@@ -112,11 +140,44 @@ def _short(score: float) -> str:
 
 
 def _check_column(what: str, name: str) -> None:
-    if not name or _SPACE.search(name):
+    if not _fits_column(name):
         raise UserError(f"{what} id {name!r} is empty or holds white space: a TREC run cannot; take --format jsonl")
 
 
-def _run_line(line: str, where: str) -> tuple[str, str, float]:
+def _fits_column(name: str) -> bool:
+    return bool(name) and not _SPACE.search(name)
+
+
+def _trec_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    for query, hits in groupby(_trec_hits(path), key=itemgetter(1)):
+        yield query, [(document, score) for _, _, document, score in hits]
+
+
+def _json_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    for query, hits in groupby(_json_hits(path), key=itemgetter(1)):
+        yield query, [(document, score) for _, _, document, score in hits]
+
+
+def _trec_hits(path: Path) -> Iterator[Hit]:
+    for number, line in read_lines(path):
+        if line and not line.isspace():
+            yield _run_line(line, f"{path}:{number}")
+
+
+def _json_hits(path: Path) -> Iterator[Hit]:
+    for record in read_records(path):
+        query, hits = record.string("query_id"), record.fields.get("hits")
+        if not isinstance(hits, list):
+            raise record.error('"hits" must be a list of {"id", "score"}')
+        for fields in hits:
+            hit = Record(record.where, fields if isinstance(fields, dict) else {})
+            score = hit.fields.get("score")
+            if not isinstance(score, (int, float)) or math.isnan(score):
+                raise hit.error(f'"score" must be a number, not {score!r}')
+            yield record.where, query, hit.string("id"), float(score)
+
+
+def _run_line(line: str, where: str) -> Hit:
     cells = line.split()
     if len(cells) != 6:
         raise UserError(f"{where}: {len(cells)} columns: {_COLUMNS}")
@@ -126,4 +187,4 @@ def _run_line(line: str, where: str) -> tuple[str, str, float]:
         score = math.nan
     if math.isnan(score):
         raise UserError(f"{where}: the score must be a number, not {cells[4]!r}")
-    return cells[0], cells[2], score
+    return where, cells[0], cells[2], score

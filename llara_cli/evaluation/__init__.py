@@ -1,0 +1,1 @@
+"""Retrievers measured on judged queries: benchmarks, where their data come from, results, tables, comparisons."""

@@ -1,0 +1,120 @@
+"""One file of ir_datasets' list, transferred by its own means; what arrived before an interruption is kept.
+
+ir_datasets goes on where a connection broke while the process lives, but begins anew in the next one: an archive of
+gigabytes deserves better. So bytes are kept beside the place where ir_datasets looks for the file, and the file gets
+there only when its checksum is right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ir_datasets import lazy_libs
+from ir_datasets.util import HashStream, HashVerificationError, LocalDownload, RequestsDownload
+
+from llara_cli.console import LlaraError
+from llara_cli.data.lines import one_line
+
+TRIES = 3
+"""In a row without a single byte."""
+Advance = Callable[[int], None]
+
+
+def fetch(download: Any, path: Path, advance: Advance) -> None:
+    """Bring ``download`` (ir_datasets') to ``path``, its place in ir_datasets' cache; ``advance``: told of bytes.
+
+    Raises ``LlaraError`` where no source gives it; what came is kept. A file with a wrong checksum is removed.
+    """
+    if path.exists():
+        return
+    local = [source for source in download.mirrors if isinstance(source, LocalDownload)]
+    if any(source.path(force=False).exists() for source in local):
+        download.path()  # the user's own copy: ir_datasets checks and copies it
+        return
+    problems = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.with_name(path.name + ".partial")
+    for source in download.mirrors:
+        if isinstance(source, LocalDownload):
+            continue
+        try:
+            _receive(source, kept, advance)
+            _verify(kept, download.expected_md5, source.url)
+            kept.replace(path)
+            return
+        except LlaraError as error:
+            problems.append(str(error))
+    raise LlaraError("; ".join(problems))
+
+
+def _receive(source: Any, kept: Path, advance: Advance) -> None:
+    """Append to ``kept`` what is not there yet, in several tries."""
+    requests = lazy_libs.requests()
+    length = _whole_length(source, requests)
+    had = kept.stat().st_size if kept.exists() else 0
+    if length is None or had > length:
+        kept.unlink(missing_ok=True)
+        had = 0
+    advance(had)
+    tries = TRIES
+    while length is None or not kept.exists() or kept.stat().st_size < length:
+        try:
+            for count in _append(source, kept, resume=length is not None):
+                advance(count)
+                tries = TRIES
+            if length is None:
+                return
+            tries -= 1
+            problem: object = "it ends too soon"
+        except requests.exceptions.RequestException as error:
+            tries, problem = tries - 1, error
+        if tries <= 0:
+            raise LlaraError(
+                f"{source.url}: the transfer broke off ({one_line(problem)}); what came is kept, and the same command "
+                "goes on from there"
+            )
+
+
+def _append(source: Any, kept: Path, *, resume: bool) -> Iterator[int]:
+    """Write blocks to ``kept`` as they come; the size of each."""
+    with kept.open("ab" if resume else "wb") as file:
+        headers = dict(source.headers or {})
+        if file.tell():
+            headers["Range"] = f"bytes={file.tell()}-"
+        # its stream() would lose what a broken connection brought of a buffer
+        for block in RequestsDownload(source.url, tries=1, headers=headers):
+            file.write(block)
+            yield len(block)
+
+
+def _whole_length(source: Any, requests: Any) -> int | None:
+    """Bytes of the file, where the server can go on in the middle of it; None where it cannot.
+
+    Raises ``LlaraError`` where there is no such file: ir_datasets would take the server's error page for it.
+    """
+    timeout = float(os.environ.get("IR_DATASETS_DL_TIMEOUT", "15"))
+    try:
+        answer = requests.head(source.url, headers=source.headers, timeout=timeout, allow_redirects=True)
+    except requests.exceptions.RequestException as error:
+        raise LlaraError(f"{source.url}: cannot be reached ({one_line(error)})") from error
+    if answer.status_code in (404, 410):
+        raise LlaraError(f"{source.url}: the server has no such file ({answer.status_code} {answer.reason})")
+    told = answer.headers.get("content-length", "")
+    whole = answer.ok and answer.headers.get("accept-ranges") == "bytes" and told.isdigit()
+    return int(told) if whole else None
+
+
+def _verify(kept: Path, md5: str | None, url: str) -> None:
+    """Raise ``LlaraError``, and remove the file, where it is not what ir_datasets expects."""
+    try:
+        with kept.open("rb", buffering=0) as file:
+            stream = HashStream(file, md5)
+            buffer = bytearray(1 << 20)
+            while stream.readinto(buffer):
+                pass
+    except HashVerificationError as error:
+        kept.unlink()
+        raise LlaraError(f"{url}: what arrived is broken, and was removed ({one_line(error)})") from error

@@ -1,0 +1,73 @@
+"""A judged collection: documents, the queries that have judgements, and the judgements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llara_cli.artifacts import sha256_file, write_atomically
+from llara_cli.console import UserError
+from llara_cli.data.collection import BeirFolder, read_documents
+from llara_cli.retrieval.runs import Qrels, read_qrels
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder in BEIR layout and one of its splits; ``label``: what a benchmark calls it, if not by the folder."""
+
+    folder: BeirFolder
+    split: str
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.label or self.folder.name
+
+    @cached_property
+    def qrels(self) -> Qrels:
+        """query id -> document id -> grade."""
+        return read_qrels(self.folder.qrels(self.split))
+
+    @cached_property
+    def queries(self) -> dict[str, str]:
+        """Queries that have judgements, in the file's order. Raises ``UserError`` where none has."""
+        found = {
+            document.id: document.passage
+            for document in read_documents(self.folder.queries)
+            if document.id in self.qrels
+        }
+        if not found:
+            raise UserError(f"{self.folder.queries}: no query has judgements in {self.folder.qrels(self.split)}")
+        return found
+
+    @property
+    def lost(self) -> int:
+        """Queries with judgements that the collection does not have: nothing can be found for them."""
+        return len(self.qrels) - len(self.queries)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of the files that a result depends on."""
+        files = {
+            "corpus": self.folder.corpus,
+            "queries": self.folder.queries,
+            "qrels": self.folder.qrels(self.split),
+        }
+        return {part: sha256_file(path) for part, path in files.items()}
+
+    def write_queries(self, folder: Path) -> Path:
+        """The judged queries alone as a file in ``folder``: what must be encoded of a file with all splits' queries."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name.replace('/', '-')}-{self.split}.jsonl"
+        text = "".join(self._query_lines())
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
+        return path
+
+    def _query_lines(self) -> Iterator[str]:
+        for name, text in self.queries.items():
+            yield json.dumps({"_id": name, "text": text}, ensure_ascii=False) + "\n"
