@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from llara_cli.commands.score_tables import show_grids
 from llara_cli.console import UserError
 
 if TYPE_CHECKING:
+    from llara_cli.evaluation.evaluating import EvaluateSettings
     from llara_cli.evaluation.finding import Consent, Found
     from llara_cli.evaluation.rankers import Dense, Ranker
 
@@ -94,6 +95,7 @@ def evaluate(
         _measure_run(session, run, qrels, wanted or DEFAULT_METRICS, format_)
         return
     assert benchmark is not None
+    _check_known(benchmark)
     asked = _Asked(benchmark, datasets, data_root, split, yes)
     dense = Dense(max_length, query_length, dtype, index_backend, encoder, batch_tokens, dim)
     ranker = _ranker(session, model, run, name, dense, trust_remote_code)
@@ -125,12 +127,24 @@ def _check_combination(benchmark: str | None, run: Path | None, qrels: Path | No
         raise UserError("--run and --model exclude each other")
 
 
-def _measure(session: o.Session, asked: _Asked, ranker: Ranker, settings: Any, format_: str) -> None:
+def _check_known(benchmark: str) -> None:
+    """Raise ``UserError`` for what is neither a benchmark nor a folder."""
+    from llara_cli.evaluation.benchmarks import BENCHMARKS
+
+    if benchmark not in BENCHMARKS and not Path(benchmark).expanduser().is_dir():
+        known = ", ".join(BENCHMARKS)
+        raise UserError(f"no benchmark or folder {benchmark!r}: known benchmarks are {known}")
+
+
+def _measure(session: o.Session, asked: _Asked, ranker: Ranker, settings: EvaluateSettings, format_: str) -> None:
     from llara_cli.evaluation.evaluating import Evaluating
     from llara_cli.evaluation.formats import figures_csv
     from llara_cli.evaluation.systems import systems
     from llara_cli.evaluation.tables import beside_grid, own_grid
 
+    # before anything is downloaded
+    settings.check()
+    ranker.check()
     name, found = _found(session, asked)
     result = Evaluating(session.workspace, session.console, name, ranker, settings).run(found)
     beside = systems(session.workspace, result, {task.group: data.split for task, data in found})
@@ -164,7 +178,7 @@ def _ranker(
 
 
 def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
-    """The benchmark's name, its data sets and what they are. Raises ``UserError`` for what is none."""
+    """The benchmark's name, its data sets and what they are."""
     from llara_cli.data.collection import BeirFolder
     from llara_cli.evaluation.benchmarks import BENCHMARKS, own_task
     from llara_cli.evaluation.finding import Finder
@@ -173,11 +187,7 @@ def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
     if asked.benchmark in BENCHMARKS:
         finder = Finder(session.workspace, session.console, asked.root, asked.split, _consent(asked.yes))
         return asked.benchmark, finder.find(BENCHMARKS[asked.benchmark], asked.datasets)
-    folder = Path(asked.benchmark).expanduser()
-    if not folder.is_dir():
-        known = ", ".join(BENCHMARKS)
-        raise UserError(f"no benchmark or folder {asked.benchmark!r}: known benchmarks are {known}")
-    data = DataSet(BeirFolder(folder), asked.split or "test")
+    data = DataSet(BeirFolder(Path(asked.benchmark).expanduser()), asked.split or "test")
     return data.name, [(own_task(data.name, data.split), data)]
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llara_cli.console import Console
-    from llara_cli.evaluation.tables import Grid
+    from llara_cli.evaluation.tables import Grid, Row
 
 _HEAD = 10
 """Columns of the screen that a heading may take before it goes on in the next line."""
@@ -53,7 +53,7 @@ def _fitting(grid: Grid) -> Iterator[Sequence[int]]:
     """Columns that fit the screen together; where not all do, the first one is in every part."""
     from rich.console import Console as Screen
 
-    label = max(map(len, (grid.corner, *(f"  {row.label}" for row in grid.rows))))
+    label = max(map(len, (grid.corner, *map(_label, grid.rows))))
     widths = [1 + max(map(len, (*wrapped(head).split("\n"), *cells))) for head, cells in _columns(grid)]
     room = Screen().width - label - 1
     part: list[int] = []
@@ -81,9 +81,12 @@ def _table(grid: Grid, columns: Sequence[int], *, first: bool) -> Table:
         table.add_column(Text(wrapped(grid.heads[place])), justify="right", no_wrap=True, vertical="bottom")
     for row in grid.rows:
         cells = [Text(row.cells[place], style="bold" if place in row.best else "") for place in columns]
-        label = Text(f"  {row.label}" if row.kind == "part" else row.label)
-        table.add_row(label, *cells, style={"part": "dim", "total": "italic"}.get(row.kind, ""))
+        table.add_row(Text(_label(row)), *cells, style={"part": "dim", "total": "italic"}.get(row.kind, ""))
     return table
+
+
+def _label(row: Row) -> str:
+    return f"  {row.label}" if row.kind == "part" else row.label
 
 
 def wrapped(head: str) -> str:

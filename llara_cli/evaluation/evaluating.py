@@ -35,6 +35,10 @@ class EvaluateSettings:
     drop_identical_ids: bool = False
     restart: bool = False
 
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        refuse_nonpositive("--top-k", self.top_k)
+
 
 class Scoring:
     """Scores the answers that pass through, a window of queries at a time."""
@@ -79,8 +83,6 @@ class Evaluating:
 
     def run(self, found: Found) -> dict[str, Any]:
         """Evaluate each data set that has no result yet that still holds; the command's result."""
-        refuse_nonpositive("--top-k", self.settings.top_k)
-        self.ranker.check()
         check_is_one(self.ranker, [data for _, data in found])
         for _, data in found:
             self._check(data)

@@ -117,6 +117,10 @@ class ModelRanker:
 
     def settings(self) -> dict[str, Any]:
         """Lengths and dtype as they turn out for this model on this machine."""
+        return self._settings
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
         backend: type[EncoderBackend] = registry.load("encoder", self.dense.encoder)
         return {
             "max_length": backend.choose_length(self.source, self.dense.max_length),

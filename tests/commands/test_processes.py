@@ -13,8 +13,9 @@ import pytest
 from program import write_jsonl
 from tiny import TEXTS
 
-HEAVY = ("torch", "transformers", "numpy", "datasets", "faiss", "peft", "pyarrow", "hnswlib")
-VERBS = ("pretrain", "finetune", "encode", "index", "search", "evaluate", "status", "doctor", "backends")
+HEAVY = ("torch", "transformers", "numpy", "datasets", "faiss", "peft", "pyarrow", "hnswlib", "scipy", "ir_datasets",
+         "matplotlib")  # fmt: skip
+VERBS = ("pretrain", "finetune", "encode", "index", "search", "evaluate", "compare", "status", "doctor", "backends")
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

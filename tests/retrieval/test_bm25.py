@@ -6,12 +6,13 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llara_cli.console import UserError
-from llara_cli.data.collection import BeirFolder, read_documents
+from llara_cli.data.collection import BeirFolder, Document, read_documents
 from llara_cli.retrieval.bm25 import K1, B, Bm25
 from llara_cli.retrieval.metrics import evaluate
 from llara_cli.retrieval.runs import read_qrels
@@ -135,3 +136,16 @@ def test_scifact(data_root: Path) -> None:
     assert 0.66 <= found.means["nDCG@10"] <= 0.68
     assert found.means["nDCG@10"] == pytest.approx(0.6769, abs=5e-4)
     assert found.means["R@100"] == pytest.approx(0.9287, abs=2e-3)
+
+
+def test_documents_are_read_once_and_not_kept() -> None:
+    texts: list[str] = []
+
+    def stream() -> Iterator[Document]:
+        for number in range(10_000):
+            texts.append(f"w{number % 97} w{number % 13}")
+            yield Document(f"d{number}", "", texts[-1])
+
+    streamed = Bm25.over(stream())
+    whole = Bm25([f"d{number}" for number in range(10_000)], texts)
+    assert list(streamed.search(["w5 w12", "w96"], 50)) == list(whole.search(["w5 w12", "w96"], 50))

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from llara_cli.console import UserError
-from llara_cli.retrieval.runs import Answers, read_qrels, read_run, write_jsonl_run, write_trec_run
+from llara_cli.retrieval.runs import (
+    Answers,
+    read_answers,
+    read_qrels,
+    read_run,
+    save_run,
+    write_jsonl_run,
+    write_trec_run,
+)
 
 WRITERS = pytest.mark.parametrize("write", [write_trec_run, write_jsonl_run])
 
@@ -159,3 +167,44 @@ def test_judgements(text: str, tmp_path: Path) -> None:
 def test_broken_judgements(text: str, where: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=where):
         read_qrels(saved(tmp_path, text))
+
+
+def test_a_run_is_kept_as_trec_where_it_can_be(tmp_path: Path) -> None:
+    answers = [("q1", [("d2", 0.75), ("d1", 0.5)]), ("q2", [("d3", -1.0)])]
+    (tmp_path / "run.jsonl").write_text("of before")
+    path = save_run(tmp_path, "run", iter(answers), "tag")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.trec"]
+    assert list(read_answers(path)) == answers
+
+
+def test_and_as_json_lines_from_the_first_id_with_white_space_on(tmp_path: Path) -> None:
+    answers = [
+        ("q1", [("d2", 0.75)]),
+        ("q2", [("d3", 0.5), ("d 4", 0.25)]),
+        ("q 3", [("d1", 1.0)]),
+        ("q4", [("a", 2.0)]),
+    ]
+    path = save_run(tmp_path, "run", iter(answers), "tag")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.jsonl"]
+    assert list(read_answers(path)) == answers
+    assert read_run(path) == {query: dict(hits) for query, hits in answers}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"hits": []}', 'no "query_id"'),
+        ('{"query_id": "q"}', '"hits" must be a list'),
+        ('{"query_id": "q", "hits": [3]}', '"score" must be a number'),
+        ('{"query_id": "q", "hits": [{"id": "d", "score": "x"}]}', '"score" must be a number'),
+        ('{"query_id": "q", "hits": [{"id": "d", "score": NaN}]}', '"score" must be a number'),
+        ('{"query_id": "q", "hits": [{"score": 1}]}', 'no "id"'),
+        ('{"query_id": "p", "hits": [{"id": "d", "score": 1}]}', "'d' twice"),
+        ("q Q0 d 1 0.5 tag", "not JSON"),
+    ],
+)
+def test_broken_json_runs(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"query_id": "p", "hits": [{"id": "d", "rank": 1, "score": 0.5}]}\n' + line + "\n")
+    with pytest.raises(UserError, match=rf"run.jsonl:2: .*{message}"):
+        read_run(path)
