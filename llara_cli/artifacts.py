@@ -23,6 +23,8 @@ MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png", "dev.jsonl"}
 _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.part", ".best.old"}
 """Folders that are gone soon after an artifact is finished."""
+_PARTS = ("settings", "parents", "counts", "files")
+"""What is in every manifest."""
 _CHUNK = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 """Names of artifacts; short enough for a lock file's name beside."""
@@ -135,8 +137,11 @@ class Artifact:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the artifact is. Raises ``LlaraError`` where the file is damaged."""
-        return read_json(self.path / MANIFEST)
+        """What the artifact is. Raises ``LlaraError`` where the file does not hold what every manifest holds."""
+        made = read_json(self.path / MANIFEST)
+        if not all(isinstance(made.get(part), dict) for part in _PARTS):
+            raise LlaraError(f"{self.path / MANIFEST}: damaged: {', '.join(_PARTS)} must be in it")
+        return made
 
     @property
     def run(self) -> dict[str, Any]:
@@ -246,6 +251,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LlaraError(f"{path}: unreadable: {error}") from error
+    if not isinstance(data, dict):
+        raise LlaraError(f"{path}: damaged: not a JSON object")
     return data
 
 

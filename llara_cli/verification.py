@@ -10,15 +10,6 @@ from llara_cli.artifacts import MANIFEST, Artifact, hashed_files, sha256_file
 from llara_cli.console import LlaraError
 
 MEGABYTE = 1_000_000
-_PARTS = ("settings", "parents", "counts", "files")
-
-
-def read_manifest(artifact: Artifact) -> dict[str, Any]:
-    """The manifest. Raises ``LlaraError`` where it is unreadable, or does not hold what every manifest holds."""
-    made = artifact.manifest
-    if not isinstance(made, dict) or not all(isinstance(made.get(part), dict) for part in _PARTS):
-        raise LlaraError(f"{artifact.path / MANIFEST}: damaged: {', '.join(_PARTS)} must be in it")
-    return made
 
 
 def damaged_manifests(artifacts: Iterable[Artifact]) -> dict[Path, str]:
@@ -26,7 +17,7 @@ def damaged_manifests(artifacts: Iterable[Artifact]) -> dict[Path, str]:
     found = {}
     for artifact in artifacts:
         try:
-            read_manifest(artifact)
+            _ = artifact.manifest
         except LlaraError as error:
             problem = str(error).removeprefix(f"{artifact.path / MANIFEST}: ")
             found[artifact.path] = f"{artifact.kind}/{artifact.name}/{MANIFEST}: {problem}"
@@ -43,7 +34,7 @@ def verify(artifact: Artifact, progress: Callable[[float], None]) -> Iterator[st
 
     ``progress`` is told how many more megabytes were looked at. Raises ``LlaraError`` for a damaged manifest.
     """
-    wanted = read_manifest(artifact)["files"]
+    wanted = artifact.manifest["files"]
     there = {file.relative_to(artifact.path).as_posix(): file for file in hashed_files(artifact.path)}
     for name in sorted(wanted.keys() | there.keys()):
         problem = _problem(there.get(name), wanted.get(name), progress)

@@ -107,8 +107,9 @@ class Workspace:
                 if not _began_equal(folder, blueprint):
                     shutil.rmtree(folder, ignore_errors=True)
             elif (target / MANIFEST).is_file():
-                _refuse_difference(target, read_json(target / MANIFEST), blueprint)
-                yield Artifact(kind, name, target)
+                made = Artifact(kind, name, target)
+                _refuse_difference(target, made.manifest, blueprint)
+                yield made
                 return
             elif (target / PENDING).is_file():
                 _refuse_difference(target, read_json(target / PENDING), blueprint)

@@ -71,5 +71,9 @@ def _converse(console: Console, searching: Searching, top_k: int) -> None:
         line = sys.stdin.readline()
         if not line:
             return
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
             show_hits(console, searching.query(line.strip(), top_k))
+        except UserError as error:  # of this line: the model stays warm
+            console.warn(str(error))

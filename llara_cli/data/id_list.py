@@ -12,6 +12,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from llara_cli.console import LlaraError
+from llara_cli.data.lines import one_line
+
 _PIECE = 1 << 24
 _LINE_FEED = 10
 
@@ -36,9 +39,13 @@ class IdList(Ids):
     """The lines of a UTF-8 file, mapped into memory and read when they are asked for."""
 
     def __init__(self, path: Path) -> None:
+        """Raises ``LlaraError`` where there is no such file."""
         self._path = path
-        size = path.stat().st_size
-        self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        try:
+            size = path.stat().st_size
+            self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        except OSError as error:
+            raise self._damage(error) from error
         pieces = (self._bytes[at : at + _PIECE] for at in range(0, size, _PIECE))
         found = [np.flatnonzero(piece == _LINE_FEED) + n * _PIECE for n, piece in enumerate(pieces)]
         self._ends = np.concatenate(found) if found else np.zeros(0, np.int64)
@@ -48,12 +55,21 @@ class IdList(Ids):
 
     def read(self, row: int) -> str:
         start = self._ends[row - 1] + 1 if row else 0
-        return self._bytes[start : self._ends[row]].tobytes().decode()
+        return self._decoded(self._bytes[start : self._ends[row]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        with self._path.open(encoding="utf-8", newline="\n") as file:
+        with self._path.open("rb") as file:
             for line in file:
-                yield line[:-1]
+                yield self._decoded(line.removesuffix(b"\n"))
+
+    def _decoded(self, line: bytes) -> str:
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            raise self._damage(error) from error
+
+    def _damage(self, error: Exception) -> LlaraError:
+        return LlaraError(f"{self._path}: missing or damaged: {one_line(error)}")
 
 
 class Joined(Ids):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from llara_cli.console import LlaraError
+from llara_cli.data.lines import one_line
+
 BLOCK = 1024
 
 
@@ -19,9 +23,12 @@ class Table:
     """Rows of an Arrow file, by number; only the pages that are asked for are read."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        last = self._reader.num_record_batches - 1
-        self._count: int = last * BLOCK + self._reader.get_batch(last).num_rows if last >= 0 else 0
+        """Raises ``LlaraError`` where the file is missing or damaged."""
+        self._path = path
+        with self._damage():
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            last = self._reader.num_record_batches - 1
+            self._count: int = last * BLOCK + self._reader.get_batch(last).num_rows if last >= 0 else 0
 
     def __len__(self) -> int:
         return self._count
@@ -30,13 +37,23 @@ class Table:
         return self.rows(number, number + 1)[0]
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """Rows ``start`` to ``stop`` (exclusive)."""
+        """Rows ``start`` to ``stop`` (exclusive). Raises ``LlaraError`` where they are damaged."""
         found: list[dict[str, Any]] = []
-        while start < min(stop, len(self)):
-            block, first = self._reader.get_batch(start // BLOCK), start % BLOCK
-            found += block.slice(first, stop - start).to_pylist()
-            start += block.num_rows - first
+        with self._damage():
+            while start < min(stop, len(self)):
+                block, first = self._reader.get_batch(start // BLOCK), start % BLOCK
+                part = block.slice(first, stop - start)
+                part.validate(full=True)
+                found += part.to_pylist()
+                start += block.num_rows - first
         return found
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise LlaraError(f"{self._path}: missing or damaged: {one_line(error)}") from error
 
     def arrays(self, number: int) -> dict[str, NDArray[Any]]:
         """A row of lists of numbers, each as the file's own memory: nothing is copied, nothing can be written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,12 +104,17 @@ class Encoding:
 
     @contextmanager
     def _building(self, restart: bool) -> Iterator[Build | Artifact]:
-        """The artifact under construction, its collection checked."""
+        """The artifact under construction, its collection checked; a caller's mistake leaves none without a shard."""
         name = self.name or self.derived_name()
         with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
             if isinstance(build, Build):
                 self._take_in(build)
-            yield build
+            try:
+                yield build
+            except UserError:
+                if isinstance(build, Build) and not Shards(build.folder).begun:
+                    shutil.rmtree(build.folder)
+                raise
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.artifacts import atomic_file
-from llara_cli.console import Console, LlaraError, UserError
+from llara_cli.console import Console, UserError
 from llara_cli.protocols import Progress
 from llara_cli.retrieval.store import IDS, VectorStore
 
@@ -80,15 +80,14 @@ class Exporting:
                 file.write(np.ascontiguousarray(block, "<f4").data)
             with (self.store.artifact.path / IDS).open("rb") as ids:
                 if _copy_lines(ids, names) != self.store.count:
-                    raise self._damaged()
+                    raise self.store.damaged()
 
     def _write_parquet(self, progress: Progress) -> None:
         """Columns id, vector, title, text; a group of rows at a time."""
         vector = pa.list_(pa.float32(), self.store.dim)
         schema = pa.schema([("id", pa.string()), ("vector", vector), ("title", pa.string()), ("text", pa.string())])
-        ids = self.store.artifact.path / IDS
+        names = iter(self.store.ids)
         with (
-            ids.open(encoding="utf-8", newline="\n") as names,
             atomic_file(self.file) as file,
             pq.ParquetWriter(file, schema, use_dictionary=False) as writer,
         ):
@@ -99,12 +98,12 @@ class Exporting:
                     writer.write_batch(self._batch(schema, part, names, row))
                     row += len(part)
 
-    def _batch(self, schema: pa.Schema, vectors: Any, names: IO[str], row: int) -> pa.RecordBatch:
+    def _batch(self, schema: pa.Schema, vectors: Any, names: Iterator[str], row: int) -> pa.RecordBatch:
         """Rows ``row`` and on: vectors (rows, dim) with their ids and texts."""
         texts = self.store.texts.rows(row, row + len(vectors))
-        ids = [line.removesuffix("\n") for line in islice(names, len(vectors))]
+        ids = list(islice(names, len(vectors)))
         if not len(texts) == len(ids) == len(vectors):
-            raise self._damaged()
+            raise self.store.damaged()
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
         columns = [
             pa.array(ids, pa.string()),
@@ -114,17 +113,10 @@ class Exporting:
         return pa.record_batch(columns, schema=schema)
 
     def _blocks(self, progress: Progress) -> Iterator[Any]:
-        """The store's blocks. Raises ``LlaraError`` where there are more or fewer rows than its manifest says."""
-        seen = 0
+        """The store's blocks."""
         for block in self.store:
             yield block
-            seen += len(block)
             progress(len(block))
-        if seen != self.store.count:
-            raise self._damaged()
-
-    def _damaged(self) -> LlaraError:
-        return LlaraError(f"{self.store.artifact.path} is damaged: llara status --verify names the file")
 
 
 def _copy_lines(source: IO[bytes], target: IO[bytes]) -> int:

@@ -125,13 +125,14 @@ class Importing:
     def _normalised(self, block: NDArray[Any], before: int, tally: Tally) -> NDArray[np.float32]:
         """(rows, dim) of length 1; rows that have it stay as they are, bit for bit.
 
-        Raises ``UserError`` naming the row where a number is NaN, infinite or missing.
+        Raises ``UserError`` naming the row where a number is NaN, infinite, missing, or too large to be squared.
         """
         wide = np.asarray(block, np.float64)
-        if not (finite := np.isfinite(wide).all(axis=1)).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.sqrt(np.square(wide).sum(axis=1))
+        if not (finite := np.isfinite(lengths)).all():
             row = before + int((~finite).argmax()) + 1
-            raise UserError(f"{self.path}: row {row}: NaN or infinite numbers in the vector")
-        lengths = np.sqrt(np.square(wide).sum(axis=1))
+            raise UserError(f"{self.path}: row {row}: NaN, infinite or immense numbers in the vector")
         zero = lengths == 0
         off = (np.abs(lengths - 1) > _TOLERANCE[self.settings.store]) & ~zero
         tally.scaled += int(off.sum())

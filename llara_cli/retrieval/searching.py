@@ -88,7 +88,9 @@ class Searching:
         return parse_parameters(self.parameters, registry.load("index", name).search_parameters, name)
 
     def query(self, text: str, k: int) -> dict[str, Any]:
-        """Hits of one query, with their texts."""
+        """Hits of one query, with their texts. Raises ``UserError`` for what a terminal gave that is not UTF-8."""
+        if not text.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in text):
+            raise UserError("the query is not UTF-8: set the terminal, or the locale, to it")
         (hits,) = self.rank([text], k)
         return {"index": self.index.name, "query": text, "hits": list(self._described(hits))}
 

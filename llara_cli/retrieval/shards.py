@@ -28,6 +28,11 @@ class Shards:
         vectors, note = self._folder / shard_name(number), self._note(number)
         return note.exists() and vectors.exists() and read_json(note)["sha256"] == sha256_file(vectors)
 
+    @property
+    def begun(self) -> bool:
+        """Whether any shard was finished."""
+        return (self._folder / _NOTES).exists()
+
     def add(self, number: int, encoded: Encoded, store: str) -> None:
         """Write a shard and then its note, each atomically."""
         path = self._folder / shard_name(number)

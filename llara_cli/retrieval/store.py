@@ -78,11 +78,20 @@ class VectorStore:
         return Table(self.artifact.path / TEXTS)
 
     def __iter__(self) -> Iterator[Vectors]:
+        """Raises ``LlaraError`` where a shard is damaged, and at the end where one is missing."""
+        seen = 0
         for path in sorted(self.artifact.path.glob("vectors-*.npy")):
             shard = _open_shard(path, self.dim)
             rows = max(1, BLOCK_BYTES // (4 * self.dim))
             for start in range(0, len(shard), rows):
                 yield np.ascontiguousarray(shard[start : start + rows], dtype=np.float32)
+            seen += len(shard)
+        if seen != self.count:
+            raise self.damaged()
+
+    def damaged(self) -> LlaraError:
+        """The error for what is not as the manifest says."""
+        return LlaraError(f"{self.artifact.path} is damaged: llara status --verify names the file")
 
     def matrix(self) -> Vectors:
         """All vectors at once, (count, dim)."""

@@ -162,9 +162,19 @@ def library(llara: Llara, beir: Path, tiny_model: Path) -> str:
     return "library"
 
 
+def test_a_length_too_short_for_the_prompt_costs_no_name(
+    llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    command = ("encode", beir, "--model", tiny_model, "--name", "e")
+    assert "too short" in refused(llara, tmp_path / "ws", *command, "--max-length", 3)
+    assert llara(*command).code == 0
+    assert "too short" in refused(llara, tmp_path / "ws", *command, "--max-length", 3, "--restart")
+
+
 def test_bad_searches(llara: Llara, library: str, beir: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     assert "unknown index 'libary'" in refused(llara, workspace, "search", "x", "--index", "libary")
+    assert "not UTF-8" in refused(llara, workspace, "search", "x\udcff")
     assert "--top-k must be positive" in refused(llara, workspace, "search", "x", "-k", 0)
     assert "knows no 'ef' here" in refused(llara, workspace, "search", "x", "--set", "ef=3")
     assert "write it as key=value" in refused(llara, workspace, "search", "x", "--set", "ef")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_interactive_search_answers_line_by_line(tiny_model: Path, tmp_path: Pat
     for command in (["encode", str(documents), "--model", str(tiny_model)], ["index"]):
         subprocess.run([*program, *command, *workspace], check=True, capture_output=True)
     command = [*program, "search", "--interactive", "--json", *workspace]
-    done = subprocess.run(command, input="bees\n\nthe sea\n", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    said = b"bees\n\n\xff\xfe\nthe sea"
+    done = subprocess.run(command, input=said, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C.UTF-8"})
+    assert (done.returncode, b"the query is not UTF-8" in done.stderr) == (0, True), done.stderr
     assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == ["bees", "the sea"]

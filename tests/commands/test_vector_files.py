@@ -184,11 +184,11 @@ def test_zero_vectors_are_warned_of(llara: Llara, tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200])
 def test_what_is_no_number_is_named_by_its_row(
     llara: Llara, tiny_model: Path, tmp_path: Path, form: str, bad: float
 ) -> None:
-    vectors = directions()
+    vectors = directions().astype(np.float64)
     vectors[3, 7] = bad
     file = tmp_path / f"theirs.{form}"
     if form == "npy":
@@ -196,7 +196,7 @@ def test_what_is_no_number_is_named_by_its_row(
     else:
         write_parquet(file, id=list("abcde"), vector=vectors.tolist())
     message = refusal(llara, tmp_path / "ws", file, "--model", tiny_model, "--shard-size", 2)
-    assert f"theirs.{form}: row 4: NaN or infinite" in message
+    assert f"theirs.{form}: row 4: NaN, infinite or immense" in message
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,9 @@ def test_a_damaged_manifest_stops_nothing(llara: Llara, workspace: Path, content
     verified = llara("status", "--verify", "--json")
     assert verified.code == 1
     assert len(verified.json["damaged"]) == 2
+    for command in (("index", "first"), ("index",), ("export", "first", workspace / "x.npy")):
+        stopped = llara(*command)
+        assert (stopped.code, "embeddings/first/manifest.json: " in stopped.error) == (1, True)
 
 
 def test_a_manifest_without_a_checksum(llara: Llara, workspace: Path) -> None:
@@ -111,3 +114,39 @@ def test_a_manifest_without_a_checksum(llara: Llara, workspace: Path) -> None:
 
 def test_nothing_there_is_not_damaged(llara: Llara) -> None:
     assert llara("status", "--verify").code == 0
+
+
+def scramble(path: Path) -> None:
+    """What no file begins with, and no text holds."""
+    content = path.read_bytes()
+    path.write_bytes(b"\xff" * 300 + content[300:])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, scramble], ids=["gone", "scrambled"])
+@pytest.mark.parametrize("name", ["ids.txt", "texts.arrow"])
+def test_a_search_names_the_damaged_file(
+    llara: Llara, workspace: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(workspace / "embeddings/second" / name)
+    outcome = llara("search", "the sea")
+    assert outcome.code == 1
+    if "vectors, but there are" not in outcome.error:
+        assert f"embeddings/second/{name}: missing or damaged: " in outcome.error
+
+
+def test_a_flipped_text_does_not_end_the_process(llara: Llara, workspace: Path) -> None:
+    """Whichever byte of the texts it is: an error that names the file, or a text that reads otherwise."""
+    path = workspace / "embeddings/second/texts.arrow"
+    whole = path.read_bytes()
+    for place in range(8, len(whole), 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
+        outcome = llara("search", "the sea", "--json")
+        assert outcome.code == 0 or "damaged" in outcome.error, (place, outcome.err)
+
+
+def test_a_lost_shard_is_damage_and_not_a_mistake(llara: Llara, workspace: Path) -> None:
+    (workspace / "embeddings/first/vectors-00001.npy").unlink()
+    for command in (("index", "first"), ("export", "first", workspace / "x.npy")):
+        outcome = llara(*command)
+        assert (outcome.code, "embeddings/first is damaged" in outcome.error) == (1, True)
+    assert not (workspace / "indexes/first-exact").exists()
