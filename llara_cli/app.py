@@ -70,6 +70,7 @@ class Verbs(TyperGroup):
 
 
 INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT = {"help_option_names": ["--help", "-h"]}
 app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, no_args_is_help=True, context_settings=CONTEXT)
 
@@ -151,7 +152,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{format_message().rstrip('.')} (llara --help shows what there is)", 2
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
-    if getattr(error, "errno", None) == errno.ENOSPC or "no space left on device" in str(error).lower():
+    if getattr(error, "errno", None) in _FULL or "no space left on device" in str(error).lower():
         place = getattr(error, "filename", None) or "the workspace"
         return f"no space left on the disk ({place}); finished parts are kept", 1
     if isinstance(error, OSError) and error.errno == errno.EPIPE:

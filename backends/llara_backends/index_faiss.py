@@ -68,10 +68,11 @@ class FaissIndex(IndexBackend):
     def save(self, folder: Path) -> None:
         """Write FAISS's own ``index.faiss`` (no pickle), and ``options.json``."""
         index = self._index if self._device == "cpu" else faiss.index_gpu_to_cpu(self._index)
-        try:
-            faiss.write_index(index, str(folder / INDEX))
-        except RuntimeError as error:
-            raise LlaraError(f"{folder / INDEX}: cannot be written: {_reason(error)}") from error
+        with (folder / INDEX).open("wb") as file:  # FAISS's own writer is silent where the last bytes do not fit a disk
+            try:
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+            except RuntimeError as error:
+                raise LlaraError(f"{folder / INDEX}: cannot be written: {_reason(error)}") from error
         save_options(folder / INDEX, self._parameters, (self.count, self.dim), self._spec)
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +79,12 @@ class HnswIndex(IndexBackend):
             row += len(block)
 
     def save(self, folder: Path) -> None:
-        """Write hnswlib's ``index.bin``, and ``options.json``."""
-        self._graph.save_index(str(folder / INDEX))
-        save_options(folder / INDEX, self._parameters, (self.count, self.dim))
+        """Write hnswlib's ``index.bin``, and ``options.json``. Raises ``OSError`` where the disk is too small."""
+        file = folder / INDEX
+        self._graph.save_index(str(file))
+        if file.stat().st_size != self._graph.index_file_size():  # hnswlib does not look whether it could write
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        save_options(file, self._parameters, (self.count, self.dim))
 
     @classmethod
     def load(cls, folder: Path, options: IndexOptions) -> HnswIndex:

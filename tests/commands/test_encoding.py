@@ -156,3 +156,16 @@ def test_a_full_disk_is_told_and_finished_shards_are_kept(
     assert not (folder / "manifest.json").exists()
     assert not list(folder.rglob("*.part"))
     assert all(number in Shards(folder) for number in range(len(kept) - 1))
+
+
+@pytest.mark.parametrize("backend", ["exact", "faiss", "hnsw"])
+def test_a_disk_too_full_for_an_index_is_told(
+    llara: Llara, tiny_model: Path, tmp_path: Path, small_disk: Path, backend: str
+) -> None:
+    rows = [{"_id": str(n), "text": "the sea"} for n in range(700)]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    assert llara("encode", corpus, "--model", tiny_model, "--name", "e", workspace=small_disk).code == 0
+    before = tree(small_disk)
+    outcome = llara("index", "e", "--backend", backend, workspace=small_disk)
+    assert (outcome.code, "no space left on the disk" in outcome.error) == (1, True)
+    assert tree(small_disk) == before

@@ -9,6 +9,7 @@ class TestMyIndex(IndexConformance):
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -319,3 +320,23 @@ class IndexConformance:
         largest.write_bytes(content[: int(len(content) * kept)])
         with pytest.raises(LlaraError):
             case.backend.load(tmp_path, case.options)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of a file")
+    @pytest.mark.parametrize("missing", [1, 2000])
+    def test_what_cannot_be_written_whole_is_an_error(
+        self, case: Case, index: IndexBackend, tmp_path: Path, missing: int
+    ) -> None:
+        """A full disk must not leave a part that passes for an index."""
+        import resource
+
+        for name in ("whole", "part"):
+            (tmp_path / name).mkdir()
+        index.save(tmp_path / "whole")
+        size = max(file.stat().st_size for file in (tmp_path / "whole").iterdir())
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, before[1]))
+        try:
+            with pytest.raises((OSError, LlaraError)):
+                index.save(tmp_path / "part")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
