@@ -17,7 +17,8 @@ def comparison_grids(result: Mapping[str, Any]) -> list[Grid]:
     """One table a rival; what the figures mean stands below the last."""
     made = [_grid(result, comparison) for comparison in result["comparisons"]]
     tests = sum(len(comparison["rows"]) for comparison in result["comparisons"])
-    note = f"{_NAMES[result['test']]}, two-sided; p after Holm's correction over {tests} tests, * below {SIGNIFICANT}"
+    corrected = f"p after Holm's correction over {tests} tests" if tests > 1 else "p"
+    note = f"{_NAMES[result['test']]}, two-sided; {corrected}, * below {SIGNIFICANT}"
     return [*made[:-1], Grid(made[-1].title, made[-1].corner, made[-1].heads, made[-1].rows, [note])]
 
 
