@@ -51,11 +51,12 @@ def _beside(folder: Path, source: ModelSource) -> str | None:
 def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
     """The base of an adapter's folder and what was written down of it.
 
-    Raises ``UserError`` where that is not what this version reads, or where the base is gone.
+    Raises ``LlaraError`` where that is damaged, and ``UserError`` where it is not what this version reads, or where the
+    base is gone.
     """
     folder = Path(source.location)
     told = read_json(folder / BASE)
-    if not isinstance(told, dict) or _TOLD - told.keys() or told["quantization"] not in (None, NF4):
+    if _TOLD - told.keys() or told["quantization"] not in (None, NF4):
         raise UserError(f"{Path(source.path) / BASE}: not what this version reads of an adapter's base model")
     beside = folder.resolve().parent / Path(told["beside"] or "").name
     location = str(beside) if told["beside"] and beside.is_dir() else told["location"]

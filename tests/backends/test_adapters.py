@@ -15,7 +15,7 @@ from tiny import TEXTS, make_model
 from torch.nn.functional import cross_entropy
 
 from llara_cli import registry
-from llara_cli.console import UserError
+from llara_cli.console import LlaraError, UserError
 from llara_cli.model.loading import load_causal_lm, quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource
@@ -162,7 +162,7 @@ def _tell(path: Path, **changed: Any) -> None:
         ("adapter/adapter_config.json", Path.unlink, "adapter: cannot load the adapter"),
         ("adapter/adapter_config.json", lambda path: _tell(path, r=3), "adapter: cannot load the adapter"),
         ("base.json", lambda path: path.write_text("{}"), r"base\.json: not what this version reads"),
-        ("base.json", lambda path: path.write_text("[]"), r"base\.json: not what this version reads"),
+        ("base.json", lambda path: path.write_text("[]"), r"base\.json: damaged: not a JSON object"),
         ("base.json", lambda path: _tell(path, quantization="int3"), r"base\.json: not what this version reads"),
         ("base.json", lambda path: _tell(path, location="some/hub-model"), "no model 'some/hub-model'.*on the hub"),
     ],
@@ -170,7 +170,7 @@ def _tell(path: Path, **changed: Any) -> None:
 def test_damage_is_named(unmerged: Path, tmp_path: Path, file: str, damage: Any, message: str) -> None:
     shutil.copytree(unmerged, tmp_path / "saved")
     damage(tmp_path / "saved" / file)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(LlaraError, match=message):
         load_causal_lm(ModelSource("saved", str(tmp_path / "saved")), torch.float32)
 
 
