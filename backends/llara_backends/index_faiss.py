@@ -28,6 +28,8 @@ _PIECE_ROWS = 2048
 """Rows that are looked at and copied together: they stay in the cache."""
 _PROBE = 10
 """Hits that show in which order an index gives them."""
+_library: Any = faiss
+"""For what FAISS's annotations lack."""
 _PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
 
 
@@ -70,7 +72,7 @@ class FaissIndex(IndexBackend):
         index = self._index if self._device == "cpu" else faiss.index_gpu_to_cpu(self._index)
         with (folder / INDEX).open("wb") as file:  # FAISS's own writer is silent where the last bytes do not fit a disk
             try:
-                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+                faiss.write_index(index, _library.PyCallbackIOWriter(file.write))
             except RuntimeError as error:
                 raise LlaraError(f"{folder / INDEX}: cannot be written: {_reason(error)}") from error
         save_options(folder / INDEX, self._parameters, (self.count, self.dim), self._spec)

@@ -28,6 +28,8 @@ INDEX = "index.bin"
 _DEFAULTS: dict[str, int | float | str] = {"M": 32, "ef_construction": 200, "seed": 100}
 _LEAST_EF = 128
 _ALL_CORES = -1
+_PIECE_ROWS = 1024
+"""Vectors that are linked together: a second's work, after which an interrupt is heard."""
 
 
 class HnswIndex(IndexBackend):
@@ -74,7 +76,7 @@ class HnswIndex(IndexBackend):
         row = self.count
         few = row + vectors.count <= REPRODUCIBLE_ROWS
         threads = self._parameters.get("threads", 1 if few else _ALL_CORES)
-        for block in checked_blocks(vectors):
+        for block in checked_blocks(vectors, _PIECE_ROWS):
             self._graph.add_items(block, np.arange(row, row + len(block)), num_threads=threads)
             row += len(block)
 

@@ -99,7 +99,11 @@ class Changing:
             (build.folder / REMOVED).unlink(missing_ok=True)
             if len(removed):
                 np.save(build.folder / REMOVED, removed, allow_pickle=False)
-            yield build
+            try:
+                yield build
+            except UserError:  # such as that of a backend that cannot add
+                shutil.rmtree(build.folder)
+                raise
 
     def _blueprint(self, members: list[tuple[str, str]], removed: NDArray[np.int64]) -> Blueprint:
         made = self.index.manifest

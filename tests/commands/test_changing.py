@@ -10,7 +10,9 @@ import pytest
 from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
+from llara_cli import registry
 from llara_cli.console import Console, UserError
+from llara_cli.protocols import IndexBackend
 from llara_cli.retrieval import changing
 from llara_cli.retrieval.changing import Changing
 from llara_cli.workspace import Workspace
@@ -186,3 +188,14 @@ def test_an_interrupted_change_leaves_the_old_index(
     assert library("index", "two", "--append", "--name", "i").code == 0
     assert len(found(library)) == 5
     assert [path.name for path in (tmp_path / "ws/indexes").iterdir()] == ["i"]
+
+
+def test_a_backend_that_cannot_add_says_so_and_leaves_nothing(
+    library: Llara, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library("index", "one", "--name", "i")
+    before = tree(tmp_path / "ws/indexes")
+    monkeypatch.setattr(registry.load("index", "exact"), "append", IndexBackend.append)
+    outcome = library("index", "two", "--append")
+    assert (outcome.code, "the exact index cannot add vectors" in outcome.error) == (2, True)
+    assert tree(tmp_path / "ws/indexes") == before
