@@ -10,6 +10,7 @@ class TestMyEncoder(EncoderConformance):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,11 @@ class Case:
     source: ModelSource
 
 
+def options(**settings: Any) -> EncoderOptions:
+    """Options of an encoder whose notes nobody reads."""
+    return EncoderOptions(note=lambda _: None, **settings)
+
+
 class EncoderConformance:
     """The checks."""
 
@@ -36,7 +42,7 @@ class EncoderConformance:
     @classmethod
     def encoder(cls, case: Case) -> EncoderBackend:
         """The loaded encoder, with small batches."""
-        return case.backend.load(case.source, EncoderOptions(batch_tokens=512))
+        return case.backend.load(case.source, options(batch_tokens=512))
 
     @pytest.mark.parametrize("role", ["query", "passage"])
     def test_vectors_are_normalised_rows_of_float32(self, encoder: EncoderBackend, role: Role) -> None:
@@ -55,7 +61,7 @@ class EncoderConformance:
         np.testing.assert_allclose(alone, together, atol=2e-6)
 
     def test_batch_size_changes_a_vector_by_float_noise_at_most(self, encoder: EncoderBackend, case: Case) -> None:
-        small = case.backend.load(case.source, EncoderOptions(batch_tokens=1)).encode(TEXTS, "passage").vectors
+        small = case.backend.load(case.source, options(batch_tokens=1)).encode(TEXTS, "passage").vectors
         np.testing.assert_allclose(small, encoder.encode(TEXTS, "passage").vectors, atol=2e-6)
 
     def test_equal_calls_give_equal_bytes(self, encoder: EncoderBackend) -> None:
@@ -76,7 +82,7 @@ class EncoderConformance:
         assert case.backend.choose_length(case.source, 40) == 40
 
     def test_a_length_cuts_the_text_and_not_the_prompt(self, encoder: EncoderBackend, case: Case) -> None:
-        short = case.backend.load(case.source, EncoderOptions(query_length=40, passage_length=60))
+        short = case.backend.load(case.source, options(query_length=40, passage_length=60))
         queries, passages = short.encode(["word " * 50], "query"), short.encode(["word " * 50], "passage")
         assert (queries.cut, passages.cut) == (1, 1)
         assert 0 < queries.tokens < 40
@@ -88,9 +94,9 @@ class EncoderConformance:
         with pytest.raises(UserError, match="positions"):
             case.backend.choose_length(case.source, 100_000)
         with pytest.raises(UserError, match="positions"):
-            case.backend.load(case.source, EncoderOptions(passage_length=100_000))
+            case.backend.load(case.source, options(passage_length=100_000))
         with pytest.raises(UserError, match="too short"):
-            case.backend.load(case.source, EncoderOptions(query_length=1))
+            case.backend.load(case.source, options(query_length=1))
 
     def test_control_tokens_in_a_text_are_text(self, encoder: EncoderBackend) -> None:
         plain, control = (encoder.encode([text], "passage").tokens for text in ("", "</s>"))
