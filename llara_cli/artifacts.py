@@ -139,7 +139,7 @@ class Artifact:
     def manifest(self) -> dict[str, Any]:
         """What the artifact is. Raises ``LlaraError`` where the file does not hold what every manifest holds."""
         made = read_json(self.path / MANIFEST)
-        if not all(isinstance(made.get(part), dict) for part in _PARTS):
+        if not isinstance(made, dict) or not all(isinstance(made.get(part), dict) for part in _PARTS):
             raise LlaraError(f"{self.path / MANIFEST}: damaged: {', '.join(_PARTS)} must be in it")
         return made
 
@@ -251,8 +251,6 @@ def read_json(path: Path) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LlaraError(f"{path}: unreadable: {error}") from error
-    if not isinstance(data, dict):
-        raise LlaraError(f"{path}: damaged: not a JSON object")
     return data
 
 

@@ -118,13 +118,13 @@ class Workspace:
             yield Build(kind, name, blueprint, folder, target)
 
     def _mend(self, kind: Kind, name: str) -> None:
-        """Bring an artifact back that a kill in the middle of a swap has hidden.
+        """End a swap in whose middle a kill fell: bring back the artifact that it hid, or drop what it replaced.
 
         Where another process holds it, that one is in the middle of a swap and about to end it. A workspace that
         cannot be written to stays as it is.
         """
         target = self.root / kind / name
-        if old_folder(target).exists() and not target.exists():
+        if old_folder(target).exists():
             with suppress(UserError, OSError), self._lock(kind, name, wait=_SWAP_SECONDS):
                 finish_swap(target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,9 +97,15 @@ def test_a_reader_waits_for_a_swap_and_does_not_disturb_it(workspace: Workspace)
 
 def test_what_a_kill_after_a_swap_left_is_swept_away(workspace: Workspace) -> None:
     made = make(workspace, "a", x=1)
-    shutil.copytree(made.path, made.path.with_name(".a.old"))
-    make(workspace, "a", x=1)
-    assert [path.name for path in made.path.parent.iterdir()] == ["a"]
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: make(workspace, "a", x=1),
+        lambda: workspace.find("models", "a"),
+        lambda: workspace.artifacts("models"),
+    )
+    for look in looks:
+        shutil.copytree(made.path, made.path.with_name(".a.old"))
+        look()
+        assert [path.name for path in made.path.parent.iterdir()] == ["a"]
 
 
 def test_a_second_builder_is_refused(workspace: Workspace) -> None:

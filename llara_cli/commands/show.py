@@ -109,9 +109,10 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        from llara_cli.commands.snippet import snippet
+        from llara_cli.commands.snippet import one_line, snippet
 
-        table = Table(title=Text(result["query"], style="bold"), title_justify="left", box=None, pad_edge=False)
+        title = Text(one_line(result["query"]), style="bold")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         titles = any(hit["title"] for hit in result["hits"])
         for heading in ("rank", "score"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -123,7 +124,7 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
             shown = Text(found.text)
             for start, end in found.marks:
                 shown.stylize("bold", start, end)
-            named = [Text(hit["id"]), Text(hit["title"])][: 1 + titles]
+            named = [Text(one_line(hit[name])) for name in ("id", "title")][: 1 + titles]
             table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", *named, shown)
         return table
 

@@ -14,6 +14,7 @@ _WORD = re.compile(r"\w+")
 _PIECE = re.compile(r"\S+")
 _SHORT = 2
 """Words of a query up to this length are looked for only where it has no longer ones."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 Span = tuple[int, int]
 
 
@@ -26,15 +27,20 @@ class Snippet:
 
 
 def snippet(text: str, query: str, width: int = WIDTH) -> Snippet:
-    """The window of ``text`` (its white space as single spaces) with the most different words of ``query``.
+    """The window of ``text`` (on one line) with the most different words of ``query``.
 
     Of windows with equally many, it is one with the most occurrences, and of those the first, its words in the middle.
     """
-    text, wanted = " ".join(text.split()), query_words(query)
+    text, wanted = one_line(text), query_words(query)
     start, end = (0, len(text)) if len(text) <= width else _best(text, wanted, width)
     shown = (CUT if start else "") + text[start:end] + (CUT if end < len(text) else "")
     words = (word for word in _WORD.finditer(shown) if word.group().casefold() in wanted)
     return Snippet(shown, [word.span() for word in words])
+
+
+def one_line(text: str) -> str:
+    """The text with each stretch of white space, and of characters that could control a terminal, as one space."""
+    return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def query_words(query: str) -> set[str]:

@@ -110,3 +110,9 @@ def test_the_table_marks_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     show.show_hits(Console(), {"index": "i", "query": "the Sea", "hits": [hit]})
     assert "\x1b[1msea\x1b[0m" in sink.getvalue()
     assert CUT in sink.getvalue()
+
+
+def test_a_text_controls_no_terminal() -> None:
+    found = snippet("red \x1b[31m and \x9b2J\x00 a\u200db", "red")
+    assert found.text == "red [31m and 2J a\u200db"
+    assert found.marks == [(0, 3)]
