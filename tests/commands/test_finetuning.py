@@ -93,6 +93,13 @@ def test_widths_are_trained_saved_and_cut_to(
         (("--distillation", "1.5"), "between 0 and 1"),
         (("--distillation", "0.5"), "row 1 has no pos_scores"),
         (("--mask-margin", "nan"), "finite"),
+        (("--temperature", "nan"), "must be positive, not nan"),
+        (("--temperature", "inf"), "must be positive and finite"),
+        (("--learning-rate", "nan"), "must be positive, not nan"),
+        (("--max-grad-norm", "nan"), "must be positive, not nan"),
+        (("--weight-decay", "inf"), "finite"),
+        (("--epochs", "inf"), "must be positive and finite"),
+        (("--epochs", "nan"), "must be positive, not nan"),
     ],
 )
 def test_what_cannot_be_is_refused(
