@@ -117,11 +117,28 @@ class Finetuning(TrainingRun[Group]):
     @cached_property
     def sets(self) -> list[list[TrainingRow]]:
         """The rows of each set. Raises ``UserError`` naming file and line of a bad one."""
-        found = [list(read_training_rows(each.path)) for each in self.train]
-        if self.settings.distillation:
-            for each, rows in zip(self.train, found, strict=True):
-                _refuse_unscored(each.path, rows)
+        scored = self.settings.distillation > 0
+        found = [list(read_training_rows(each.path, scored=scored)) for each in self.train]
+        rows = [row for rows in found for row in rows]
+        self._check_negatives(rows)
+        texts = [text for row in rows for text in (row.query, *row.positives, *row.negatives)]
+        if empty := sum(not text for text in texts):
+            self.console.warn(f"{empty} of {len(texts)} texts are empty: embedded as the bare prompt")
         return found
+
+    def _check_negatives(self, rows: Sequence[TrainingRow]) -> None:
+        """Warn of rows that nothing is contrasted with. Raises ``UserError`` where all are such."""
+        settings = self.settings
+        if settings.in_batch_negatives and settings.optimiser.batch_size != 1:
+            return
+        alone = sum(not row.negatives for row in rows) if settings.negatives else len(rows)
+        why = "--batch-size 1" if settings.in_batch_negatives else "--no-in-batch-negatives"
+        if alone == len(rows):
+            raise UserError(
+                f"no row has hard negatives, and {why} leaves no others to contrast with: llara mine finds some"
+            )
+        if alone:
+            self.console.warn(f"{alone} of {len(rows)} rows have no hard negatives, and teach nothing with {why}")
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
@@ -196,10 +213,3 @@ class Finetuning(TrainingRun[Group]):
         return ContrastiveObjective(
             prepared.backbone, self.recipe, self.sequencer, self.budget, loss, settings.chunk_size
         )
-
-
-def _refuse_unscored(path: Path, rows: Sequence[TrainingRow]) -> None:
-    """Raise ``UserError`` where a row lacks what ``--distillation`` follows."""
-    for number, row in enumerate(rows, 1):
-        if row.positive_scores is None or (row.negatives and row.negative_scores is None):
-            raise UserError(f"{path}: row {number} has no pos_scores and neg_scores, which --distillation follows")

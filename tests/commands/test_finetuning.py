@@ -91,7 +91,7 @@ def test_widths_are_trained_saved_and_cut_to(
         (("--dims", "8,x"), "whole numbers"),
         (("--dims", "0"), "must be positive"),
         (("--distillation", "1.5"), "between 0 and 1"),
-        (("--distillation", "0.5"), "row 1 has no pos_scores"),
+        (("--distillation", "0.5"), "train.jsonl:1: no pos_scores and neg_scores"),
         (("--mask-margin", "nan"), "finite"),
         (("--temperature", "nan"), "must be positive, not nan"),
         (("--temperature", "inf"), "must be positive and finite"),
@@ -109,6 +109,31 @@ def test_what_cannot_be_is_refused(
     assert done.code == 2
     assert told in done.error
     assert not (tmp_path / "ws/models/m").exists()
+
+
+def test_a_run_that_would_learn_nothing_is_refused(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    """With nothing beside the positive every loss is 0."""
+    flags = ("--model", tiny_model, "--backend", "full", "--max-steps", 1, "--name", "m")
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"query": text[:9], "pos": [text]} for text in TEXTS])
+    for more in (("--no-in-batch-negatives",), ("--batch-size", 1)):
+        done = llara("finetune", bare, *flags, *more)
+        assert (done.code, "to contrast with" in done.error) == (2, True)
+        assert more[0] in done.error
+        assert not (tmp_path / "ws/models").exists()
+    some = write_jsonl(tmp_path / "some.jsonl", [{"query": text[:9], "pos": [text], "neg": ["x"]} for text in TEXTS])
+    some.write_text(some.read_text() + bare.read_text())
+    done = llara("finetune", some, *flags, "--no-in-batch-negatives")
+    assert done.code == 0
+    assert "5 of 10 rows have no hard negatives" in done.err
+    assert llara("finetune", bare, *flags[:-1], "n", "--batch-size", 2).code == 0
+
+
+def test_empty_texts_are_told(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"query": "", "pos": [""], "neg": [TEXTS[0]]}, {"query": "q", "pos": [TEXTS[1]], "neg": [""]}]
+    train = write_jsonl(tmp_path / "rows.jsonl", rows)
+    done = llara("finetune", train, "--model", tiny_model, *FLAGS)
+    assert done.code == 0
+    assert "3 of 6 texts are empty" in done.err
 
 
 def test_more_dimensions_than_the_model_has(llara: Llara, tiny_model: Path, beir: Path) -> None:
