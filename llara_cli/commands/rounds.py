@@ -14,7 +14,8 @@ from llara_cli.data.collection import BeirFolder
 from llara_cli.data.lines import check_file
 from llara_cli.model.source import resolve
 from llara_cli.retrieval.encoding import EncodeSettings
-from llara_cli.retrieval.mining import DenseFinder, MineSettings, Mining
+from llara_cli.retrieval.finders import DenseFinder
+from llara_cli.retrieval.mining import MineSettings, Mining
 from llara_cli.retrieval.searching import Searching
 from llara_cli.training.finetune import Finetuning, TrainingSet
 
