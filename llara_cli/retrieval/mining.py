@@ -208,12 +208,12 @@ class Mining:
     def _mine_block(self, path: Path, rows: Sequence[TrainingRow], known: Mapping[str, Answers], first: int) -> None:
         if path.exists():
             return
-        best: list[float] | None = None
+        best: Sequence[float | None] = [None] * len(rows)
         if self.settings.margin is not None:
             best = self.finder.best_positives(rows)
         hits = self.finder.find([row.query for row in rows], self.settings.depth)
         seeds = [(self.settings.seed, first + at) for at in range(len(rows))]
-        each = zip(rows, hits, seeds, best or [None] * len(rows), strict=True)
+        each = zip(rows, hits, seeds, best, strict=True)
         chosen = [
             choose_negatives(known[row.query], ranking, self.finder, self.settings, seed, positive)
             for row, ranking, seed, positive in each
