@@ -147,7 +147,7 @@ class FinetuneSettings:
     Attributes:
         mask_margin: a passage that scores more than this above the positive is no negative.
         distillation: share of the loss that follows ``pos_scores`` and ``neg_scores``.
-        dims: widths at which the embedding must work (Matryoshka), the whole one among them.
+        dims: widths at which the embedding must work (Matryoshka), beside the whole one; none: those of the model.
         symmetric: queries and passages get the same prompt; None: as the model has it.
         dev_every: steps between scores on the dev set.
         patience: scores without a better one that end the run; None: it goes on to its end.

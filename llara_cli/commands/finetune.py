@@ -56,7 +56,7 @@ def finetune(
     dims: Annotated[
         str | None,
         typer.Option(
-            help="Widths the vectors may be cut to, as 768,256,64 (Matryoshka). (default: the whole one)",
+            help="Widths the vectors may be cut to, as 768,256,64 (Matryoshka). (default: the model's own)",
             show_default=False,
         ),
     ] = None,

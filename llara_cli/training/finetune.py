@@ -60,18 +60,18 @@ class TrainingSet:
 
 
 def choose_roles(recipe: Recipe, settings: FinetuneSettings, hidden_size: int) -> Recipe:
-    """The recipe with the roles and widths that the settings ask for.
+    """The recipe with the roles and widths that the settings ask for; else it keeps its own.
 
-    Raises ``UserError`` for a width above the model's.
+    The whole width, at which vectors are used unless cut, is always among the widths. Raises ``UserError`` for one
+    above the model's.
     """
     if settings.symmetric is not None:
         recipe = replace(recipe, roles=dict(SYMMETRIC if settings.symmetric else ASYMMETRIC))
     if not settings.dims:
         return recipe
-    dims = tuple(sorted({*settings.dims}, reverse=True))
-    if dims[0] > hidden_size:
-        raise UserError(f"--dims {dims[0]} is above the model's width of {hidden_size}")
-    return replace(recipe, dims=dims)
+    if max(settings.dims) > hidden_size:
+        raise UserError(f"--dims {max(settings.dims)} is above the model's width of {hidden_size}")
+    return replace(recipe, dims=tuple(sorted({*settings.dims, hidden_size}, reverse=True)))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Finetuning(TrainingRun[Group]):
         settings = self.settings
         loss = ContrastiveLoss(
             settings.temperature, settings.in_batch_negatives, settings.mask_false_negatives, settings.mask_margin,
-            settings.distillation, self.recipe.dims if settings.dims else (),
+            settings.distillation, self.recipe.dims,
         )  # fmt: skip
         return ContrastiveObjective(
             prepared.backbone, self.recipe, self.sequencer, self.budget, loss, settings.chunk_size

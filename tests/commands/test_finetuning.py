@@ -67,7 +67,7 @@ def test_symmetric_roles_are_saved_and_used(
 def test_widths_are_trained_saved_and_cut_to(
     llara: Llara, train: Path, tiny_model: Path, beir: Path, tmp_path: Path
 ) -> None:
-    llara("finetune", train, "--model", tiny_model, *FLAGS, "--dims", "8,32,16")
+    llara("finetune", train, "--model", tiny_model, *FLAGS, "--dims", "8,16")
     assert saved_recipe(tmp_path / "ws")["dims"] == [32, 16, 8]
     whole = llara("encode", beir, "--model", "m", "--name", "whole", "--json")
     done = llara("encode", beir, "--model", "m", "--name", "cut", "--dim", 8, "--json")
@@ -134,6 +134,17 @@ def test_empty_texts_are_told(llara: Llara, tiny_model: Path, tmp_path: Path) ->
     done = llara("finetune", train, "--model", tiny_model, *FLAGS)
     assert done.code == 0
     assert "3 of 6 texts are empty" in done.err
+
+
+def test_widths_are_kept_in_later_runs(llara: Llara, train: Path, tiny_model: Path, tmp_path: Path) -> None:
+    llara("finetune", train, "--model", tiny_model, *FLAGS, "--dims", "8")
+    first = {}
+    for name, more in (("kept", ()), ("said", ("--dims", "8")), ("whole", ("--dims", "32"))):
+        flags = ("--model", "m", *FLAGS[:-3], "--name", name, "--max-steps", 1, "--json", *more)
+        first[name] = llara("finetune", train, *flags).json["history"][0]["loss"]
+    assert first["kept"] == first["said"] != first["whole"]
+    dims = [json.loads((tmp_path / f"ws/models/{name}/llara.json").read_text())["recipe"]["dims"] for name in first]
+    assert dims == [[32, 8], [32, 8], [32]]
 
 
 def test_more_dimensions_than_the_model_has(llara: Llara, tiny_model: Path, beir: Path) -> None:
