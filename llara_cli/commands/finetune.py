@@ -133,7 +133,7 @@ def finetune(
     )  # fmt: skip
     source = model_to_finetune(session, model, trust_remote_code)
     sets = [TrainingSet.parse(each) for each in train]
-    check_rounds(rounds, corpus)
+    check_rounds(rounds, corpus, settings)
     dev_set = DevSet.of(dev) if dev else None
 
     def make(sets: Sequence[TrainingSet], called: str | None) -> Finetuning:

@@ -234,3 +234,20 @@ def test_rounds_are_artifacts_and_are_not_run_again(
     assert "go together" in llara("finetune", train, *FLAGS, "--rounds", 2).error
     assert "go together" in llara("finetune", train, *FLAGS, "--corpus", beir).error
     assert "belong to --dev" in llara("finetune", train, *FLAGS, "--patience", 2).error
+
+
+def test_rounds_tell_what_cannot_be_before_the_first(
+    llara: Llara, train: Path, tiny_model: Path, beir: Path, tmp_path: Path
+) -> None:
+    twice = write_jsonl(tmp_path / "twice.jsonl", [{"_id": "1", "text": "a"}, {"_id": "1", "text": "b"}])
+    flags = ("--model", tiny_model, "--backend", "full", "--name", "m", "--rounds", 2, "--max-steps", 1)
+    for more, told in (
+        (("--corpus", twice), "twice.jsonl:2: the id '1' is not unique"),
+        (("--corpus", beir, "--distillation", 0.5), "no teacher has scored"),
+        (("--corpus", beir, "--negatives", 0), "takes none"),
+    ):
+        done = llara("finetune", train, *flags, *more)
+        assert (done.code, told in done.error) == (2, True), done.err
+        assert not list((tmp_path / "ws").glob("*/*"))
+    done = llara("finetune", train, *flags, "--corpus", beir, "--negatives", 201)
+    assert done.code == 0, done.err
