@@ -251,3 +251,14 @@ def test_rounds_tell_what_cannot_be_before_the_first(
         assert not list((tmp_path / "ws").glob("*/*"))
     done = llara("finetune", train, *flags, "--corpus", beir, "--negatives", 201)
     assert done.code == 0, done.err
+
+
+def test_the_layers_of_an_adapter_are_named_in_order(
+    llara: Llara, train: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """peft has a set of them, which each process writes in another order: equal runs had other manifests."""
+    flags = ("--model", tiny_model, "--lora-rank", 2, "--max-steps", 1, "--name", "m")
+    assert llara("finetune", train, *flags).code == 0
+    names = json.loads((tmp_path / "ws/models/m/adapter/adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 14
+    assert names == sorted(names)
