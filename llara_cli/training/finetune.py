@@ -203,6 +203,12 @@ class Finetuning(TrainingRun[Group]):
         leads = self.accelerator.is_main_process
         return Watch(folder, prepared.model, dev.metric, score, every, self.settings.patience, leads)
 
+    def _prepare(self, source: ModelSource) -> Prepared:
+        """The loss never meets the vocabulary projection: processes that shared it would wait for its gradient."""
+        prepared = super()._prepare(source)
+        prepared.backbone.freeze_projection()
+        return prepared
+
     def objective(self, prepared: Prepared) -> ContrastiveObjective:
         """InfoNCE over cosine / temperature."""
         settings = self.settings

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from program import Llara, write_jsonl
-from tiny import TEXTS
+from safetensors.torch import load_file
+from tiny import TEXTS, make_model
 
 from llara_cli.training.history import History
 
@@ -251,6 +252,23 @@ def test_rounds_tell_what_cannot_be_before_the_first(
         assert not list((tmp_path / "ws").glob("*/*"))
     done = llara("finetune", train, *flags, "--corpus", beir, "--negatives", 201)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(("architecture", "tied"), [("llama", False), ("qwen", True)])
+def test_a_projection_of_its_own_is_no_part_of_the_training(
+    llara: Llara, train: Path, tmp_path: Path, architecture: str, tied: bool
+) -> None:
+    model = make_model(tmp_path / architecture, architecture)
+    plan = llara("finetune", train, "--model", model, *FLAGS, "--dry-run").json
+    weights = load_file(model / "model.safetensors")
+    head = 0 if tied else weights["lm_head.weight"].numel()
+    assert plan["trained_parameters"] == sum(weight.numel() for weight in weights.values()) - head
+    done = llara("finetune", train, "--model", model, *FLAGS, "--save-every", 1, "--max-steps", 1)
+    assert done.code == 0, done.err
+    trained = load_file(tmp_path / "ws/models/m/model.safetensors")
+    assert not trained["model.embed_tokens.weight"].equal(weights["model.embed_tokens.weight"])
+    if not tied:
+        assert trained["lm_head.weight"].equal(weights["lm_head.weight"])
 
 
 def test_the_layers_of_an_adapter_are_named_in_order(
