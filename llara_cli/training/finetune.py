@@ -173,7 +173,7 @@ class Finetuning(TrainingRun[Group]):
         tokens += self.sequencer.trees(passages, "passage").tokens
         each = 1 + len(passages) / len(groups)
         overhead = int(each * self.sequencer.prompts.overhead(["self"]))
-        return Load(tokens * len(epoch) // len(groups), overhead, 0, self.budget)
+        return Load(tokens * len(epoch) // len(groups), overhead, 0, self.budget, each)
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
         """Each row with the passages drawn for the epoch."""

@@ -263,8 +263,10 @@ def test_a_projection_of_its_own_is_no_part_of_the_training(
     weights = load_file(model / "model.safetensors")
     head = 0 if tied else weights["lm_head.weight"].numel()
     assert plan["trained_parameters"] == sum(weight.numel() for weight in weights.values()) - head
-    done = llara("finetune", train, "--model", model, *FLAGS, "--save-every", 1, "--max-steps", 1)
+    done = llara("finetune", train, "--model", model, *FLAGS)
     assert done.code == 0, done.err
+    assert [plan[name] for name in ("texts", "tokens", "steps")] == [15, done.json["tokens"], done.json["steps"]]
+    assert done.json["texts"] == 15
     trained = load_file(tmp_path / "ws/models/m/model.safetensors")
     assert not trained["model.embed_tokens.weight"].equal(weights["model.embed_tokens.weight"])
     if not tied:
