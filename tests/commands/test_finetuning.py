@@ -180,6 +180,7 @@ def test_the_best_weights_on_a_dev_set_are_kept(
     assert done.code == 0, done.err
     dev = done.json["dev"]
     assert [row["step"] for row in dev["scores"]] == list(range(1, 13))
+    assert "has no split dev" in done.err
     best = max(dev["scores"], key=lambda row: row["nDCG@10"])
     assert (dev["best"], dev["step"]) == (best["nDCG@10"], best["step"])
     lengths = ("--max-length", 160, "--query-length", 64)
