@@ -20,9 +20,9 @@ LARGE_MODEL = 1_000_000_000
 
 
 def refuse_nonpositive(flag: str, value: float | None) -> None:
-    """Raise ``UserError`` for a flag that was given and is not positive."""
-    if value is not None and value <= 0:
-        raise UserError(f"{flag} must be positive, not {value}")
+    """Raise ``UserError`` for a flag that was given and is not positive, or not a number."""
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{flag} must be positive{' and finite' if value == math.inf else ''}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ class OptimiserSettings:
         """Raise ``UserError`` for a value that cannot be."""
         positive = (
             "learning_rate",
-            "max_grad_norm",
             "batch_size",
             "micro_batch_tokens",
             "max_steps",
@@ -87,8 +86,10 @@ class OptimiserSettings:
             raise UserError(f"--seed must lie between 0 and {2**31 - 1}, not {self.seed}")
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup-ratio must lie between 0 and 1, not {self.warmup_ratio}")
-        if self.weight_decay < 0:
-            raise UserError(f"--weight-decay must not be negative, not {self.weight_decay}")
+        if not self.max_grad_norm > 0:  # infinity: nothing is clipped
+            raise UserError(f"--max-grad-norm must be positive, not {self.max_grad_norm}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay must not be negative, and finite, not {self.weight_decay}")
         if self.max_steps is not None and self.epochs is not None:
             raise UserError("--max-steps and --epochs exclude each other")
         self._check_choices(backend)
@@ -146,7 +147,7 @@ class FinetuneSettings:
     Attributes:
         mask_margin: a passage that scores more than this above the positive is no negative.
         distillation: share of the loss that follows ``pos_scores`` and ``neg_scores``.
-        dims: widths at which the embedding must work (Matryoshka), the whole one among them.
+        dims: widths at which the embedding must work (Matryoshka), beside the whole one; none: those of the model.
         symmetric: queries and passages get the same prompt; None: as the model has it.
         dev_every: steps between scores on the dev set.
         patience: scores without a better one that end the run; None: it goes on to its end.

@@ -27,6 +27,8 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
         trainable_token_indices=fresh or None,
     )
     adapted = get_peft_model(model, config)
+    # peft makes a set of the names, whose order differs from process to process: equal runs save equal files
+    adapted.peft_config["default"].target_modules = sorted(adapted.peft_config["default"].target_modules)
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

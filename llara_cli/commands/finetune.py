@@ -14,6 +14,7 @@ from llara_cli.console import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llara_cli.retrieval.dev_set import DevSet
     from llara_cli.training.finetune import Finetuning, TrainingSet
 
 
@@ -56,7 +57,7 @@ def finetune(
     dims: Annotated[
         str | None,
         typer.Option(
-            help="Widths the vectors may be cut to, as 768,256,64 (Matryoshka). (default: the whole one)",
+            help="Widths the vectors may be cut to, as 768,256,64 (Matryoshka). (default: the model's own)",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +118,6 @@ def finetune(
         raise UserError("--dev-every and --patience belong to --dev FOLDER")
     from llara_cli.commands.choose import model_to_finetune
     from llara_cli.commands.rounds import check_rounds, run_rounds
-    from llara_cli.retrieval.dev_set import DevSet
     from llara_cli.settings import AdapterSettings, FinetuneSettings, OptimiserSettings
     from llara_cli.training.finetune import Finetuning, TrainingSet
 
@@ -133,8 +133,8 @@ def finetune(
     )  # fmt: skip
     source = model_to_finetune(session, model, trust_remote_code)
     sets = [TrainingSet.parse(each) for each in train]
-    check_rounds(rounds, corpus)
-    dev_set = DevSet.of(dev) if dev else None
+    check_rounds(rounds, corpus, settings)
+    dev_set = _dev_set(session, dev) if dev else None
 
     def make(sets: Sequence[TrainingSet], called: str | None) -> Finetuning:
         return Finetuning.of(session.workspace, session.console, source, sets, settings, called or name, dev_set)
@@ -146,3 +146,12 @@ def finetune(
         show_training(session.console, run_rounds(session, make, sets, rounds, corpus, restart=restart))
     else:
         show_training(session.console, run.run(restart=restart))
+
+
+def _dev_set(session: o.Session, folder: Path) -> DevSet:
+    from llara_cli.retrieval.dev_set import DevSet
+
+    found = DevSet.of(folder)
+    if found.is_test:
+        session.console.warn(f"{folder} has no split dev: weights chosen on its split test are not to be judged by it")
+    return found

@@ -12,7 +12,7 @@ from llara_cli.commands.show import show_facts
 from llara_cli.console import UserError
 
 if TYPE_CHECKING:
-    from llara_cli.retrieval.mining import Finder
+    from llara_cli.retrieval.finders import Finder
 
 
 def mine(
@@ -57,15 +57,20 @@ def mine(
         raise UserError("give one of: --corpus FILE to encode and search, --index NAME")
     if index is not None and model == "bm25":
         raise UserError("--model bm25 searches a --corpus, not an --index")
+    if max_length is not None and (corpus is None or model == "bm25"):
+        raise UserError("--max-length is for a --corpus that is to be encoded")
     from llara_cli.commands.choose import corpus_index, model_to_use
     from llara_cli.data.training_rows import training_files
     from llara_cli.retrieval.encoding import EncodeSettings
-    from llara_cli.retrieval.mining import Bm25Finder, DenseFinder, MineSettings, Mining
+    from llara_cli.retrieval.finders import Bm25Finder, DenseFinder
+    from llara_cli.retrieval.mining import MineSettings, Mining, check_request
     from llara_cli.retrieval.searching import Searching
 
     settings = MineSettings(depth, per_query, skip_top, margin, seed, query_length)
     settings.check()
     training_files(train)
+    if corpus is not None:
+        check_request(session.workspace, train, corpus, output, restart=restart)
     finder: Finder
     if corpus is not None and model == "bm25":
         finder = Bm25Finder(corpus)

@@ -10,30 +10,35 @@ from typing import Any
 from llara_cli.commands.choose import corpus_index
 from llara_cli.commands.options import Session
 from llara_cli.console import UserError, launched_processes
-from llara_cli.data.collection import BeirFolder
-from llara_cli.data.lines import check_file
+from llara_cli.data.collection import BeirFolder, read_documents
 from llara_cli.model.source import resolve
 from llara_cli.retrieval.encoding import EncodeSettings
-from llara_cli.retrieval.mining import DenseFinder, MineSettings, Mining
+from llara_cli.retrieval.finders import DenseFinder
+from llara_cli.retrieval.mining import MineSettings, Mining
 from llara_cli.retrieval.searching import Searching
+from llara_cli.settings import FinetuneSettings
 from llara_cli.training.finetune import Finetuning, TrainingSet
 
 MINED = 15
 """Negatives of a query that a round hands to the next, at least; the next draws ``--negatives`` of them each epoch."""
 
 
-def check_rounds(rounds: int, corpus: Path | None) -> None:
-    """Raise ``UserError`` for what cannot be."""
+def check_rounds(rounds: int, corpus: Path | None, settings: FinetuneSettings) -> None:
+    """Raise ``UserError`` for what cannot be, a bad corpus included: better now than after the first round."""
     if rounds < 1:
         raise UserError(f"--rounds must be positive, not {rounds}")
     if (rounds > 1) != (corpus is not None):
         raise UserError("--rounds 2 or more and --corpus C, which negatives are mined from, go together")
     if rounds > 1 and launched_processes() > 1:
         raise UserError("--rounds runs in one process: launch finetune and mine one after the other instead")
-    if corpus is not None and corpus.is_dir():
-        BeirFolder(corpus)
-    elif corpus is not None:
-        check_file(corpus)
+    if corpus is None:
+        return
+    if settings.distillation:
+        raise UserError("--rounds mines negatives that no teacher has scored, and --distillation follows scores")
+    if not settings.negatives:
+        raise UserError("--rounds mines hard negatives, and --negatives 0 takes none of them")
+    for _ in read_documents(BeirFolder(corpus).corpus if corpus.is_dir() else corpus):
+        pass
 
 
 def run_rounds(
@@ -69,9 +74,9 @@ def _mined(
     encode = EncodeSettings(max_length=settings.passage_length, dtype=settings.dtype)
     index = corpus_index(session, source, corpus, encode, "finetune")
     finder = DenseFinder(Searching(session.workspace, session.console, index, settings.query_length))
-    mine = MineSettings(
-        per_query=max(MINED, settings.negatives), seed=settings.optimiser.seed, query_length=settings.query_length
-    )
+    wanted = max(MINED, settings.negatives)
+    depth, seed = max(MineSettings.depth, wanted), settings.optimiser.seed
+    mine = MineSettings(depth, wanted, seed=seed, query_length=settings.query_length)
     made = []
     for number, each in enumerate(train, 1):
         name = f"{run.name}-mined" + (f"-{number}" if len(train) > 1 else "")

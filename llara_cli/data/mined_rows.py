@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,7 @@ from llara_cli.data.lines import kind
 from llara_cli.data.training_rows import NEGATIVE_FIELDS, NUMBERED_NEGATIVE, POSITIVE_FIELDS
 
 _ROWS_AT_ONCE = 1024
+_BREAK = re.compile(r"[\t\r\n]")
 Fields = dict[str, Any]
 
 
@@ -61,7 +63,7 @@ def _columns(rows: Iterable[Fields]) -> list[str]:
 
 
 def _write_csv(path: Path, rows: Iterable[Fields]) -> None:
-    """A ``.tsv`` quotes nothing, so white space in a text becomes a blank there."""
+    """A ``.tsv`` quotes nothing, so a tab or a line's end in a text becomes a blank there."""
     every = list(rows)
     columns = _columns(every)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -72,7 +74,7 @@ def _write_csv(path: Path, rows: Iterable[Fields]) -> None:
             return
         file.write("\t".join(columns) + "\n")
         for row in every:
-            cells = (" ".join(str(row.get(name) or "").split()) for name in columns)
+            cells = (_BREAK.sub(" ", str(row.get(name) or "")) for name in columns)
             file.write("\t".join(cells) + "\n")
 
 

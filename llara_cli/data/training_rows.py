@@ -8,8 +8,8 @@ BEIR               a folder with corpus.jsonl, queries.jsonl and qrels/train.tsv
 
 from __future__ import annotations
 
-import math
 import re
+import reprlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ QUERY_FIELDS = ("query", "anchor", "question")
 POSITIVE_FIELDS = ("pos", "positive", "answer")
 NEGATIVE_FIELDS = ("neg", "negative")
 NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
+_NO_SCORES = "no pos_scores and neg_scores, which --distillation follows"
+_LARGEST_SCORE = 3e38
+"""Beyond it fp32, in which scores are compared, has infinity only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,13 @@ class TrainingRow:
     negative_scores: tuple[float, ...] | None = None
 
 
-def read_training_rows(path: Path) -> Iterator[TrainingRow]:
+def read_training_rows(path: Path, *, scored: bool = False) -> Iterator[TrainingRow]:
     """Every row of a file (jsonl, csv, tsv, parquet; the format is told by its fields) or of a BEIR folder.
 
-    Raises ``UserError`` at the first row that is none, and at the end where there was no row at all.
+    Raises ``UserError`` at the first row that is none, or that lacks the scores where it is to be ``scored``, and at
+    the end where there was no row at all.
     """
-    return (row for _, row in read_raw_rows(path))
+    return (row for _, row in read_raw_rows(path, scored=scored))
 
 
 def training_files(path: Path) -> list[Path]:
@@ -61,16 +65,18 @@ def training_files(path: Path) -> list[Path]:
     return [folder.corpus, folder.queries, folder.qrels("train")]
 
 
-def read_raw_rows(path: Path) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
+def read_raw_rows(path: Path, *, scored: bool = False) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
     """``read_training_rows``, each row beside its fields as they stand in the file.
 
     The fields of a BEIR folder are those that FlagEmbedding would write.
     """
     found = None
     if path.is_dir():
+        if scored:
+            raise UserError(f"{path}: a BEIR folder has {_NO_SCORES}")
         rows = ((_beir_fields(row), row) for row in _beir_rows(BeirFolder(path)))
     else:
-        rows = ((record.fields, _row(record)) for record in read_records(path))
+        rows = ((record.fields, _row(record, scored)) for record in read_records(path))
     for found in rows:
         yield found
     if found is None:
@@ -82,8 +88,11 @@ def _beir_fields(row: TrainingRow) -> dict[str, Any]:
     return {**fields, "pos": list(row.positives), "pos_ids": list(row.positive_ids)}
 
 
-def _row(record: Record) -> TrainingRow:
-    return _tevatron_row(record) if "positive_passages" in record.fields else _plain_row(record)
+def _row(record: Record, scored: bool) -> TrainingRow:
+    row = _tevatron_row(record) if "positive_passages" in record.fields else _plain_row(record)
+    if scored and (row.positive_scores is None or (row.negatives and row.negative_scores is None)):
+        raise record.error(_NO_SCORES)
+    return row
 
 
 def _plain_row(record: Record) -> TrainingRow:
@@ -140,8 +149,8 @@ def _scores(record: Record, name: str, count: int) -> tuple[float, ...] | None:
         found = f"{len(value)} scores" if isinstance(value, list) else describe(value)
         raise record.error(f'"{name}" must be a list of {count} numbers, one a passage, not {found}')
     for score in value:
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise record.error(f'"{name}" holds {score!r}: every score must be a finite number')
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < _LARGEST_SCORE:
+            raise record.error(f'"{name}" holds {reprlib.repr(score)}: every score must be a finite number')
     return tuple(map(float, value))
 
 

@@ -100,6 +100,13 @@ class Backbone:
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
+    def freeze_projection(self) -> None:
+        """Train no weight of the projection that the body does not have too (tied to its embeddings)."""
+        own = {id(weight) for weight in self.body.parameters()}
+        for weight in self.projection.parameters():
+            if id(weight) not in own:
+                weight.requires_grad_(False)
+
     def attend_in_blocks(self) -> bool:
         """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
         dropout = float(getattr(self.config, "attention_dropout", None) or 0)

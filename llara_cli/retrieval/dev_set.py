@@ -55,6 +55,11 @@ class DevSet:
         _ = made.data.queries
         return made
 
+    @property
+    def is_test(self) -> bool:
+        """Whether it stands in for a split ``dev`` that the folder lacks."""
+        return self.data.split == "test"
+
     def inputs(self) -> list[dict[str, Any]]:
         """Corpus, queries and judgements."""
         folder = self.data.folder

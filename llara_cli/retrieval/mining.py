@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +26,11 @@ from llara_cli.artifacts import (
     write_atomically,
 )
 from llara_cli.console import Console, UserError
-from llara_cli.data.collection import BeirFolder, Document, read_documents
+from llara_cli.data.collection import BeirFolder, Document
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
-from llara_cli.data.training_rows import TrainingRow, read_raw_rows, training_files
-from llara_cli.retrieval.bm25 import Bm25
+from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
+from llara_cli.retrieval.finders import Finder
 from llara_cli.retrieval.ranking import RowRanking
-from llara_cli.retrieval.searching import Searching
 from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace, told_again
 
@@ -63,6 +64,8 @@ class MineSettings:
         refuse_nonpositive("--query-length", self.query_length)
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed must lie between 0 and {2**31 - 1}, not {self.seed}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise UserError(f"--margin must be a finite number, not {self.margin}")
         if self.skip_top < 0:
             raise UserError(f"--skip-top must not be negative, not {self.skip_top}")
         if self.skip_top + self.per_query > self.depth:
@@ -71,106 +74,78 @@ class MineSettings:
             )
 
 
-class Finder(Protocol):
-    """What queries are put to."""
+@dataclass(frozen=True)
+class Answers:
+    """What is known to answer a query, by id and by text; the query itself is among the texts."""
 
-    name: str
-    parents: dict[str, str]
-    searched: dict[str, str]
+    ids: set[str]
+    texts: set[str]
 
-    def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """The k best of each query: id, score, row."""
-
-    def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
-        """How each row's best positive scores. Raises ``UserError`` where the finder cannot tell."""
-
-    def document(self, row: int) -> Document:
-        """The text behind a row."""
+    def hold(self, document: Document) -> bool:
+        """Whether a document is one of them; a row's positive may be written without its title."""
+        return document.id in self.ids or not self.texts.isdisjoint({document.passage, document.text.strip()})
 
 
-class DenseFinder:
-    """An index of the workspace."""
-
-    def __init__(self, searching: Searching) -> None:
-        self._searching = searching
-        self.name = searching.source.name
-        self.searched = {"index": searching.index.name}
-        self.parents = {"index": searching.index.fingerprint, "model": searching.source.fingerprint()}
-
-    def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """Nearest vectors."""
-        return self._searching.rank(queries, k)
-
-    def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
-        """Cosine of each query and the nearest of its positives."""
-        queries = self._searching.embed([row.query for row in rows], "query")
-        passages = self._searching.embed([text for row in rows for text in row.positives], "passage")
-        ends = np.cumsum([len(row.positives) for row in rows])[:-1]
-        parts = zip(queries, np.split(passages, ends), strict=True)
-        return [float((part @ query).max()) for query, part in parts]
-
-    def document(self, row: int) -> Document:
-        """From the embeddings behind the index."""
-        members = self._searching.members
-        text = members.text(row)
-        return Document(members.ids[row], text["title"], text["text"])
-
-
-class Bm25Finder:
-    """BM25 over a corpus, which is held in memory."""
-
-    name = "bm25"
-
-    def __init__(self, corpus: Path) -> None:
-        file = BeirFolder(corpus).corpus if corpus.is_dir() else corpus
-        self.parents = {"corpus": str(input_record(file)["sha256"])}
-        self.searched = {"corpus": file.name}
-        self._file = file
-
-    @cached_property
-    def _documents(self) -> list[Document]:
-        return list(read_documents(self._file))
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {document.id: row for row, document in enumerate(self._documents)}
-
-    @cached_property
-    def _index(self) -> Bm25:
-        return Bm25([document.id for document in self._documents], [document.passage for document in self._documents])
-
-    def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """Documents that share words."""
-        return ([(name, score, self._rows[name]) for name, score in hits] for hits in self._index.search(queries, k))
-
-    def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
-        """BM25 scores only what is in its corpus, which a positive need not be."""
-        raise UserError("--margin compares cosines: mine with a dense model, not with bm25")
-
-    def document(self, row: int) -> Document:
-        """From memory."""
-        return self._documents[row]
+def known_answers(rows: Iterable[TrainingRow]) -> dict[str, Answers]:
+    """By query: the positives of all its rows, as pairs and triplets have one of several positives in each."""
+    found: dict[str, Answers] = {}
+    for row in rows:
+        known = found.setdefault(row.query, Answers(set(), {row.query.strip()}))
+        known.ids.update(name for name in row.positive_ids if name is not None)
+        known.texts.update(text.strip() for text in row.positives)
+    return found
 
 
 def choose_negatives(
-    row: TrainingRow, hits: RowRanking, finder: Finder, settings: MineSettings, seed: Sequence[int], best: float | None
+    known: Answers, hits: RowRanking, finder: Finder, settings: MineSettings, seed: Sequence[int], best: float | None
 ) -> list[int]:
-    """Rows of the index, in the order of their ranks: no positive, by id or by text, nor the query itself.
+    """Rows of the index, in the order of their ranks: no known answer, by id or by text, nor the query itself.
 
     ``best``: the score of the best positive, where there is a margin. Of those left after ``skip_top``,
     ``per_query`` are drawn by ``seed``.
     """
-    ids, texts = set(row.positive_ids), {*row.positives, row.query}
     limit = np.inf if best is None or settings.margin is None else best - settings.margin
     left = [
         place
         for name, score, place in hits
-        if name not in ids and score <= limit and finder.document(place).passage not in texts
+        if name not in known.ids and score <= limit and not known.hold(finder.document(place))
     ][settings.skip_top :]
     if len(left) <= settings.per_query:
         return left
     draw = np.random.default_rng(list(seed)).choice(len(left), settings.per_query, replace=False)
     return [left[place] for place in sorted(draw)]
+
+
+def check_request(workspace: Workspace, train: Path, corpus: Path, output: Path | None, *, restart: bool) -> None:
+    """Raise ``UserError`` for what would stop the mining only after ``corpus`` was encoded.
+
+    A file that is a copy of rows mined in this workspace may yet turn out to be the output wanted.
+    """
+    for _ in read_training_rows(train):
+        pass
+    if output is None:
+        return
+    check_output(output, train, corpus)
+    copies = (workspace.root / "mined").glob("*/rows.*")
+    if output.exists() and not restart and not any(filecmp.cmp(path, output, shallow=False) for path in copies):
+        raise _exists(output)
+
+
+def check_output(output: Path, train: Path, corpus: Path | None = None) -> None:
+    """Raise ``UserError`` for a place that the rows cannot be written to, or that what they are made of lies at."""
+    if output.suffix != output_suffix(train):
+        raise UserError(f"{output}: rows of {train} are written as *{output_suffix(train)}")
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"{output}: no such folder to write into")
+    read = [*training_files(train)]
+    if corpus is not None:
+        read.append(BeirFolder(corpus).corpus if corpus.is_dir() else corpus)
+    if output.exists() and any(file.exists() and output.samefile(file) for file in read):
+        raise UserError(f"{output} is what the rows are made of: choose another --output")
+
+
+def _exists(output: Path) -> UserError:
+    return UserError(f"{output} exists; choose another --output, or --restart to replace it")
 
 
 @dataclass(frozen=True)
@@ -219,27 +194,29 @@ class Mining:
     def _mine(self, build: Build) -> dict[str, Any]:
         started = time.monotonic()
         rows = list(read_raw_rows(self.train))
+        known = known_answers(row for _, row in rows)
+        self.finder.get_ready(margin=self.settings.margin is not None)
         blocks = build.open_folder() / _BLOCKS
         blocks.mkdir(exist_ok=True)
         with self.console.bar("mining", len(rows), unit="queries") as bar:
             for start in range(0, len(rows), BLOCK):
                 window = [row for _, row in rows[start : start + BLOCK]]
-                self._mine_block(blocks / f"{start // BLOCK:06d}.json", window, start)
+                self._mine_block(blocks / f"{start // BLOCK:06d}.json", window, known, start)
                 bar.advance(len(window))
         return self._finish(build, blocks, [fields for fields, _ in rows], started)
 
-    def _mine_block(self, path: Path, rows: Sequence[TrainingRow], first: int) -> None:
+    def _mine_block(self, path: Path, rows: Sequence[TrainingRow], known: Mapping[str, Answers], first: int) -> None:
         if path.exists():
             return
-        best: list[float] | None = None
+        best: Sequence[float | None] = [None] * len(rows)
         if self.settings.margin is not None:
             best = self.finder.best_positives(rows)
         hits = self.finder.find([row.query for row in rows], self.settings.depth)
+        seeds = [(self.settings.seed, first + at) for at in range(len(rows))]
+        each = zip(rows, hits, seeds, best, strict=True)
         chosen = [
-            choose_negatives(
-                row, ranking, self.finder, self.settings, (self.settings.seed, first + at), best[at] if best else None
-            )
-            for at, (row, ranking) in enumerate(zip(rows, hits, strict=True))
+            choose_negatives(known[row.query], ranking, self.finder, self.settings, seed, positive)
+            for row, ranking, seed, positive in each
         ]
         write_atomically(path, json.dumps(chosen))
 
@@ -259,11 +236,10 @@ class Mining:
             "short": sum(0 < size < self.settings.per_query for size in sizes),
             "without": sizes.count(0),
         }
-        if counts["short"] or counts["without"]:
-            few = (
-                f"{counts['short']} rows have fewer than {self.settings.per_query} negatives, {counts['without']} none"
-            )
-            self.console.warn(f"{few}; a greater --depth or a smaller --margin finds more")
+        if few := counts["short"] + counts["without"]:
+            told = f"{few} of {len(rows)} rows have fewer than {self.settings.per_query} negatives"
+            told += f", {counts['without']} of them none" if counts["without"] else ""
+            self.console.warn(f"{told}; a greater --depth or a smaller --margin finds more")
         seconds = round(time.monotonic() - started, 3)
         result = {"name": build.name, "path": str(build.target), **counts, "model": self.finder.name}
         result |= {"depth": self.settings.depth, "seconds": seconds}
@@ -271,15 +247,10 @@ class Mining:
         return result
 
     def _check_output(self, output: Path, restart: bool) -> None:
-        if output.suffix != self.rows_file.suffix:
-            raise UserError(f"{output}: rows of {self.train} are written as *{self.rows_file.suffix}")
-        if not output.resolve().parent.is_dir():
-            raise UserError(f"{output}: no such folder to write into")
-        if output.exists() and self.train.exists() and output.samefile(self.train):
-            raise UserError(f"{output} is the training file itself: choose another --output")
-        same = output.is_file() and self.rows_file.is_file() and output.read_bytes() == self.rows_file.read_bytes()
+        check_output(output, self.train)
+        same = output.is_file() and self.rows_file.is_file() and filecmp.cmp(self.rows_file, output, shallow=False)
         if output.exists() and not restart and not same:
-            raise UserError(f"{output} exists; choose another --output, or --restart to replace it")
+            raise _exists(output)
 
     def _copy(self, rows: Path, output: Path) -> None:
         with rows.open("rb") as source, atomic_file(output) as file:

@@ -72,7 +72,8 @@ class Searching:
         settings = self.index.manifest["settings"]
         # what the vectors were computed in, on a GPU; a CPU computes in what it is good at
         dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
-        options = EncoderOptions(dtype=dtype, query_length=self.query_length)
+        cut_at = self.members.stores[0].artifact.manifest["settings"].get("max_length")
+        options = EncoderOptions(dtype=dtype, query_length=self.query_length, passage_length=cut_at)
         encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
         return encoder
 

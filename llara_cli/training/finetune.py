@@ -60,18 +60,18 @@ class TrainingSet:
 
 
 def choose_roles(recipe: Recipe, settings: FinetuneSettings, hidden_size: int) -> Recipe:
-    """The recipe with the roles and widths that the settings ask for.
+    """The recipe with the roles and widths that the settings ask for; else it keeps its own.
 
-    Raises ``UserError`` for a width above the model's.
+    The whole width, at which vectors are used unless cut, is always among the widths. Raises ``UserError`` for one
+    above the model's.
     """
     if settings.symmetric is not None:
         recipe = replace(recipe, roles=dict(SYMMETRIC if settings.symmetric else ASYMMETRIC))
     if not settings.dims:
         return recipe
-    dims = tuple(sorted({*settings.dims}, reverse=True))
-    if dims[0] > hidden_size:
-        raise UserError(f"--dims {dims[0]} is above the model's width of {hidden_size}")
-    return replace(recipe, dims=dims)
+    if max(settings.dims) > hidden_size:
+        raise UserError(f"--dims {max(settings.dims)} is above the model's width of {hidden_size}")
+    return replace(recipe, dims=tuple(sorted({*settings.dims, hidden_size}, reverse=True)))
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,28 @@ class Finetuning(TrainingRun[Group]):
     @cached_property
     def sets(self) -> list[list[TrainingRow]]:
         """The rows of each set. Raises ``UserError`` naming file and line of a bad one."""
-        found = [list(read_training_rows(each.path)) for each in self.train]
-        if self.settings.distillation:
-            for each, rows in zip(self.train, found, strict=True):
-                _refuse_unscored(each.path, rows)
+        scored = self.settings.distillation > 0
+        found = [list(read_training_rows(each.path, scored=scored)) for each in self.train]
+        rows = [row for rows in found for row in rows]
+        self._check_negatives(rows)
+        texts = [text for row in rows for text in (row.query, *row.positives, *row.negatives)]
+        if empty := sum(not text for text in texts):
+            self.console.warn(f"{empty} of {len(texts)} texts are empty: embedded as the bare prompt")
         return found
+
+    def _check_negatives(self, rows: Sequence[TrainingRow]) -> None:
+        """Warn of rows that nothing is contrasted with. Raises ``UserError`` where all are such."""
+        settings = self.settings
+        if settings.in_batch_negatives and settings.optimiser.batch_size != 1:
+            return
+        alone = sum(not row.negatives for row in rows) if settings.negatives else len(rows)
+        why = "--batch-size 1" if settings.in_batch_negatives else "--no-in-batch-negatives"
+        if alone == len(rows):
+            raise UserError(
+                f"no row has hard negatives, and {why} leaves no others to contrast with: llara mine finds some"
+            )
+        if alone:
+            self.console.warn(f"{alone} of {len(rows)} rows have no hard negatives, and teach nothing with {why}")
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
@@ -156,7 +173,7 @@ class Finetuning(TrainingRun[Group]):
         tokens += self.sequencer.trees(passages, "passage").tokens
         each = 1 + len(passages) / len(groups)
         overhead = int(each * self.sequencer.prompts.overhead(["self"]))
-        return Load(tokens * len(epoch) // len(groups), overhead, 0, self.budget)
+        return Load(tokens * len(epoch) // len(groups), overhead, 0, self.budget, each)
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
         """Each row with the passages drawn for the epoch."""
@@ -186,20 +203,19 @@ class Finetuning(TrainingRun[Group]):
         leads = self.accelerator.is_main_process
         return Watch(folder, prepared.model, dev.metric, score, every, self.settings.patience, leads)
 
+    def _prepare(self, source: ModelSource) -> Prepared:
+        """The loss never meets the vocabulary projection: processes that shared it would wait for its gradient."""
+        prepared = super()._prepare(source)
+        prepared.backbone.freeze_projection()
+        return prepared
+
     def objective(self, prepared: Prepared) -> ContrastiveObjective:
         """InfoNCE over cosine / temperature."""
         settings = self.settings
         loss = ContrastiveLoss(
             settings.temperature, settings.in_batch_negatives, settings.mask_false_negatives, settings.mask_margin,
-            settings.distillation, self.recipe.dims if settings.dims else (),
+            settings.distillation, self.recipe.dims,
         )  # fmt: skip
         return ContrastiveObjective(
             prepared.backbone, self.recipe, self.sequencer, self.budget, loss, settings.chunk_size
         )
-
-
-def _refuse_unscored(path: Path, rows: Sequence[TrainingRow]) -> None:
-    """Raise ``UserError`` where a row lacks what ``--distillation`` follows."""
-    for number, row in enumerate(rows, 1):
-        if row.positive_scores is None or (row.negatives and row.negative_scores is None):
-            raise UserError(f"{path}: row {number} has no pos_scores and neg_scores, which --distillation follows")

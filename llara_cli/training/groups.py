@@ -26,8 +26,11 @@ class Group:
 
 
 def identity(text: str, passage_id: str | None) -> frozenset[str]:
-    """What a passage is known by when false negatives are masked: its text, and its id where it has one."""
-    return frozenset({f"text:{text}"} | ({f"id:{passage_id}"} if passage_id is not None else set()))
+    """What a passage is known by when false negatives are masked: its text, and its id where it has one.
+
+    Blanks around a text do not tell it from another: formats and tools strip them or do not.
+    """
+    return frozenset({f"text:{text.strip()}"} | ({f"id:{passage_id}"} if passage_id is not None else set()))
 
 
 def draw_group(row: TrainingRow, negatives: int, seed: Sequence[int]) -> Group:

@@ -58,8 +58,13 @@ class History:
         told = {name: value for name, value in row.items() if name != "step" and value is not None}
         self._accelerator.log(told, step=row["step"])
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        terms = " ".join(f"{label} {row[name]:.2f}" for name, label in TERMS.items() if row[name] is not None)
+        terms = " ".join(f"{label} {_short(row[name])}" for name, label in TERMS.items() if row[name] is not None)
         return f"{terms} {rate:,.0f} tokens/s"
+
+
+def _short(loss: float) -> str:
+    """Two decimals; four below 1, where fine-tuning spends most of its time."""
+    return f"{loss:.2f}" if loss >= 1 else f"{loss:.4f}"
 
 
 def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:

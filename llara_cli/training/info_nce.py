@@ -22,7 +22,8 @@ def contrast_mask(groups: Sequence[Group], *, in_batch: bool, mask_false_negativ
     """(queries, passages) True where a passage takes part in a query's softmax.
 
     The query's own positive always does. Other rows' passages only ``in_batch``; with ``mask_false_negatives`` no
-    passage that has the id or text of one of the query's positives.
+    passage that has the id or text of one of the query's positives, those of other rows with the same query included:
+    pairs have one row a positive.
     """
     identities = [identity for group in groups for identity in group.identities]
     mask = torch.ones(len(groups), len(identities), dtype=torch.bool)
@@ -41,7 +42,15 @@ def _copies(groups: Sequence[Group], identities: Sequence[frozenset[str]]) -> li
     for column, names in enumerate(identities):
         for name in names:
             columns.setdefault(name, []).append(column)
-    return [(row, column) for row, group in enumerate(groups) for name in group.own for column in columns.get(name, ())]
+    own: dict[str, set[str]] = {}
+    for group in groups:
+        own.setdefault(group.query, set()).update(group.own)
+    return [
+        (row, column)
+        for row, group in enumerate(groups)
+        for name in own[group.query]
+        for column in columns.get(name, ())
+    ]
 
 
 def positive_columns(groups: Sequence[Group]) -> Tensor:

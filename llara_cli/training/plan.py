@@ -43,12 +43,14 @@ class Load:
         overhead: prompt tokens that each item adds.
         head_rows: rows of logits over the vocabulary.
         budget: tokens of one forward.
+        texts: of an item, on average: a query has its passages.
     """
 
     text_tokens: int
     overhead: int
     head_rows: int
     budget: int
+    texts: float = 1.0
 
     def tokens(self, items: int) -> int:
         """Of texts and prompts."""
@@ -85,7 +87,7 @@ def probed_plan(
         dtype=str(dtype).removeprefix("torch."),
         trained_parameters=round(cost.trained),
         frozen_parameters=round(cost.frozen),
-        texts=int(schedule.epochs * schedule.items),
+        texts=round(schedule.epochs * schedule.items * load.texts),
         tokens=int(schedule.epochs * load.text_tokens),
         steps=schedule.steps,
         flops=flops,

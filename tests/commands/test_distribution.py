@@ -81,8 +81,14 @@ def finetune(train: Path, model: Path, workspace: Path, *flags: object, processe
 
 @pytest.mark.parametrize(
     "flags",
-    [("--batch-size", 5), ("--batch-size", 5, "--chunk-size", 2), ("--batch-size", 1, "--micro-batch-tokens", 60)],
-    ids=["one graph", "GradCache", "small forwards"],
+    [
+        ("--batch-size", 5),
+        ("--batch-size", 5, "--chunk-size", 2),
+        ("--batch-size", 1, "--micro-batch-tokens", 60),
+        ("--batch-size", 5, "--backend", "full"),
+        ("--batch-size", 3, "--backend", "full", "--chunk-size", 1, "--mask-margin", 0.01, "--dims", "16,8"),
+    ],
+    ids=["one graph", "GradCache", "small forwards", "full", "full, GradCache"],
 )
 def test_two_processes_contrast_as_one_does(
     tiny_model: Path, train: Path, tmp_path: Path, flags: tuple[object, ...]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from program import Llara, write_jsonl
-from tiny import TEXTS
+from safetensors.torch import load_file
+from tiny import TEXTS, make_model
 
 from llara_cli.training.history import History
 
@@ -67,7 +68,7 @@ def test_symmetric_roles_are_saved_and_used(
 def test_widths_are_trained_saved_and_cut_to(
     llara: Llara, train: Path, tiny_model: Path, beir: Path, tmp_path: Path
 ) -> None:
-    llara("finetune", train, "--model", tiny_model, *FLAGS, "--dims", "8,32,16")
+    llara("finetune", train, "--model", tiny_model, *FLAGS, "--dims", "8,16")
     assert saved_recipe(tmp_path / "ws")["dims"] == [32, 16, 8]
     whole = llara("encode", beir, "--model", "m", "--name", "whole", "--json")
     done = llara("encode", beir, "--model", "m", "--name", "cut", "--dim", 8, "--json")
@@ -91,8 +92,15 @@ def test_widths_are_trained_saved_and_cut_to(
         (("--dims", "8,x"), "whole numbers"),
         (("--dims", "0"), "must be positive"),
         (("--distillation", "1.5"), "between 0 and 1"),
-        (("--distillation", "0.5"), "row 1 has no pos_scores"),
+        (("--distillation", "0.5"), "train.jsonl:1: no pos_scores and neg_scores"),
         (("--mask-margin", "nan"), "finite"),
+        (("--temperature", "nan"), "must be positive, not nan"),
+        (("--temperature", "inf"), "must be positive and finite"),
+        (("--learning-rate", "nan"), "must be positive, not nan"),
+        (("--max-grad-norm", "nan"), "must be positive, not nan"),
+        (("--weight-decay", "inf"), "finite"),
+        (("--epochs", "inf"), "must be positive and finite"),
+        (("--epochs", "nan"), "must be positive, not nan"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -102,6 +110,42 @@ def test_what_cannot_be_is_refused(
     assert done.code == 2
     assert told in done.error
     assert not (tmp_path / "ws/models/m").exists()
+
+
+def test_a_run_that_would_learn_nothing_is_refused(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    """With nothing beside the positive every loss is 0."""
+    flags = ("--model", tiny_model, "--backend", "full", "--max-steps", 1, "--name", "m")
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"query": text[:9], "pos": [text]} for text in TEXTS])
+    for more in (("--no-in-batch-negatives",), ("--batch-size", 1)):
+        done = llara("finetune", bare, *flags, *more)
+        assert (done.code, "to contrast with" in done.error) == (2, True)
+        assert more[0] in done.error
+        assert not (tmp_path / "ws/models").exists()
+    some = write_jsonl(tmp_path / "some.jsonl", [{"query": text[:9], "pos": [text], "neg": ["x"]} for text in TEXTS])
+    some.write_text(some.read_text() + bare.read_text())
+    done = llara("finetune", some, *flags, "--no-in-batch-negatives")
+    assert done.code == 0
+    assert "5 of 10 rows have no hard negatives" in done.err
+    assert llara("finetune", bare, *flags[:-1], "n", "--batch-size", 2).code == 0
+
+
+def test_empty_texts_are_told(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"query": "", "pos": [""], "neg": [TEXTS[0]]}, {"query": "q", "pos": [TEXTS[1]], "neg": [""]}]
+    train = write_jsonl(tmp_path / "rows.jsonl", rows)
+    done = llara("finetune", train, "--model", tiny_model, *FLAGS)
+    assert done.code == 0
+    assert "3 of 6 texts are empty" in done.err
+
+
+def test_widths_are_kept_in_later_runs(llara: Llara, train: Path, tiny_model: Path, tmp_path: Path) -> None:
+    llara("finetune", train, "--model", tiny_model, *FLAGS, "--dims", "8")
+    first = {}
+    for name, more in (("kept", ()), ("said", ("--dims", "8")), ("whole", ("--dims", "32"))):
+        flags = ("--model", "m", *FLAGS[:-3], "--name", name, "--max-steps", 1, "--json", *more)
+        first[name] = llara("finetune", train, *flags).json["history"][0]["loss"]
+    assert first["kept"] == first["said"] != first["whole"]
+    dims = [json.loads((tmp_path / f"ws/models/{name}/llara.json").read_text())["recipe"]["dims"] for name in first]
+    assert dims == [[32, 8], [32, 8], [32]]
 
 
 def test_more_dimensions_than_the_model_has(llara: Llara, tiny_model: Path, beir: Path) -> None:
@@ -136,6 +180,7 @@ def test_the_best_weights_on_a_dev_set_are_kept(
     assert done.code == 0, done.err
     dev = done.json["dev"]
     assert [row["step"] for row in dev["scores"]] == list(range(1, 13))
+    assert "has no split dev" in done.err
     best = max(dev["scores"], key=lambda row: row["nDCG@10"])
     assert (dev["best"], dev["step"]) == (best["nDCG@10"], best["step"])
     lengths = ("--max-length", 160, "--query-length", 64)
@@ -191,3 +236,50 @@ def test_rounds_are_artifacts_and_are_not_run_again(
     assert "go together" in llara("finetune", train, *FLAGS, "--rounds", 2).error
     assert "go together" in llara("finetune", train, *FLAGS, "--corpus", beir).error
     assert "belong to --dev" in llara("finetune", train, *FLAGS, "--patience", 2).error
+
+
+def test_rounds_tell_what_cannot_be_before_the_first(
+    llara: Llara, train: Path, tiny_model: Path, beir: Path, tmp_path: Path
+) -> None:
+    twice = write_jsonl(tmp_path / "twice.jsonl", [{"_id": "1", "text": "a"}, {"_id": "1", "text": "b"}])
+    flags = ("--model", tiny_model, "--backend", "full", "--name", "m", "--rounds", 2, "--max-steps", 1)
+    for more, told in (
+        (("--corpus", twice), "twice.jsonl:2: the id '1' is not unique"),
+        (("--corpus", beir, "--distillation", 0.5), "no teacher has scored"),
+        (("--corpus", beir, "--negatives", 0), "takes none"),
+    ):
+        done = llara("finetune", train, *flags, *more)
+        assert (done.code, told in done.error) == (2, True), done.err
+        assert not list((tmp_path / "ws").glob("*/*"))
+    done = llara("finetune", train, *flags, "--corpus", beir, "--negatives", 201)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(("architecture", "tied"), [("llama", False), ("qwen", True)])
+def test_a_projection_of_its_own_is_no_part_of_the_training(
+    llara: Llara, train: Path, tmp_path: Path, architecture: str, tied: bool
+) -> None:
+    model = make_model(tmp_path / architecture, architecture)
+    plan = llara("finetune", train, "--model", model, *FLAGS, "--dry-run").json
+    weights = load_file(model / "model.safetensors")
+    head = 0 if tied else weights["lm_head.weight"].numel()
+    assert plan["trained_parameters"] == sum(weight.numel() for weight in weights.values()) - head
+    done = llara("finetune", train, "--model", model, *FLAGS)
+    assert done.code == 0, done.err
+    assert [plan[name] for name in ("texts", "tokens", "steps")] == [15, done.json["tokens"], done.json["steps"]]
+    assert done.json["texts"] == 15
+    trained = load_file(tmp_path / "ws/models/m/model.safetensors")
+    assert not trained["model.embed_tokens.weight"].equal(weights["model.embed_tokens.weight"])
+    if not tied:
+        assert trained["lm_head.weight"].equal(weights["lm_head.weight"])
+
+
+def test_the_layers_of_an_adapter_are_named_in_order(
+    llara: Llara, train: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """peft has a set of them, which each process writes in another order: equal runs had other manifests."""
+    flags = ("--model", tiny_model, "--lora-rank", 2, "--max-steps", 1, "--name", "m")
+    assert llara("finetune", train, *flags).code == 0
+    names = json.loads((tmp_path / "ws/models/m/adapter/adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 14
+    assert names == sorted(names)

@@ -14,7 +14,7 @@ from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
-from llara_cli.retrieval import mining
+from llara_cli.retrieval import finders, mining
 
 
 @pytest.fixture
@@ -52,6 +52,9 @@ class Listed:
         """Under the id n."""
         return mining.Document(str(place), "", self._texts.get(f"t{place}", f"t{place}"))
 
+    def get_ready(self, *, margin: bool) -> None:
+        """Nothing."""
+
     def find(self, queries: Any, k: int) -> Any:
         """Nothing."""
 
@@ -74,16 +77,16 @@ HITS = [(str(n), 1.0 - n / 10, n) for n in range(10)]
     ],
 )
 def test_what_becomes_a_negative(settings: dict[str, Any], best: float | None, wanted: list[int] | None) -> None:
-    finder = Listed(t1="p", t3="q")
+    finder, known = Listed(t1="p", t3="q"), mining.known_answers([row()])["q"]
     made = mining.MineSettings(**settings)
-    chosen = mining.choose_negatives(row(), HITS, finder, made, (1, 2), best)
+    chosen = mining.choose_negatives(known, HITS, finder, made, (1, 2), best)
     if wanted is not None:
         assert chosen == wanted
     else:
         assert len(chosen) == 3
         assert chosen == sorted(chosen)
-        assert chosen == mining.choose_negatives(row(), HITS, finder, made, (1, 2), best)
-        draws = {tuple(mining.choose_negatives(row(), HITS, finder, made, (1, n), best)) for n in range(20)}
+        assert chosen == mining.choose_negatives(known, HITS, finder, made, (1, 2), best)
+        draws = {tuple(mining.choose_negatives(known, HITS, finder, made, (1, n), best)) for n in range(20)}
         assert len(draws) > 5
         assert not {1, 3, 7} & {place for draw in draws for place in draw}
 
@@ -181,7 +184,7 @@ def test_a_stopped_run_goes_on(
     flags = ("--corpus", documents, "--model", tiny_model, "--per-query", 4, "--depth", 20, "--name", "m")
     whole = llara("mine", train, *flags, workspace=tmp_path / "whole")
     assert whole.code == 0
-    find, calls = mining.DenseFinder.find, []
+    find, calls = finders.DenseFinder.find, []
 
     def stop(self: Any, queries: Any, k: int) -> Any:
         calls.append(len(queries))
@@ -189,7 +192,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return find(self, queries, k)
 
-    monkeypatch.setattr(mining.DenseFinder, "find", stop)
+    monkeypatch.setattr(finders.DenseFinder, "find", stop)
     assert llara("mine", train, *flags).code == 130
     assert (tmp_path / "ws/mined/m/blocks/000000.json").is_file()
     done = llara("mine", train, *flags)
@@ -209,7 +212,9 @@ def test_what_cannot_be_is_refused(
     for more, told in (
         (("--per-query", 300), "leaves no room"),
         (("--skip-top", -1), "must not be negative"),
-        (("--output", train), "is the training file itself"),
+        (("--output", train), "is what the rows are made of"),
+        (("--output", documents, "--restart"), "is what the rows are made of"),
+        (("--margin", "nan"), "finite"),
         (("--output", foreign), "exists; choose another"),
         (("--output", tmp_path / "x.csv"), "are written as *.jsonl"),
         (("--index", "i"), "give one of"),
@@ -221,3 +226,102 @@ def test_what_cannot_be_is_refused(
     done = llara("mine", train, *flags, "--output", foreign, "--restart", "--per-query", 2)
     assert done.code == 0, done.err
     assert len(rows(foreign)) == 5
+
+
+def test_a_mistake_is_told_before_the_corpus_is_encoded(
+    llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(train.read_text() + "{\n")
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("my own\n")
+    flags = ("--corpus", documents, "--model", tiny_model)
+    for rows_, more, told in (
+        (broken, (), "broken.jsonl:6: not JSON"),
+        (train, ("--output", foreign), "exists; choose another"),
+        (train, ("--output", tmp_path / "no/x.jsonl"), "no such folder"),
+    ):
+        done = llara("mine", rows_, *flags, *more)
+        assert (done.code, told in done.error) == (2, True), done.err
+    assert not list((tmp_path / "ws").glob("*/*"))
+    refused = llara("mine", train, "--index", "i", "--max-length", 30)
+    assert (refused.code, "is to be encoded" in refused.error) == (2, True)
+
+
+def test_a_mistake_leaves_no_unfinished_rows_under_the_name(
+    llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bm25s")
+    dense, words = ("--corpus", documents, "--model", tiny_model), ("--corpus", documents, "--model", "bm25")
+    for flags in ((*words, "--margin", 0.1), (*dense, "--query-length", 5), (*dense, "--query-length", 5000)):
+        assert llara("mine", train, *flags, "--name", "m").code == 2
+        assert not (tmp_path / "ws/mined/m").exists()
+    assert llara("mine", train, *words, "--name", "m").code == 0
+
+
+def test_a_folder_that_is_trained_on_is_never_written_into(
+    llara: Llara, tiny_model: Path, beir: Path, tmp_path: Path
+) -> None:
+    (beir / "qrels/test.tsv").rename(beir / "qrels/train.tsv")
+    before = tree(beir)
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        done = llara(
+            "mine", beir, "--corpus", beir, "--model", tiny_model, "--output", beir / name, "--restart", "--depth", 20
+        )
+        assert (done.code, "is what the rows are made of" in done.error) == (2, True)
+    assert tree(beir) == before
+
+
+def test_no_positive_of_any_row_of_the_query_is_a_negative(
+    llara: Llara, tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    """Pairs have one row a positive."""
+    pairs = [{"anchor": "about the sea", "positive": text} for text in TEXTS[:3]]
+    train = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    flags = ("--corpus", documents, "--model", tiny_model, "--per-query", 40, "--depth", 50, "--json")
+    for item in rows(Path(llara("mine", train, *flags).json["output"])):
+        negatives = {text for name, text in item.items() if name.startswith("negative")}
+        assert len(negatives) == 27
+        assert not negatives & set(TEXTS[:3])
+
+
+def test_a_positive_is_known_without_its_title_and_with_blanks_around() -> None:
+    known = mining.known_answers([row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())])["q"]
+    for document, is_known in (
+        (mining.Document("1", "Title", "the text"), True),
+        (mining.Document("2", "Title", "body"), True),
+        (mining.Document("7", "", "elsewhere"), True),
+        (mining.Document("3", "", "Q"), False),
+        (mining.Document("4", "", " q"), True),
+    ):
+        assert known.hold(document) is is_known
+
+
+def test_a_positive_is_cut_where_the_passages_were(
+    llara: Llara, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its score is that of its own vector in the index."""
+    long = " ".join(TEXTS * 2)
+    documents = write_jsonl(tmp_path / "docs.jsonl", [{"_id": str(n), "text": t} for n, t in enumerate([long, *TEXTS])])
+    train = write_jsonl(tmp_path / "long.jsonl", [{"query": "bees?", "pos": [long]}])
+    llara("encode", documents, "--model", tiny_model, "--max-length", 30, "--name", "e")
+    llara("index", "e", "--name", "i")
+    best, found = finders.DenseFinder.best_positives, []
+
+    def seen(self: Any, rows: Any) -> list[float]:
+        found.extend(best(self, rows))
+        return found
+
+    monkeypatch.setattr(finders.DenseFinder, "best_positives", seen)
+    assert llara("mine", train, "--index", "i", "--margin", 0.0, "--depth", 20).code == 0
+    hits = llara("search", "bees?", "--index", "i", "--json").json["hits"]
+    assert found == pytest.approx([hit["score"] for hit in hits if hit["id"] == "0"], abs=1e-5)
+
+
+def test_a_tsv_keeps_the_blanks_of_its_texts(llara: Llara, documents: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    train = tmp_path / "rows.tsv"
+    train.write_text("anchor\tpositive\n two  blanks\tand\u00a0one  more\n")
+    done = llara("mine", train, "--corpus", documents, "--model", "bm25", "--per-query", 2, "--depth", 5, "--json")
+    (after,) = read_training_rows(Path(done.json["output"]))
+    assert (after.query, after.positives) == (" two  blanks", ("and\u00a0one  more",))

@@ -141,6 +141,8 @@ def test_folders_that_cannot_train(beir: BeirMaker, refusal: Refusal, tmp_path: 
         ({"query": "q", "pos": ["p"], "pos_scores": ["1"]}, "\"pos_scores\" holds '1': every score must be a finite"),
         ({"query": "q", "pos": ["p"], "pos_scores": [True]}, '"pos_scores" holds True'),
         ({"query": "q", "pos": ["p"], "pos_scores": [float("nan")]}, '"pos_scores" holds nan'),
+        ({"query": "q", "pos": ["p"], "pos_scores": [10**400]}, '"pos_scores" holds 1000000'),
+        ({"query": "q", "pos": ["p"], "pos_scores": [-1e39]}, '"pos_scores" holds -1e+39'),
         ({"query": "q", "pos": ["p"], "neg": ["n"], "neg_scores": []}, '"neg_scores" must be a list of 1 numbers'),
         ({"query": "q", "pos": ["p"], "pos_ids": ["1", "2"]}, '"pos_ids" must be a list of 1 ids'),
         ({"query": "q", "pos": ["p"], "pos_ids": [[]]}, '"pos_ids" must be a string or a whole number, not a list'),
@@ -152,6 +154,16 @@ def test_a_row_that_cannot_train_is_told(
 ) -> None:
     path = write("train.jsonl", [{"query": "q", "pos": ["p"]}, fields])
     assert refusal(lambda: read_training_rows(path)).startswith(f"train.jsonl:2: {complaint}")
+
+
+def test_a_row_without_the_scores_that_are_wanted_is_told(write: Write, refusal: Refusal, beir: Any) -> None:
+    scored = {"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [1], "neg_scores": [0]}
+    alone = {"query": "q", "pos": ["p"], "pos_scores": [1]}
+    path = write("train.jsonl", [scored, alone, {**scored, "neg_scores": None}])
+    assert refusal(lambda: read_training_rows(path, scored=True)) == (
+        "train.jsonl:3: no pos_scores and neg_scores, which --distillation follows"
+    )
+    assert "a BEIR folder has no pos_scores" in refusal(lambda: read_training_rows(beir(), scored=True))
 
 
 def test_files_without_rows(write: Write, refusal: Refusal, tmp_path: Path) -> None:

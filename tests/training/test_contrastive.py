@@ -132,6 +132,16 @@ def test_grad_cache_embeds_the_largest_part_once(tiny_model: Path) -> None:
     assert ran.count(max(ran)) % 2 == 1  # the others are embedded twice
 
 
+def test_neither_logits_nor_hidden_states_between_layers_are_made(tiny_model: Path) -> None:
+    ours = objective(tiny_model, budget=10**6)
+    found: list[Any] = []
+    ours.backbone.projection.register_forward_hook(lambda module, given, made: found.append("logits"))
+    ours.backbone.body.register_forward_hook(lambda module, given, made: found.append(made.get("hidden_states")))
+    ours.backward(groups())
+    assert found
+    assert set(found) == {None}
+
+
 def test_dropout_is_drawn_anew_each_step_and_again_by_seed(tiny_model: Path) -> None:
     ours = objective(tiny_model, budget=10**6)
     first, second = ours.backward(groups()).loss, ours.backward(groups()).loss

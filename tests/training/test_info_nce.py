@@ -111,15 +111,30 @@ def test_scores_are_precise_where_the_forwards_are_not() -> None:
         assert ContrastiveLoss(0.01)(vectors, items) == plain
 
 
+def test_a_positive_of_another_row_with_the_same_query_is_no_negative() -> None:
+    items = groups([1, 1, 1])
+    again = Group(items[0].query, items[1].passages, items[1].identities, items[1].own)
+    mask = contrast_mask([items[0], again, items[2]], in_batch=True, mask_false_negatives=True)
+    assert mask.int().tolist() == [[1, 0, 1], [0, 1, 1], [1, 1, 1]]
+
+
+def test_blanks_around_a_text_do_not_tell_it_from_another() -> None:
+    assert identity(" text\n", None) == identity("text", None) != identity("te xt", None)
+
+
 def slow_mask(items: Sequence[Group], *, in_batch: bool, mask_false_negatives: bool) -> list[list[bool]]:
     """The rule, pair by pair."""
     owners = [number for number, group in enumerate(items) for _ in group.passages]
     names = [name for group in items for name in group.identities]
     firsts = {owners.index(number): number for number in range(len(items))}
+
+    def own(group: Group) -> set[str]:
+        return {name for item in items if item.query == group.query for name in item.own}
+
     return [
         [
             firsts.get(column) == row
-            or ((in_batch or owners[column] == row) and not (mask_false_negatives and names[column] & group.own))
+            or ((in_batch or owners[column] == row) and not (mask_false_negatives and names[column] & own(group)))
             for column in range(len(names))
         ]
         for row, group in enumerate(items)
@@ -136,11 +151,14 @@ _PASSAGES = st.tuples(st.integers(0, 3), st.integers(0, 3))
     ),
     in_batch=st.booleans(),
     masked=st.booleans(),
+    queries=st.lists(st.integers(0, 4), min_size=5, max_size=5),
 )
-def test_the_mask_follows_its_rule(rows: list[list[tuple[int, int]]], in_batch: bool, masked: bool) -> None:
+def test_the_mask_follows_its_rule(
+    rows: list[list[tuple[int, int]]], in_batch: bool, masked: bool, queries: list[int]
+) -> None:
     items = []
-    for row in rows:
+    for row, query in zip(rows, queries, strict=False):
         names = [identity(f"t{text}", f"i{name}" if name else None) for text, name in row]
-        items.append(Group("q", ["x"] * len(row), names, names[0]))
+        items.append(Group(f"q{query}", ["x"] * len(row), names, names[0]))
     found = contrast_mask(items, in_batch=in_batch, mask_false_negatives=masked)
     assert found.tolist() == slow_mask(items, in_batch=in_batch, mask_false_negatives=masked)
