@@ -251,6 +251,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LlaraError(f"{path}: unreadable: {error}") from error
+    if not isinstance(data, dict):
+        raise LlaraError(f"{path}: damaged: not a JSON object")
     return data
 
 
