@@ -101,9 +101,23 @@ def index() -> str:
     return "\n".join([*head, *rows, "", f"Seconds over the bare library's, {size}; recall of both."])
 
 
+def memory() -> str:
+    """The table of the ``memory.json`` files."""
+    lines = ["| command | on | MB | on | MB | ratio |", "| --- | --- | ---: | --- | ---: | ---: |"]
+    for command, name, unit in (
+        ("pretrain", "memory", "MB of text"),
+        ("encode", "encode_memory", "texts"),
+        ("evaluate", "evaluate_memory", "texts"),
+    ):
+        found = json.loads((HERE / f"{name}.json").read_text())
+        cells = " | ".join(f"{int(size):,} {unit} | {mb:.0f}" for size, mb in found["rss_anon_mb"].items())
+        lines.append(f"| `{command}` | {cells} | {found['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """The README with every table as the JSON files have it."""
-    tables = {maker.__name__: maker() for maker in (startup, pretrain, adaptation, encode, index)}
+    tables = {maker.__name__: maker() for maker in (startup, pretrain, adaptation, encode, index, memory)}
     for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?\n?(<!-- /{name} -->)", re.DOTALL)
         text = marked.sub(lambda match, table=table: match[1] + table + "\n" + match[2], text)

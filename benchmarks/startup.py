@@ -18,7 +18,9 @@ from typing import Annotated
 
 import typer
 
-VERBS = ("pretrain", "finetune", "encode", "index", "search", "evaluate", "status", "doctor", "backends")
+from llara_cli.app import app
+
+VERBS = tuple(typer.main.get_group(app).commands)
 
 
 def empty_app() -> str:
