@@ -25,12 +25,11 @@ import numpy as np
 import typer
 from scipy import stats
 
-from llara_cli.retrieval.metrics import evaluate
-from llara_cli.retrieval.runs import read_qrels, read_run
+from llara_cli.evaluation.results import Results
+from llara_cli.retrieval.runs import read_qrels
+from llara_cli.workspace import Workspace
 
 METRIC = "nDCG@10"
-LENGTH = "160"
-"""Total tokens of a passage when it is encoded."""
 OTHERS = 500
 """Documents of a pool or training corpus that nothing was judged relevant in."""
 Rows = list[dict[str, Any]]
@@ -69,8 +68,8 @@ def subset(source: Path, target: Path, split: str, *, others: int, queries: int 
 class Stages:
     """Runs `llara` in one workspace and keeps what it found."""
 
-    def __init__(self, workspace: Path, path: Path | None) -> None:
-        self.workspace, self.path = workspace, path
+    def __init__(self, workspace: Path, path: Path | None, length: int) -> None:
+        self.workspace, self.path, self.length = workspace, path, length
         self.found: dict[str, Any] = {"systems": {}, "minutes": {}}
 
     def llara(self, *arguments: str) -> dict[str, Any]:
@@ -92,11 +91,11 @@ class Stages:
         """Means of ``model`` on every pool, and each query's value."""
         found = {}
         for pool in pools:
-            self.llara("evaluate", str(pool), "--model", model, "--max-length", LENGTH, *arguments)
-            (run,) = (self.workspace / "results" / pool.name).glob(f"{Path(model).stem}*/*.trec")
-            scored = evaluate(read_qrels(pool / "qrels" / "test.tsv"), read_run(run), [METRIC])
-            found[pool.name] = {query: values[METRIC] for query, values in scored.per_query.items()}
-            print(f"  {system} on {pool.name}: {scored.means[METRIC]:.4f}", flush=True)
+            told = self.llara("evaluate", str(pool), "--model", model, "--max-length", str(self.length), *arguments)
+            kept = Results(Workspace(self.workspace), told["benchmark"], told["model"]).load(pool.name)
+            assert kept is not None
+            found[pool.name] = {query: values[METRIC] for query, values in kept.per_query.items()}
+            print(f"  {system} on {pool.name}: {kept.metrics[METRIC]:.4f}", flush=True)
         self.found["systems"][system] = found
         self.keep()
 
@@ -108,7 +107,7 @@ class Stages:
         own = [name for name in systems if name not in ("BM25", "rival")]
         tests = {f"{after} - {before}": compare(systems[before], systems[after])
                  for before, after in [*pairwise(own), *((own[0], name) for name in own[2:])]}  # fmt: skip
-        result = {"metric": METRIC, "passage_tokens": int(LENGTH), **self.found, "systems": means, "tests": tests}
+        result = {"metric": METRIC, "passage_tokens": self.length, **self.found, "systems": means, "tests": tests}
         if self.path is not None:
             self.path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -131,13 +130,14 @@ def main(
     rival: Annotated[str, typer.Option(help="A sentence-transformers model.")],
     workspace: Annotated[Path, typer.Option()],
     questions: Annotated[int, typer.Option(help="Of SQuAD's train split.")] = 800,
-    steps: Annotated[int, typer.Option(help="Of fine-tuning, 16 queries each.")] = 100,
-    adaptation_steps: Annotated[int, typer.Option(help="16 texts each.")] = 60,
+    steps: Annotated[int, typer.Option(help="Of fine-tuning, 16 queries each.")] = 60,
+    adaptation_steps: Annotated[int, typer.Option(help="16 texts each.")] = 40,
+    length: Annotated[int, typer.Option(help="Total tokens of a passage when it is encoded.")] = 128,
     learning_rate: float = 1e-3,
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Write the pools and training rows, train and score every system."""
-    stages = Stages(workspace, as_json)
+    stages = Stages(workspace, as_json, length)
     pools, trains = [workspace / "pools" / name for name in ("scifact", "squad")], []
     stages.found["pools"] = {}
     for pool, source, others, count in zip(pools, (scifact, squad), (OTHERS, 0), (None, questions), strict=True):
@@ -170,7 +170,7 @@ def mined(stages: Stages, trains: Sequence[Path], model: str) -> list[str]:
         target = train.parent / f"{train.name}-{model}.jsonl"
         stages.llara(
             "mine", str(train), "--corpus", str(train / "corpus.jsonl"), "--model", model, "--per-query", "1",
-            "--depth", "20", "--max-length", LENGTH, "--output", str(target),
+            "--depth", "20", "--max-length", str(stages.length), "--output", str(target),
         )  # fmt: skip
         files.append(str(target))
     return files
