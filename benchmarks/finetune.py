@@ -69,7 +69,9 @@ class Ours:
         self.causal = load_causal_lm(source, torch.float32).train()
         sequencer = Sequencer(tokenizer, PAPER, {"query": QUERY_LENGTH, "passage": LENGTH + 8})
         loss = ContrastiveLoss(TEMPERATURE, mask_false_negatives=False)
-        self.objective = ContrastiveObjective(Backbone(self.causal), PAPER, sequencer, OURS[0], loss)
+        backbone = Backbone(self.causal)
+        backbone.sum_gradients_in_place()
+        self.objective = ContrastiveObjective(backbone, PAPER, sequencer, OURS[0], loss)
         self.optimiser = torch.optim.AdamW(self.causal.parameters(), lr=RATE, weight_decay=0.0, fused=True)
         self.groups = [
             Group(query, passages, [identity(text, None) for text in passages], identity(passages[0], None))

@@ -59,7 +59,9 @@ def model_of(shape: str) -> Backbone:
 
 
 def ours(backbone: Backbone, texts: Texts, recipe: Recipe, layout: Any, budget: int) -> System:
-    """Our objective."""
+    """Our objective, as the command runs it."""
+    backbone = Backbone(backbone.model)
+    backbone.sum_gradients_in_place()
     objective = PretextObjective(backbone, recipe, texts.prompts(recipe), Batching(layout, budget, ROW_TOKENS))
     return lambda examples: objective.backward(examples).loss
 

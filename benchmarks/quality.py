@@ -168,9 +168,10 @@ def mined(stages: Stages, trains: Sequence[Path], model: str) -> list[str]:
     files = []
     for train in trains:
         target = train.parent / f"{train.name}-{model}.jsonl"
+        length = () if model == "bm25" else ("--max-length", str(stages.length))
         stages.llara(
             "mine", str(train), "--corpus", str(train / "corpus.jsonl"), "--model", model, "--per-query", "1",
-            "--depth", "20", "--max-length", str(stages.length), "--output", str(target),
+            "--depth", "20", *length, "--output", str(target),
         )  # fmt: skip
         files.append(str(target))
     return files

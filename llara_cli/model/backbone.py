@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from llara_cli.console import UserError
 from llara_cli.model.batching import Batching
+from llara_cli.model.gradient_sums import SummedInPlace
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
 
@@ -73,6 +75,7 @@ class Backbone:
         self._window = getattr(self.config, "sliding_window", None)
         if getattr(self.config, "use_sliding_window", True) is False:
             self._window = None
+        self._sums_in_place = False
 
     @property
     def device(self) -> torch.device:
@@ -136,6 +139,10 @@ class Backbone:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model.enable_input_require_grads()
 
+    def sum_gradients_in_place(self) -> None:
+        """Let backward add to the weights' gradients on a CPU, where it would make new ones (``SummedInPlace``)."""
+        self._sums_in_place = True
+
     def hidden(self, layout: Layout) -> Tensor:
         """Last hidden states (R * L, dim) of a layout."""
         device = self.device
@@ -143,7 +150,8 @@ class Backbone:
         if not layout.plain:
             given["attention_mask"] = self._mask(layout)
             given["position_ids"] = torch.from_numpy(layout.positions).to(device)
-        output: Tensor = self.body(**given).last_hidden_state
+        with SummedInPlace() if self._sums_in_place else nullcontext():
+            output: Tensor = self.body(**given).last_hidden_state
         return output.reshape(-1, output.shape[-1])
 
     def slots(self, layout: Layout) -> Tensor:

@@ -272,6 +272,8 @@ class TrainingRun(ABC, Generic[ItemT]):
             backbone.recompute_in_backward()
         if optimiser.compile:
             backbone.body.compile(dynamic=True)
+        if self.accelerator.num_processes == 1 and not (optimiser.gradient_checkpointing or optimiser.compile):
+            backbone.sum_gradients_in_place()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
 
 
