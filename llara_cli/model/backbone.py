@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from llara_cli.console import UserError
 from llara_cli.model.batching import Batching
-from llara_cli.model.gradient_sums import SummedInPlace
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
+from llara_cli.model.products import Products
 
 ROW_TOKENS, BLOCK_TOKENS = 256, 128
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
@@ -140,7 +140,7 @@ class Backbone:
         self.model.enable_input_require_grads()
 
     def sum_gradients_in_place(self) -> None:
-        """Let backward add to the weights' gradients on a CPU, where it would make new ones (``SummedInPlace``)."""
+        """Let backward add to the weights' gradients on a CPU, where it would make new ones (``Products``)."""
         self._sums_in_place = True
 
     def hidden(self, layout: Layout) -> Tensor:
@@ -150,7 +150,8 @@ class Backbone:
         if not layout.plain:
             given["attention_mask"] = self._mask(layout)
             given["position_ids"] = torch.from_numpy(layout.positions).to(device)
-        with SummedInPlace() if self._sums_in_place else nullcontext():
+        compiled = getattr(self.body, "_compiled_call_impl", None) is not None
+        with nullcontext() if device.type != "cpu" or compiled else Products(sum_in_place=self._sums_in_place):
             output: Tensor = self.body(**given).last_hidden_state
         return output.reshape(-1, output.shape[-1])
 

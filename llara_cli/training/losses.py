@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from llara_cli.model.products import product
+
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
 
@@ -220,7 +222,7 @@ class _GradientsAtOnce(torch.autograd.Function):
             found.append(each)
             if ctx.needs_input_grad[4]:
                 flat, chunk = at_logits.to(logits.dtype).flatten(0, -2), hidden[part].flatten(0, -2)
-                ctx.of_hidden[part] = (flat @ weight.to(flat.dtype)).view_as(ctx.of_hidden[part])
+                ctx.of_hidden[part] = product(flat, weight.to(flat.dtype).T).view_as(ctx.of_hidden[part])
                 if weight.requires_grad:
                     _add_outer(gathered.sum_of("weight", weight), flat, chunk)
                 if bias is not None and bias.requires_grad:

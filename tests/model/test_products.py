@@ -1,4 +1,4 @@
-"""Gradients that are added where they are summed up are the gradients that autograd would have made."""
+"""Products and gradients of a decoder's layers are PyTorch's own, whatever computes and adds them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from llara_cli.model import gradient_sums
+from llara_cli.model import products
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.gradient_sums import SummedInPlace
 from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.loading import load_causal_lm
+from llara_cli.model.products import Products, onednn_is_faster, product
 from llara_cli.model.source import resolve
 from llara_cli.workspace import Workspace
+
+
+@pytest.fixture(params=["as the machine has it", "oneDNN"], autouse=True)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What multiplies, also the smallest matrices."""
+    monkeypatch.setattr(products, "LEAST_WORK", 0)
+    if request.param == "oneDNN":
+        if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+            pytest.skip("this PyTorch has no oneDNN")
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
 
 
 @pytest.fixture(params=["llama", "qwen", "neox"])
@@ -55,11 +65,11 @@ def _same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def test_gradients_are_those_of_autograd(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, taken = _gradients(model, in_place=False), []
-    for function in (gradient_sums._Linear, gradient_sums._Embedding):
+    for function in (products._Linear, products._Embedding):
         plain = function.apply
         monkeypatch.setattr(function, "apply", lambda *a, f=function, p=plain: (taken.append(f), p(*a))[1])
     mine = _gradients(model, in_place=True)
-    assert set(taken) == {gradient_sums._Linear, gradient_sums._Embedding}
+    assert set(taken) == {products._Linear, products._Embedding}
     _same(mine, theirs)
 
 
@@ -73,11 +83,52 @@ def test_frozen_weights_get_none(model: PreTrainedModel) -> None:
     _same(mine, theirs)
 
 
+@pytest.mark.parametrize("shape", [(7,), (0, 7), (1, 7), (5, 7), (2, 5, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_that_of_pytorch(shape: tuple[int, ...], bias: bool) -> None:
+    values, weight, added = torch.randn(shape), torch.randn(3, 7), torch.randn(3) if bias else None
+    wanted = functional.linear(values, weight, added)
+    torch.testing.assert_close(product(values, weight, added), wanted)
+    torch.testing.assert_close(product(values, weight.T.contiguous().T, added), wanted)
+    halves = product(values.bfloat16(), weight.bfloat16())
+    assert torch.equal(halves, functional.linear(values.bfloat16(), weight.bfloat16()))
+
+
+def test_small_products_are_not_worth_preparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    asked: list[None] = []
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: bool(asked.append(None)))
+    product(torch.ones(8, 16), torch.ones(4, 16))
+    assert not asked
+    product(torch.ones(1024, 1024), torch.ones(32, 1024))
+    assert asked
+
+
+def test_encoding_multiplies_so_too(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = lay_out([Tree(list(range(9)), [[3, 4]])])
+    wanted = model.get_decoder()(torch.from_numpy(layout.ids)).last_hidden_state[0, -1]
+    taken: list[Tensor] = []
+    monkeypatch.setattr(products, "product", lambda *given: (taken.append(given[1]), product(*given))[1])
+    with torch.no_grad():
+        torch.testing.assert_close(Backbone(model).hidden(layout)[-1], wanted, rtol=1e-4, atol=1e-5)
+    linear = {id(module.weight) for module in model.get_decoder().modules() if isinstance(module, nn.Linear)}
+    assert {id(weight) for weight in taken} == linear
+
+
+def test_onednn_is_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    for amd in (True, False):
+        monkeypatch.setattr(products, "_processor_is_amd", lambda amd=amd: amd)
+        onednn_is_faster.cache_clear()
+        assert onednn_is_faster() == (amd and there)
+    onednn_is_faster.cache_clear()
+
+
 @pytest.mark.parametrize("padding", [None, 3, -7])
 def test_the_padding_of_a_table_is_not_learnt(padding: int | None) -> None:
     ids = torch.tensor([[3, 1, 3, 0, 1]])
     gradients = []
-    for mode in (nullcontext(), SummedInPlace()):
+    for mode in (nullcontext(), Products(sum_in_place=True)):
         table = nn.Embedding(10, 4, padding_idx=padding, _weight=torch.arange(40.0).view(10, 4))
         with mode:
             table(ids).square().sum().backward()
@@ -97,7 +148,7 @@ def _hooked() -> Iterator[nn.Parameter]:
 
 def test_hooks_of_a_weight_are_called() -> None:
     for weight in _hooked():
-        with SummedInPlace():
+        with Products(sum_in_place=True):
             functional.linear(torch.ones(4, 3), weight).sum().backward()
         assert len(weight.seen) == 1
         assert torch.equal(weight.grad, torch.full((2, 3), 4.0))
@@ -105,7 +156,7 @@ def test_hooks_of_a_weight_are_called() -> None:
 
 def test_views_and_other_dtypes_are_left_to_autograd() -> None:
     weight, vector = nn.Parameter(torch.ones(2, 3)), torch.ones(3)
-    with SummedInPlace():
+    with Products(sum_in_place=True):
         functional.linear(vector, weight).sum().backward()
         functional.linear(vector[None], weight * 2).sum().backward()
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,137 @@
+"""Matrix products of a decoder's layers on CPUs, and the sums of their weights' gradients.
+
+PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused; oneDNN, which PyTorch ships
+too, does not. And PyTorch makes a new tensor of each weight's gradient in each backward and then adds it: with several
+forwards a batch every weight is written, read and written again once a forward, and every table of embeddings filled
+with zeros. Here the products are added to ``weight.grad`` as they are computed. Both change results by the order of
+additions only, and equal calls have equal results.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+LEAST_WORK = 2**25
+"""Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN is there and multiplies fp32 faster than what PyTorch takes by itself."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and torch.backends.mkl.is_available() and _processor_is_amd()
+
+
+def _processor_is_amd() -> bool:
+    described = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (described.read_text() if described.is_file() else platform.processor())
+
+
+def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear``, without a gradient: (..., in), (out, in) -> (..., out)."""
+    enough = values.numel() * weight.shape[0] >= LEAST_WORK
+    plain = values.device.type == "cpu" and values.dtype == weight.dtype == torch.float32
+    if not (plain and enough and onednn_is_faster()):
+        return functional.linear(values, weight, bias)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return found
+
+
+class Products(TorchFunctionMode):
+    """Within it, ``linear`` without a gradient is ``product``.
+
+    ``sum_in_place``: also with one, and its backward and that of ``embedding`` add the gradients of leaf weights. For
+    one process without recomputation only: hooks of the weights see nothing of it, and a forward that backward repeats
+    would not be repeated within it.
+    """
+
+    def __init__(self, *, sum_in_place: bool) -> None:
+        super().__init__()
+        self.sum_in_place = sum_in_place
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given: Mapping[str, Any] = kwargs or {}
+        if func is functional.linear:
+            return self._linear(*args, **given)
+        if func is functional.embedding and self.sum_in_place:
+            return _embedding(*args, **given)
+        return func(*args, **given)
+
+    def _linear(self, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
+        if plain and not torch.is_grad_enabled():
+            return product(values, weight, bias)
+        if plain and self.sum_in_place and values.dim() > 1 and values.dtype == weight.dtype and _sums(weight):
+            found: Tensor = _Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
+            return found
+        return functional.linear(values, weight, bias)
+
+
+def _sums(weight: Tensor) -> bool:
+    """Whether a parameter's gradient, if it has one, may be added by us."""
+    hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
+    return weight.device.type == "cpu" and not hooked
+
+
+def _embedding(
+    ids: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    plain = type(weight) is nn.Parameter and max_norm is None and not scale_grad_by_freq and not sparse
+    if plain and torch.is_grad_enabled() and weight.requires_grad and _sums(weight):
+        found: Tensor = _Embedding.apply(ids, weight, padding_idx)  # type: ignore[no-untyped-call]
+        return found
+    return functional.embedding(ids, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values if weight.requires_grad else None, weight)
+        return product(values, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        values, weight = ctx.saved_tensors
+        flat = upstream.flatten(0, -2)
+        if values is not None:
+            inner = values.flatten(0, -2)
+            if weight.grad is None:
+                weight.grad = flat.T @ inner
+            else:
+                weight.grad.addmm_(flat.T, inner)
+        of_values = product(upstream, weight.T) if ctx.needs_input_grad[0] else None
+        return of_values, None, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids, weight)
+        ctx.padding = None if padding is None else padding % len(weight)
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, None]:
+        ids, weight = ctx.saved_tensors
+        flat, rows = upstream.flatten(0, -2), ids.flatten()
+        if ctx.padding is not None:
+            flat = flat.masked_fill((rows == ctx.padding)[:, None], 0)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, rows, flat)
+        return None, None, None
