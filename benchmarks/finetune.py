@@ -190,6 +190,7 @@ def speed(model: str, rows: Path, batch: int, steps: int, rounds: int, threads: 
     for number in range(rounds):
         for system in list(workers)[:: 1 if number % 2 else -1]:
             measured[system].append(workers[system].run(best[system], batch, steps))
+            print(f"{system}: {batch * steps / measured[system][-1]['seconds']:.3f} pairs/s", flush=True)
     for each in workers.values():
         each.close()
     seconds = {system: [row["seconds"] for row in found] for system, found in measured.items()}
@@ -233,11 +234,17 @@ def main(
         rows.write_text(json.dumps(few))
         result: dict[str, Any] = {"model": Path(model).name, "threads": threads, "rounds": rounds}
         result |= speed(model, rows, batch, steps, rounds, threads)
+        keep(result, as_json)
         rows.write_text(json.dumps((few * -(-1024 // len(few)))[:1024]))
         result["grad_cache"] = {"model": Path(small_model).name, **grad_cache(small_model, rows, threads)}
     print(json.dumps(result, indent=1))
-    if as_json is not None:
-        as_json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, as_json)
+
+
+def keep(result: dict[str, Any], path: Path | None) -> None:
+    """Write down what there is so far."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
