@@ -39,8 +39,8 @@ from llara_cli.training.probe import peak_memory
 from llara_cli.workspace import Workspace
 
 LENGTH, QUERY_LENGTH, TEMPERATURE, RATE = 96, 64, 0.05, 1e-5
-OURS = (MICRO_BATCH_TOKENS["cpu"], 1024, 8192)
-"""Tokens of a forward that ours tries: the default, more, and a batch in one graph."""
+OURS = (MICRO_BATCH_TOKENS["cpu"], 512, 2048)
+"""Tokens of a forward that ours tries: the default, and less."""
 THEIRS = (2, 4, 8, 16)
 """Mini-batches that the Cached loss tries."""
 app = typer.Typer()
@@ -70,7 +70,7 @@ class Ours:
         sequencer = Sequencer(tokenizer, PAPER, {"query": QUERY_LENGTH, "passage": LENGTH + 8})
         loss = ContrastiveLoss(TEMPERATURE, mask_false_negatives=False)
         backbone = Backbone(self.causal)
-        backbone.sum_gradients_in_place()
+        backbone.train_lean()
         self.objective = ContrastiveObjective(backbone, PAPER, sequencer, OURS[0], loss)
         self.optimiser = torch.optim.AdamW(self.causal.parameters(), lr=RATE, weight_decay=0.0, fused=True)
         self.groups = [

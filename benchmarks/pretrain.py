@@ -61,7 +61,7 @@ def model_of(shape: str) -> Backbone:
 def ours(backbone: Backbone, texts: Texts, recipe: Recipe, layout: Any, budget: int) -> System:
     """Our objective, as the command runs it."""
     backbone = Backbone(backbone.model)
-    backbone.sum_gradients_in_place()
+    backbone.train_lean()
     objective = PretextObjective(backbone, recipe, texts.prompts(recipe), Batching(layout, budget, ROW_TOKENS))
     return lambda examples: objective.backward(examples).loss
 

@@ -105,8 +105,9 @@ class Stages:
         means = {name: {pool: float(np.mean(list(each.values()))) for pool, each in pools.items()}
                  for name, pools in systems.items()}  # fmt: skip
         own = [name for name in systems if name not in ("BM25", "rival")]
+        tuned = [name for name in own if name != "adapted"]
         tests = {f"{after} - {before}": compare(systems[before], systems[after])
-                 for before, after in [*pairwise(own), *((own[0], name) for name in own[2:])]}  # fmt: skip
+                 for before, after in [*pairwise(tuned), *((own[0], name) for name in own[2:])]}  # fmt: skip
         result = {"metric": METRIC, "passage_tokens": self.length, **self.found, "systems": means, "tests": tests}
         if self.path is not None:
             self.path.write_text(json.dumps(result, indent=1) + "\n")
@@ -156,11 +157,11 @@ def main(
     stages.score("fine-tuned", "plain-ft", pools)
     stages.train("adapted", "pretrain", str(wiki), "--model", model, "--max-steps", str(adaptation_steps),
                  "--batch-size", "16", "--max-length", "128")  # fmt: skip
-    stages.score("adapted", "adapted", pools)
     stages.train("adapted-ft", "finetune", *lexical, "--model", "adapted", *options)
     stages.score("adapted, fine-tuned", "adapted-ft", pools)
     stages.train("round", "finetune", *mined(stages, trains, "adapted-ft"), "--model", "adapted", *options)
     stages.score("adapted, fine-tuned on mined negatives", "round", pools)
+    stages.score("adapted", "adapted", pools)
 
 
 def mined(stages: Stages, trains: Sequence[Path], model: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from llara_cli.console import UserError
 from llara_cli.model.batching import Batching
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
-from llara_cli.model.products import Products
+from llara_cli.model.products import Products, lean_training
 
 ROW_TOKENS, BLOCK_TOKENS = 256, 128
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
@@ -75,7 +75,7 @@ class Backbone:
         self._window = getattr(self.config, "sliding_window", None)
         if getattr(self.config, "use_sliding_window", True) is False:
             self._window = None
-        self._sums_in_place = False
+        self._lean = False
 
     @property
     def device(self) -> torch.device:
@@ -139,9 +139,9 @@ class Backbone:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model.enable_input_require_grads()
 
-    def sum_gradients_in_place(self) -> None:
-        """Let backward add to the weights' gradients on a CPU, where it would make new ones (``Products``)."""
-        self._sums_in_place = True
+    def train_lean(self) -> None:
+        """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
+        self._lean = True
 
     def hidden(self, layout: Layout) -> Tensor:
         """Last hidden states (R * L, dim) of a layout."""
@@ -150,10 +150,16 @@ class Backbone:
         if not layout.plain:
             given["attention_mask"] = self._mask(layout)
             given["position_ids"] = torch.from_numpy(layout.positions).to(device)
-        compiled = getattr(self.body, "_compiled_call_impl", None) is not None
-        with nullcontext() if device.type != "cpu" or compiled else Products(sum_in_place=self._sums_in_place):
+        with self._products():
             output: Tensor = self.body(**given).last_hidden_state
         return output.reshape(-1, output.shape[-1])
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """Around the body: how its matrices are multiplied."""
+        compiled = getattr(self.body, "_compiled_call_impl", None) is not None
+        if self.device.type != "cpu" or compiled:
+            return nullcontext()
+        return lean_training() if self._lean and torch.is_grad_enabled() else Products()
 
     def slots(self, layout: Layout) -> Tensor:
         """Hidden states at the slots of every branch: (branches, slots, dim)."""

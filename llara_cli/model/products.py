@@ -10,7 +10,8 @@ additions only, and equal calls have equal results.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from llara_cli.model.remaking import ACTIVATIONS, PRODUCTS, Remaking
 
 LEAST_WORK = 2**25
 """Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
@@ -48,16 +51,11 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class Products(TorchFunctionMode):
-    """Within it, ``linear`` without a gradient is ``product``.
+    """Within it, ``linear`` without a gradient is ``product``; ``lean_training`` has what is beyond that."""
 
-    ``sum_in_place``: also with one, and its backward and that of ``embedding`` add the gradients of leaf weights. For
-    one process without recomputation only: hooks of the weights see nothing of it, and a forward that backward repeats
-    would not be repeated within it.
-    """
-
-    def __init__(self, *, sum_in_place: bool) -> None:
+    def __init__(self, remaking: Remaking | None = None) -> None:
         super().__init__()
-        self.sum_in_place = sum_in_place
+        self._remaking = remaking
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -65,18 +63,36 @@ class Products(TorchFunctionMode):
         given: Mapping[str, Any] = kwargs or {}
         if func is functional.linear:
             return self._linear(*args, **given)
-        if func is functional.embedding and self.sum_in_place:
+        if self._remaking is None:
+            return func(*args, **given)
+        if func is functional.embedding:
             return _embedding(*args, **given)
-        return func(*args, **given)
+        made = func(*args, **given)
+        if func in PRODUCTS or func in ACTIVATIONS:
+            self._remaking.note(made, func, args, given)
+        return made
 
     def _linear(self, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
         if plain and not torch.is_grad_enabled():
             return product(values, weight, bias)
-        if plain and self.sum_in_place and values.dim() > 1 and values.dtype == weight.dtype and _sums(weight):
+        if plain and self._remaking is not None and values.dim() > 1 and values.dtype == weight.dtype and _sums(weight):
             found: Tensor = _Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
             return found
         return functional.linear(values, weight, bias)
+
+
+@contextmanager
+def lean_training() -> Iterator[None]:
+    """Around a forward: its products are ``product`` too, and its backward makes less and keeps less.
+
+    It adds the gradients of leaf weights where they are, and makes again what is cheap to make (``Remaking``). For one
+    process without recomputation only: hooks of the weights see nothing of it, and a forward that backward repeats
+    would not be repeated within it.
+    """
+    remaking = Remaking()
+    with remaking, Products(remaking):
+        yield
 
 
 def _sums(weight: Tensor) -> bool:
@@ -99,13 +115,14 @@ def _embedding(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(values if weight.requires_grad else None, weight)
+        ctx.save_for_backward(values if weight.requires_grad else None)
+        ctx.weight = weight  # itself: what is saved may come back as a copy, which has another gradient
         return product(values, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        values, weight = ctx.saved_tensors
+        (values,), weight = ctx.saved_tensors, ctx.weight
         flat = upstream.flatten(0, -2)
         if values is not None:
             inner = values.flatten(0, -2)
@@ -120,14 +137,15 @@ class _Linear(torch.autograd.Function):
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
-        ctx.save_for_backward(ids, weight)
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
         ctx.padding = None if padding is None else padding % len(weight)
         return functional.embedding(ids, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, None]:
-        ids, weight = ctx.saved_tensors
+        (ids,), weight = ctx.saved_tensors, ctx.weight
         flat, rows = upstream.flatten(0, -2), ids.flatten()
         if ctx.padding is not None:
             flat = flat.masked_fill((rows == ctx.padding)[:, None], 0)

@@ -31,8 +31,8 @@ from llara_cli.training.schedule import Share
 from llara_cli.training.validation import PARTS, Validation, Watch
 from llara_cli.workspace import Workspace
 
-MICRO_BATCH_TOKENS: Mapping[str, int] = {"cpu": 512, "cuda": 16384}
-"""Tokens of one forward: on a CPU larger ones are no faster, and take memory (benchmarks/finetune.json)."""
+MICRO_BATCH_TOKENS: Mapping[str, int] = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one forward: a batch of as many is embedded once, what is beyond them twice (benchmarks/finetune.json)."""
 PLAN_SAMPLE = 256
 """Rows that the plan tokenises; it scales what they take to all."""
 

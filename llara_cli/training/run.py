@@ -273,7 +273,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         if optimiser.compile:
             backbone.body.compile(dynamic=True)
         if self.accelerator.num_processes == 1 and not (optimiser.gradient_checkpointing or optimiser.compile):
-            backbone.sum_gradients_in_place()
+            backbone.train_lean()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
 
 

@@ -18,7 +18,7 @@ from llara_cli.model import products
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.products import Products, onednn_is_faster, product
+from llara_cli.model.products import lean_training, onednn_is_faster, product
 from llara_cli.model.source import resolve
 from llara_cli.workspace import Workspace
 
@@ -40,11 +40,11 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
     return load_causal_lm(source, torch.float32).train()
 
 
-def _gradients(model: PreTrainedModel, *, in_place: bool) -> dict[str, Tensor]:
+def _gradients(model: PreTrainedModel, *, lean: bool) -> dict[str, Tensor]:
     """Of two forwards of different lengths, one of them over two branches."""
     backbone = Backbone(model)
-    if in_place:
-        backbone.sum_gradients_in_place()
+    if lean:
+        backbone.train_lean()
     random = np.random.default_rng(0)
     for length in (19, 30):
         ids = random.integers(0, 300, length)
@@ -64,11 +64,11 @@ def _same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def test_gradients_are_those_of_autograd(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs, taken = _gradients(model, in_place=False), []
+    theirs, taken = _gradients(model, lean=False), []
     for function in (products._Linear, products._Embedding):
         plain = function.apply
         monkeypatch.setattr(function, "apply", lambda *a, f=function, p=plain: (taken.append(f), p(*a))[1])
-    mine = _gradients(model, in_place=True)
+    mine = _gradients(model, lean=True)
     assert set(taken) == {products._Linear, products._Embedding}
     _same(mine, theirs)
 
@@ -77,7 +77,7 @@ def test_frozen_weights_get_none(model: PreTrainedModel) -> None:
     frozen = [name for name, _ in model.named_parameters() if "mlp" in name or "embed" in name]
     for name, weight in model.named_parameters():
         weight.requires_grad_(name not in frozen)
-    theirs, mine = (_gradients(model, in_place=in_place) for in_place in (False, True))
+    theirs, mine = (_gradients(model, lean=lean) for lean in (False, True))
     assert theirs
     assert not mine.keys() & set(frozen)
     _same(mine, theirs)
@@ -128,7 +128,7 @@ def test_onednn_is_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_padding_of_a_table_is_not_learnt(padding: int | None) -> None:
     ids = torch.tensor([[3, 1, 3, 0, 1]])
     gradients = []
-    for mode in (nullcontext(), Products(sum_in_place=True)):
+    for mode in (nullcontext(), lean_training()):
         table = nn.Embedding(10, 4, padding_idx=padding, _weight=torch.arange(40.0).view(10, 4))
         with mode:
             table(ids).square().sum().backward()
@@ -148,7 +148,7 @@ def _hooked() -> Iterator[nn.Parameter]:
 
 def test_hooks_of_a_weight_are_called() -> None:
     for weight in _hooked():
-        with Products(sum_in_place=True):
+        with lean_training():
             functional.linear(torch.ones(4, 3), weight).sum().backward()
         assert len(weight.seen) == 1
         assert torch.equal(weight.grad, torch.full((2, 3), 4.0))
@@ -156,7 +156,7 @@ def test_hooks_of_a_weight_are_called() -> None:
 
 def test_views_and_other_dtypes_are_left_to_autograd() -> None:
     weight, vector = nn.Parameter(torch.ones(2, 3)), torch.ones(3)
-    with Products(sum_in_place=True):
+    with lean_training():
         functional.linear(vector, weight).sum().backward()
         functional.linear(vector[None], weight * 2).sum().backward()
         with torch.autocast("cpu", torch.bfloat16):
