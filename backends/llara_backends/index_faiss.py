@@ -140,6 +140,8 @@ def _made(spec: str, dim: int) -> Any:
 
 def _refuse_distances(index: Any, spec: str) -> None:
     """Raise ``UserError`` where an index answers with distances, the least first, though it was made for products."""
+    if isinstance(index, faiss.IndexFlat):
+        return  # tells its metric itself; a search would read all of it
     query = np.full((1, index.d), 1 / math.sqrt(index.d), np.float32)
     scores, rows = index.search(query, min(_PROBE, index.ntotal))
     there = scores[rows >= 0]
