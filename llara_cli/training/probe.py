@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -144,8 +144,16 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has taken so far: on a GPU of its memory, else of the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    if peak:  # not what `resource` has: on Linux that is no less than what the parent held when it started this process
+        return int(peak[1]) * 1024
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 class Growth:

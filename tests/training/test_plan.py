@@ -85,3 +85,10 @@ def test_memory_is_what_the_run_takes(wiki: Path, tmp_path: Path, backend: str) 
     assert plan["peak_memory"] == sum(plan["memory"].values())
     taken = json.loads((Path(program(*command)["path"]) / "run.json").read_text())["peak_memory"]
     assert plan["peak_memory"] == pytest.approx(taken, rel=0.15)
+
+
+def test_the_peak_of_memory_is_not_that_of_the_process_which_started_this_one() -> None:
+    held = bytearray(os.urandom(2**20)) * 1024  # a gigabyte that is there
+    code = "import torch; from llara_cli.training.probe import peak_memory; print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**25 < int(done.stdout) < len(held)
