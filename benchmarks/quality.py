@@ -130,6 +130,7 @@ def main(
     squad: Annotated[Path, typer.Option(help="The same.")],
     rival: Annotated[str, typer.Option(help="A sentence-transformers model.")],
     workspace: Annotated[Path, typer.Option()],
+    rival_name: Annotated[str, typer.Option(help="How the rival is called; else as its folder.")] = "",
     questions: Annotated[int, typer.Option(help="Of SQuAD's train split.")] = 800,
     steps: Annotated[int, typer.Option(help="Of fine-tuning, 16 queries each.")] = 60,
     adaptation_steps: Annotated[int, typer.Option(help="16 texts each.")] = 40,
@@ -146,7 +147,8 @@ def main(
         train = workspace / "train" / pool.name
         stages.found["pools"][f"{pool.name} train"] = subset(source, train, "train", others=others, queries=count)
         trains.append(train)
-    stages.found |= {"model": Path(model).name, "rival": Path(rival).name, "batch": 16, "learning_rate": learning_rate}
+    names = {"model": Path(model).name, "rival": rival_name or Path(rival).name}
+    stages.found |= names | {"batch": 16, "learning_rate": learning_rate}
     stages.score("BM25", "bm25", pools)
     stages.score("rival", rival, pools, "--encoder", "sentence-transformers")
     lexical = mined(stages, trains, "bm25")

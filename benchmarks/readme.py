@@ -77,6 +77,56 @@ def adaptation() -> str:
     return "\n".join([*head, *rows, "", f"Paired t-test of the reciprocal ranks: p = {found['paired_t_test_p']:.1g}."])
 
 
+def finetune() -> str:
+    """The table of ``finetune.json``."""
+    found = json.loads((HERE / "finetune.json").read_text())
+    peak = found["peak_memory"]
+    cells = found["ratio"], peak["llara"] / peak["sentence-transformers"], found["grad_cache"]["ratio"]
+    return "\n".join(
+        [
+            "| pairs a second | peak memory | peak memory of batch 1,024 over 16, GradCache |",
+            "| ---: | ---: | ---: |",
+            f"| {' | '.join(f'{cell:.2f}' for cell in cells)} |",
+        ]
+    )
+
+
+POOLS = {"scifact": "SciFact", "squad": "SQuAD"}
+SYSTEMS = {
+    "plain": "as it is",
+    "fine-tuned": "fine-tuned",
+    "adapted": "adapted",
+    "adapted, fine-tuned": "adapted, fine-tuned",
+    "adapted, fine-tuned on mined negatives": "the same, on negatives mined by itself",
+    "BM25": "BM25",
+}
+STEPS = {
+    "fine-tuning": "fine-tuned - plain",
+    "adapting before it": "adapted, fine-tuned - fine-tuned",
+    "a mining round": "adapted, fine-tuned on mined negatives - adapted, fine-tuned",
+}
+
+
+def quality() -> str:
+    """The table of ``quality.json``."""
+    found = json.loads((HERE / "quality.json").read_text())
+    sizes = [
+        f"{name} ({size['documents']:,} passages, {size['queries']:,} queries)"
+        for name, size in ((name, found["pools"][pool]) for pool, name in POOLS.items())
+    ]
+    lines = [f"| | {' | '.join(sizes)} |", "| --- | ---: | ---: |"]
+    for system, name in (SYSTEMS | {"rival": found["rival"]}).items():
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in map(found['systems'][system].get, POOLS))} |")
+    lines += ["", f"| what it brings | {' | '.join(POOLS.values())} |", "| --- | ---: | ---: |"]
+    for name, key in STEPS.items():
+        cells = (f"{test['difference']:+.3f} (p = {test['p']:.1g})" for test in map(found["tests"][key].get, POOLS))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    took = [f"{found['minutes'][name]['minutes']:.0f}" for name in ("adapted", "plain-ft")]
+    steps = [found["minutes"][name]["steps"] for name in ("adapted", "plain-ft")]
+    told = f"adapting took {took[0]} minutes ({steps[0]} steps), fine-tuning {took[1]} ({steps[1]} steps)"
+    return "\n".join([*lines, "", f"Paired t-tests. Batches of {found['batch']}; {told}, on two CPU cores."])
+
+
 def encode() -> str:
     """The table of ``encode.json``."""
     found = json.loads((HERE / "encode.json").read_text())
@@ -117,7 +167,9 @@ def memory() -> str:
 
 def filled(text: str) -> str:
     """The README with every table as the JSON files have it."""
-    tables = {maker.__name__: maker() for maker in (startup, pretrain, adaptation, encode, index, memory)}
+    tables = {
+        maker.__name__: maker() for maker in (startup, pretrain, adaptation, finetune, quality, encode, index, memory)
+    }
     for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?\n?(<!-- /{name} -->)", re.DOTALL)
         text = marked.sub(lambda match, table=table: match[1] + table + "\n" + match[2], text)
