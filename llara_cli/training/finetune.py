@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,6 @@ from llara_cli.training.schedule import Share
 from llara_cli.training.validation import PARTS, Validation, Watch
 from llara_cli.workspace import Workspace
 
-MICRO_BATCH_TOKENS: Mapping[str, int] = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one forward: a batch of as many is embedded once, what is beyond them twice (benchmarks/finetune.json)."""
 PLAN_SAMPLE = 256
 """Rows that the plan tokenises; it scales what they take to all."""
 
@@ -82,7 +80,6 @@ class Finetuning(TrainingRun[Group]):
     dev: Validation | None = None
 
     task: ClassVar[str] = "finetune"
-    micro_batch_tokens: ClassVar[Mapping[str, int]] = MICRO_BATCH_TOKENS
 
     @classmethod
     def of(

@@ -43,7 +43,7 @@ from llara_cli.training.validation import Watch
 from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS: Mapping[str, int] = {"cpu": 2048, "cuda": 16384}
-"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; benchmarks/pretrain.json has the rates."""
+"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; benchmarks/*.json have the rates."""
 SAMPLE_BATCHES, SAMPLE_BUDGETS = 5, 2
 """Steps that the plan's probe runs, and the full forwards of each."""
 ItemT = TypeVar("ItemT")
@@ -81,7 +81,6 @@ class TrainingRun(ABC, Generic[ItemT]):
     name: str
 
     task: ClassVar[str]
-    micro_batch_tokens: ClassVar[Mapping[str, int]] = MICRO_BATCH_TOKENS
 
     @property
     @abstractmethod
@@ -199,7 +198,7 @@ class TrainingRun(ABC, Generic[ItemT]):
     @property
     def budget(self) -> int:
         """Tokens of one forward."""
-        return self.settings.optimiser.micro_batch_tokens or self.micro_batch_tokens[self.device.type]
+        return self.settings.optimiser.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
 
     def _train(self, build: Build) -> dict[str, Any]:
         flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
