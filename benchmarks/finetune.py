@@ -1,6 +1,6 @@
 """Pairs a second of contrastive training, beside sentence-transformers' trainer with its Cached loss; and GradCache.
 
-    python benchmarks/finetune.py --model MODEL --train DIR --small-model MODEL [--rounds 3] [--json FILE]
+    python benchmarks/finetune.py main --model MODEL --train DIR --small-model MODEL [--rounds 3] [--json FILE]
 
 MODEL: what `llara finetune --model` takes; DIR: a BEIR folder with qrels/train.tsv. Both systems train all weights of
 the same checkpoint in fp32 with AdamW, on the same batches of query, positive and one negative, cut alike; each in a
@@ -223,6 +223,7 @@ def main(
     steps: int = 2,
     rounds: int = 3,
     threads: int = 2,
+    only_grad_cache: Annotated[bool, typer.Option(help="Keep the file's other figures.")] = False,
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Measure."""
@@ -233,8 +234,12 @@ def main(
         assert len(few) >= batch * steps, f"{train}: only {len(few)} different positives"
         rows.write_text(json.dumps(few))
         result: dict[str, Any] = {"model": Path(model).name, "threads": threads, "rounds": rounds}
-        result |= speed(model, rows, batch, steps, rounds, threads)
-        keep(result, as_json)
+        if only_grad_cache:
+            assert as_json is not None
+            result = json.loads(as_json.read_text())
+        else:
+            result |= speed(model, rows, batch, steps, rounds, threads)
+            keep(result, as_json)
         rows.write_text(json.dumps((few * -(-1024 // len(few)))[:1024]))
         result["grad_cache"] = {"model": Path(small_model).name, **grad_cache(small_model, rows, threads)}
     print(json.dumps(result, indent=1))

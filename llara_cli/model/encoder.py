@@ -65,10 +65,13 @@ class Sequencer:
         """One tree a text, in order."""
         limit = self.limits[role]
         branch = self.prompts.prompts[self.branches[role]]
-        ids = self.tokenizer.encode(texts)
-        trees = [Tree([*self.prompts.head, *row[:limit]], [branch], self.prompts.slots) for row in ids]
-        tokens = sum(min(len(row), limit) for row in ids)
-        return Sequences(trees, tokens, sum(len(row) > limit for row in ids), sum(not row for row in ids))
+        trees, lengths = [], []
+        for row in self.tokenizer.each(texts):
+            lengths.append(len(row))
+            trunk = np.array([*self.prompts.head, *row[:limit]], np.uint32)
+            trees.append(Tree(trunk, [branch], self.prompts.slots))
+        tokens = sum(min(length, limit) for length in lengths)
+        return Sequences(trees, tokens, sum(length > limit for length in lengths), lengths.count(0))
 
 
 class Encoder:

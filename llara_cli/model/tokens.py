@@ -29,6 +29,8 @@ from llara_cli.model.source import ModelSource
 
 SPACE_MARKS = ("\u2581", "\u0120")
 """How SentencePiece and byte-level vocabularies write a space at the head of a piece."""
+AT_ONCE = 256
+"""Texts that are tokenised together: while they are, a token takes some 300 bytes."""
 _NORMALIZERS = frozenset(("NFC", "Prepend", "Replace"))
 _SPLITTERS = frozenset(("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"))
 _WORD_END = re.compile(r"\S(?= )")
@@ -142,11 +144,14 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
         """Token ids of each text, no special tokens added, cut at ``limit``."""
-        if not texts:
-            return []
-        found = self.hf(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        ids: list[list[int]] = found["input_ids"]
-        return ids if limit is None else [row[:limit] for row in ids]
+        return [row[:limit] for row in self.each(texts)]
+
+    def each(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Token ids of each text, no special tokens added; what else the tokenizer makes is held for few texts only."""
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        for at in range(0, len(texts), AT_ONCE):
+            some = list(texts[at : at + AT_ONCE])
+            yield from self.hf(some, add_special_tokens=False, split_special_tokens=True, **options)["input_ids"]
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokenized]:
         """Each text's ids with their places in it."""

@@ -18,7 +18,7 @@ from llara_cli.model.layout import Layout
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokens import AT_ONCE, TextTokenizer
 
 
 class Small(Backbone):
@@ -103,3 +103,15 @@ def test_ahead_raises_in_turn(where: str) -> None:
     assert next(found) == 1
     with pytest.raises(ValueError, match="third"):
         next(found)
+
+
+def test_many_texts_are_tokenised_as_each_alone_is(tiny_model: Path) -> None:
+    tokenizer = TextTokenizer.load(ModelSource("tiny", str(tiny_model)))
+    texts = [f"{TEXTS[number % 5]} {number}" for number in range(2 * AT_ONCE + 7)]
+    alone = [ids for text in texts for ids in tokenizer.encode([text])]
+    assert tokenizer.encode(texts) == alone
+    assert tokenizer.encode(texts, limit=3) == [ids[:3] for ids in alone]
+    made = Sequencer(tokenizer, PAPER, {"passage": 20}).trees([*texts, ""], "passage")
+    assert len(made.trees) == len(texts) + 1
+    assert (made.tokens, made.empty) == (sum(len(tree.trunk) - len(made.trees[-1].trunk) for tree in made.trees), 1)
+    assert made.cut == sum(len(tree) == 20 for tree in made.trees)
