@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -21,28 +22,40 @@ PRODUCTS: frozenset[Callable[..., Any]] = frozenset({torch.Tensor.mul, torch.mul
 ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset({functional.silu, functional.gelu})
 
 
+class Held:
+    """A tensor that is kept. With hooks of our own, autograd does not see whether somebody wrote to it since."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    def announce(self) -> None:
+        """Nothing to prepare."""
+
+    def tensor(self) -> Tensor:
+        """The tensor. Raises ``RuntimeError`` where it was written to since."""
+        if self._tensor._version != self._version:
+            raise RuntimeError("a tensor that backward needs was modified in place")
+        return self._tensor
+
+
 class Recipe:
     """How one tensor is made; every use is announced, so that the last one can drop what the first one made."""
 
     def __init__(self, make: Callable[..., Tensor], operands: tuple[Kept, ...], options: Mapping[str, Any]) -> None:
         self._make, self._operands, self._options = make, operands, options
-        self._versions = [operand._version for operand in operands if isinstance(operand, Tensor)]
         self._uses = 0
         self._made: Tensor | None = None
         for operand in operands:
-            if isinstance(operand, Recipe):
-                operand.announce()
+            operand.announce()
 
     def announce(self) -> None:
         """One more will ask for the tensor."""
         self._uses += 1
 
     def tensor(self) -> Tensor:
-        """The tensor, made now or for an earlier use. Raises ``RuntimeError`` where an operand was written since."""
-        if [operand._version for operand in self._operands if isinstance(operand, Tensor)] != self._versions:
-            raise RuntimeError("a tensor that backward needs was modified in place")
+        """The tensor, made now or for an earlier use. Raises ``RuntimeError`` as ``Held.tensor`` does."""
         if self._made is None:
-            self._made = self._make(*map(unpacked, self._operands), **self._options)
+            self._made = self._make(*(operand.tensor() for operand in self._operands), **self._options)
         made = self._made
         self._uses -= 1
         if self._uses <= 0:
@@ -50,20 +63,28 @@ class Recipe:
         return made
 
 
-Kept: TypeAlias = Tensor | Recipe
+Kept: TypeAlias = Held | Recipe
 
 
-def unpacked(kept: Kept) -> Tensor:
-    """What was kept, or what its recipe makes."""
-    return kept.tensor() if isinstance(kept, Recipe) else kept
+@dataclass(frozen=True)
+class Noted:
+    """How a tensor was made, as long as it is that tensor: neither gone nor written to since."""
+
+    made: weakref.ref[Tensor]
+    version: int
+    recipe: Recipe
+
+    def makes(self, tensor: Tensor) -> bool:
+        """Whether the recipe makes ``tensor``."""
+        return self.made() is tensor and tensor._version == self.version
 
 
 class Remaking(saved_tensors_hooks):
     """Within it, what ``note`` was told of is not kept for backward where its operands are."""
 
     def __init__(self) -> None:
-        super().__init__(self._pack, unpacked)
-        self._known: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
+        super().__init__(self._pack, lambda kept: kept.tensor())
+        self._known: dict[int, Noted] = {}
 
     def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
         """``made`` is what ``function`` made of ``given``, which is noted where autograd keeps all of ``given``."""
@@ -72,18 +93,17 @@ class Remaking(saved_tensors_hooks):
         if kept and torch.is_grad_enabled() and all(operand.requires_grad for operand in operands):
             key = id(made)
             recipe = Recipe(function, tuple(map(self._operand, operands)), dict(options or {}))
-            self._known[key] = weakref.ref(made, lambda _: self._known.pop(key, None)), recipe
+            reference = weakref.ref(made, lambda _: self._known.pop(key, None))
+            self._known[key] = Noted(reference, made._version, recipe)
 
     def _operand(self, operand: Tensor) -> Kept:
-        return self._recipe(operand) or operand.detach()
+        return self._recipe(operand) or Held(operand.detach())
 
     def _recipe(self, tensor: Tensor) -> Recipe | None:
-        reference, recipe = self._known.get(id(tensor), (None, None))
-        return recipe if reference is not None and reference() is tensor else None
+        noted = self._known.get(id(tensor))
+        return noted.recipe if noted is not None and noted.makes(tensor) else None
 
     def _pack(self, tensor: Tensor) -> Kept:
-        recipe = self._recipe(tensor)
-        if recipe is None:
-            return tensor
-        recipe.announce()
-        return recipe
+        kept = self._recipe(tensor) or Held(tensor)
+        kept.announce()
+        return kept
