@@ -62,7 +62,9 @@ class Products(TorchFunctionMode):
     ) -> Any:
         given: Mapping[str, Any] = kwargs or {}
         if func is functional.linear:
-            return self._linear(*args, **given)
+            return self._linear(
+                *args, **{"values" if name == "input" else name: value for name, value in given.items()}
+            )
         if self._remaking is None:
             return func(*args, **given)
         if func is functional.embedding:
@@ -87,8 +89,8 @@ def lean_training() -> Iterator[None]:
     """Around a forward: its products are ``product`` too, and its backward makes less and keeps less.
 
     It adds the gradients of leaf weights where they are, and makes again what is cheap to make (``Remaking``). For one
-    process without recomputation only: hooks of the weights see nothing of it, and a forward that backward repeats
-    would not be repeated within it.
+    process without recomputation only: a forward that backward repeats would not be repeated within it, hooks that a
+    weight gets after the forward see nothing of it, and ``torch.autograd.grad`` adds to every weight's ``grad``.
     """
     remaking = Remaking()
     with remaking, Products(remaking):
@@ -117,12 +119,15 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(values if weight.requires_grad else None)
         ctx.weight = weight  # itself: what is saved may come back as a copy, which has another gradient
+        ctx.version = weight._version
         return product(values, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (values,), weight = ctx.saved_tensors, ctx.weight
+        if weight._version != ctx.version:
+            raise RuntimeError("a weight that backward needs was modified in place")
         flat = upstream.flatten(0, -2)
         if values is not None:
             inner = values.flatten(0, -2)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
@@ -87,10 +87,15 @@ class Remaking(saved_tensors_hooks):
         self._known: dict[int, Noted] = {}
 
     def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
-        """``made`` is what ``function`` made of ``given``, which is noted where autograd keeps all of ``given``."""
+        """``made`` is what ``function`` made of ``given``, which is noted where ``given`` takes no more room.
+
+        Of operands that all need a gradient autograd keeps all; weights are there anyway.
+        """
         operands = [operand for operand in given if isinstance(operand, Tensor)]
-        kept = len(operands) == len(given) == (2 if function in PRODUCTS else 1)
-        if kept and torch.is_grad_enabled() and all(operand.requires_grad for operand in operands):
+        whole = len(operands) == len(given) == (2 if function in PRODUCTS else 1)
+        there = (each.requires_grad or isinstance(each, nn.Parameter) for each in operands)
+        in_place = any(operand is made for operand in operands)
+        if whole and made.requires_grad and all(there) and not in_place:
             key = id(made)
             recipe = Recipe(function, tuple(map(self._operand, operands)), dict(options or {}))
             reference = weakref.ref(made, lambda _: self._known.pop(key, None))
@@ -104,6 +109,6 @@ class Remaking(saved_tensors_hooks):
         return noted.recipe if noted is not None and noted.makes(tensor) else None
 
     def _pack(self, tensor: Tensor) -> Kept:
-        kept = self._recipe(tensor) or Held(tensor)
+        kept = self._recipe(tensor) or Held(tensor.detach())  # itself would be a cycle that Python cannot see
         kept.announce()
         return kept

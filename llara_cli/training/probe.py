@@ -197,5 +197,5 @@ def resident_memory() -> int:
 def give_back_memory() -> None:
     """Drop what is unused, and let the C library (glibc) hand it to the system, so that it is not counted."""
     gc.collect()
-    if hasattr(trim := ctypes.CDLL(None), "malloc_trim"):
+    if sys.platform != "win32" and hasattr(trim := ctypes.CDLL(None), "malloc_trim"):
         trim.malloc_trim(0)

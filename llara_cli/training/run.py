@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
 
 from llara_cli import registry
@@ -271,7 +271,8 @@ class TrainingRun(ABC, Generic[ItemT]):
             backbone.recompute_in_backward()
         if optimiser.compile:
             backbone.body.compile(dynamic=True)
-        if self.accelerator.num_processes == 1 and not (optimiser.gradient_checkpointing or optimiser.compile):
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        if alone and not (optimiser.gradient_checkpointing or optimiser.compile):
             backbone.train_lean()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
 

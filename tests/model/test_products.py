@@ -94,6 +94,16 @@ def test_a_product_is_that_of_pytorch(shape: tuple[int, ...], bias: bool) -> Non
     assert torch.equal(halves, functional.linear(values.bfloat16(), weight.bfloat16()))
 
 
+def test_a_weight_that_was_written_to_is_not_used() -> None:
+    values, weight = torch.ones(2, 3, requires_grad=True), nn.Parameter(torch.ones(4, 3))
+    with lean_training():
+        found = functional.linear(input=values, weight=weight)
+    with torch.no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match=r"in place"):
+        found.sum().backward()
+
+
 def test_small_products_are_not_worth_preparing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     asked: list[None] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from llara_cli.model.remaking import Held, Kept, Remaking
 from llara_cli.model.source import resolve
 from llara_cli.workspace import Workspace
 
+FROZEN = nn.Parameter(torch.linspace(-1, 1, 8), requires_grad=False)
 Gated = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -53,6 +55,8 @@ def _gradients(function: Gated, *, lean: bool) -> list[Tensor | None]:
         lambda gate, other: (gate * other).reshape(5, 8) * other,
         lambda gate, other: (gate * other).add_(1.0) * gate,
         lambda gate, other: (gate * other).mul_(other) * gate,
+        lambda gate, other: functional.silu(gate, inplace=True) * other,
+        lambda gate, other: FROZEN * (gate * other) * gate,
     ],
 )
 def test_gradients_are_the_same_to_the_bit(function: Gated) -> None:
@@ -81,6 +85,15 @@ def test_what_was_written_to_is_not_used(function: Gated) -> None:
         gate += 1
     with pytest.raises(RuntimeError, match=r"in ?place"):
         loss.backward()
+
+
+def test_a_forward_without_backward_leaves_nothing() -> None:
+    gate = torch.randn(3, 4, requires_grad=True)
+    with lean_training():
+        loss = functional.linear(_gated(gate * 2, gate * 3).exp(), nn.Parameter(torch.ones(2, 4))).sum()
+    reference = weakref.ref(gate)
+    del gate, loss
+    assert reference() is None
 
 
 def test_half_of_a_decoder_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
