@@ -5,7 +5,8 @@
 MODEL: what `llara finetune --model` takes; DIR: a BEIR folder with qrels/train.tsv. Both systems train all weights of
 the same checkpoint in fp32 with AdamW, on the same batches of query, positive and one negative, cut alike; each in a
 process of its own that keeps its model, by turns; a ratio is of the same round. The rival gets the best of the
-mini-batches tried. First losses are told beside: they must agree. Peak memory is each process' own.
+mini-batches tried (one step each, in a process of its own), and stands beside with its plain loss. First losses are
+told too: they must agree. Peak memory is each process' own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,8 +42,10 @@ from llara_cli.workspace import Workspace
 LENGTH, QUERY_LENGTH, TEMPERATURE, RATE = 96, 64, 0.05, 1e-5
 OURS = (MICRO_BATCH_TOKENS["cpu"], 512, 4096)
 """Tokens of a forward that ours tries: the default, less, and more."""
-THEIRS = (2, 4, 8, 16)
-"""Mini-batches that the Cached loss tries."""
+RIVAL = "sentence-transformers"
+PLAIN = 0
+THEIRS = (PLAIN, 2, 4, 8, 16)
+"""Mini-batches that the Cached loss tries, and the plain loss, which keeps everything."""
 app = typer.Typer()
 
 
@@ -81,14 +84,14 @@ class Ours:
     def run(self, setting: int, batch: int, steps: int, *, warm: bool) -> dict[str, float]:
         """Seconds of so many steps, and the first loss."""
         self.objective.budget = setting
+        self.optimiser.param_groups[0]["lr"] = 0.0 if warm else RATE
         losses, started = [], time.monotonic()
         for step in range(steps):
             at = step * batch
             self.optimiser.zero_grad(set_to_none=True)
             losses.append(self.objective.backward(self.groups[at : at + batch]).loss)
             torch.nn.utils.clip_grad_norm_(self.causal.parameters(), 1.0)
-            if not warm:
-                self.optimiser.step()
+            self.optimiser.step()
         return {"seconds": time.monotonic() - started, "loss": losses[0]}
 
 
@@ -119,14 +122,20 @@ class Theirs:
     def run(self, setting: int, batch: int, steps: int, *, warm: bool) -> dict[str, float]:
         """Seconds that the trainer tells for so many steps, and its loss at the first batch."""
         from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+        from sentence_transformers.sentence_transformer.losses import (
+            CachedMultipleNegativesRankingLoss,
+            MultipleNegativesRankingLoss,
+        )
         from torch.utils.data import SequentialSampler
 
         class InOrder(SentenceTransformerTrainer):
             def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **rest: Any) -> Any:
                 return torch.utils.data.BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
 
-        loss = CachedMultipleNegativesRankingLoss(self.model, scale=1 / TEMPERATURE, mini_batch_size=setting)
+        if setting == PLAIN:
+            loss: Any = MultipleNegativesRankingLoss(self.model, scale=1 / TEMPERATURE)
+        else:
+            loss = CachedMultipleNegativesRankingLoss(self.model, scale=1 / TEMPERATURE, mini_batch_size=setting)
         arguments = SentenceTransformerTrainingArguments(
             tempfile.mkdtemp(), per_device_train_batch_size=batch, max_steps=steps, save_strategy="no", report_to=[],
             use_cpu=True, logging_steps=1, disable_tqdm=True, learning_rate=0.0 if warm else RATE, warmup_steps=0,
@@ -143,7 +152,7 @@ def worker(system: str, model: str, rows: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     answers = sys.stdout
     sys.stdout = sys.stderr
-    made = (Ours if system == "llara" else Theirs)(model, json.loads(rows.read_text()))
+    made = (Theirs if system == RIVAL else Ours)(model, json.loads(rows.read_text()))
     for line in sys.stdin:
         done = made.run(**json.loads(line))
         answers.write(json.dumps(done | {"peak_memory": peak_memory(torch.device("cpu"))}) + "\n")
@@ -174,41 +183,54 @@ class Worker:
         self.process.wait()
 
 
-def speed(model: str, rows: Path, batch: int, steps: int, rounds: int, threads: int) -> dict[str, Any]:
-    """Pairs a second of both, by turns; settings are chosen before, in processes that end then."""
-    tried: dict[str, dict[int, float]] = {}
-    for system, settings in (("llara", OURS), ("sentence-transformers", THEIRS)):
-        trial = Worker(system, model, rows, threads)
-        trial.run(settings[0], batch, 1, warm=True)
-        tried[system] = {setting: batch / trial.run(setting, batch, 1, warm=True)["seconds"] for setting in settings}
+def tried(
+    system: str, settings: Sequence[int], make: Callable[[str], Worker], batch: int
+) -> dict[int, dict[str, float]]:
+    """Pairs a second of one step and peak memory at each setting, each in a process of its own."""
+    found = {}
+    for setting in settings:
+        trial = make(system)
+        trial.run(setting, 4, 1, warm=True)
+        done = trial.run(setting, batch, 1, warm=True)
         trial.close()
-    best = {system: max(found, key=lambda s: found[s]) for system, found in tried.items()}
-    best["llara"] = OURS[0]  # the default
-    workers = {system: Worker(system, model, rows, threads) for system in tried}
-    first = {system: worker.run(best[system], batch, 1, warm=True) for system, worker in workers.items()}
-    measured: dict[str, list[dict[str, float]]] = {system: [] for system in workers}
+        found[setting] = {"pairs_per_second": batch / done["seconds"], "peak_memory": done["peak_memory"]}
+        print(f"{system}, {setting}: {found[setting]['pairs_per_second']:.3f} pairs/s", flush=True)
+    return found
+
+
+def speed(make: Callable[[str], Worker], batch: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Ours at its default, the rival at its fastest mini-batch and with its plain loss, by turns."""
+    trials = {"llara": tried("llara", OURS, make, batch), RIVAL: tried(RIVAL, THEIRS, make, batch)}
+    cached = {key: row["pairs_per_second"] for key, row in trials[RIVAL].items() if key != PLAIN}
+    settings = {"llara": OURS[0], RIVAL: max(cached, key=lambda key: cached[key]), f"{RIVAL}, plain": PLAIN}
+    workers = {name: make(name.split(",")[0]) for name in settings}
+    first = {name: worker.run(settings[name], batch, 1, warm=True) for name, worker in workers.items()}
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for number in range(rounds):
-        for system in list(workers)[:: 1 if number % 2 else -1]:
-            measured[system].append(workers[system].run(best[system], batch, steps))
-            print(f"{system}: {batch * steps / measured[system][-1]['seconds']:.3f} pairs/s", flush=True)
+        for name in list(workers)[:: 1 if number % 2 else -1]:
+            measured[name].append(workers[name].run(settings[name], batch, steps))
+            print(f"{name}: {batch * steps / measured[name][-1]['seconds']:.3f} pairs/s", flush=True)
     for each in workers.values():
         each.close()
-    seconds = {system: [row["seconds"] for row in found] for system, found in measured.items()}
-    ratios = [b / a for a, b in zip(seconds["llara"], seconds["sentence-transformers"], strict=True)]
+    seconds = {name: [row["seconds"] for row in found] for name, found in measured.items()}
+    ratios = {
+        name: [b / a for a, b in zip(seconds["llara"], theirs, strict=True)]
+        for name, theirs in seconds.items() if name != "llara"
+    }  # fmt: skip
     return {
-        "batch": batch, "steps": steps, "chosen": best, "tried_pairs_per_second": tried,
-        "pairs_per_second": {system: batch * steps / statistics.median(found) for system, found in seconds.items()},
-        "ratio": statistics.median(ratios), "ratios": ratios,
-        "first_loss": {system: found["loss"] for system, found in first.items()},
-        "peak_memory": {system: max(row["peak_memory"] for row in found) for system, found in measured.items()},
+        "batch": batch, "steps": steps, "settings": settings, "tried": trials,
+        "pairs_per_second": {name: batch * steps / statistics.median(found) for name, found in seconds.items()},
+        "ratio": {name: statistics.median(found) for name, found in ratios.items()}, "ratios": ratios,
+        "first_loss": {name: found["loss"] for name, found in first.items()},
+        "peak_memory": {name: max(row["peak_memory"] for row in found) for name, found in measured.items()},
     }  # fmt: skip
 
 
-def grad_cache(model: str, rows: Path, threads: int) -> dict[str, Any]:
+def grad_cache(make: Callable[[str], Worker]) -> dict[str, Any]:
     """Peak memory of a step of 16 and of 1,024 queries, each in a process of its own."""
     found = {}
     for batch in (16, 1024):
-        each = Worker("llara", model, rows, threads)
+        each = make("llara")
         found[str(batch)] = each.run(OURS[0], batch, 1)["peak_memory"]
         each.close()
     return {"peak_memory": found, "ratio": found["1024"] / found["16"]}
@@ -238,10 +260,11 @@ def main(
             assert as_json is not None
             result = json.loads(as_json.read_text())
         else:
-            result |= speed(model, rows, batch, steps, rounds, threads)
+            result |= speed(lambda system: Worker(system, model, rows, threads), batch, steps, rounds)
             keep(result, as_json)
         rows.write_text(json.dumps((few * -(-1024 // len(few)))[:1024]))
-        result["grad_cache"] = {"model": Path(small_model).name, **grad_cache(small_model, rows, threads)}
+        found = grad_cache(lambda system: Worker(system, small_model, rows, threads))
+        result["grad_cache"] = {"model": Path(small_model).name, **found}
     print(json.dumps(result, indent=1))
     keep(result, as_json)
 

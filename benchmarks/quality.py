@@ -7,7 +7,8 @@ Every stage is a `llara` command, so an interrupted run goes on where it was; th
 system. The pools: SciFact's judged test documents and 500 others (seed 0); the paragraphs of SQuAD's test articles. The
 training rows: all queries of SciFact's train split and as many of SQuAD's as asked for (seed 0), each with one hard
 negative that BM25 finds. Systems: the model as it is; fine-tuned; adapted on WIKI; adapted and fine-tuned; the same on
-negatives that it mined itself (one round). Significance: paired t-tests of the queries' nDCG@10.
+negatives that it mined itself (one round). Significance: paired t-tests of the queries' nDCG@10, of one training run
+each.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ Rows = list[dict[str, Any]]
 
 def rows_of(path: Path) -> Rows:
     """A JSON lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A JSON lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def subset(source: Path, target: Path, split: str, *, others: int, queries: int | None = None) -> dict[str, int]:
@@ -58,7 +59,8 @@ def subset(source: Path, target: Path, split: str, *, others: int, queries: int 
     rest = sorted(row["_id"] for row in corpus if row["_id"] not in judged)
     kept = judged | set(draw.choice(rest, min(others, len(rest)), replace=False).tolist())
     write_rows(target / "corpus.jsonl", (row for row in corpus if row["_id"] in kept))
-    write_rows(target / "queries.jsonl", (row for row in rows_of(source / "queries.jsonl") if row["_id"] in set(names)))
+    wanted = set(names)
+    write_rows(target / "queries.jsonl", (row for row in rows_of(source / "queries.jsonl") if row["_id"] in wanted))
     lines = [f"{name}\t{document}\t{grade}" for name in names for document, grade in qrels[name].items()]
     (target / "qrels").mkdir(exist_ok=True)
     (target / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
@@ -81,17 +83,23 @@ class Stages:
         return result
 
     def train(self, name: str, *arguments: str) -> None:
-        """Train ``name``; its minutes are those of the steps that this run took."""
+        """Train ``name``; its minutes are those of its steps, or None where an earlier run took some of them."""
         started = time.monotonic()
+        history = self.workspace / "models" / name / "history.jsonl"
+        fresh = not history.exists()
         steps = self.llara(*arguments, "--name", name)["steps"]
-        self.found["minutes"][name] = {"minutes": round((time.monotonic() - started) / 60, 1), "steps": steps}
+        known = json.loads(self.path.read_text())["minutes"] if self.path is not None and self.path.exists() else {}
+        took = round((time.monotonic() - started) / 60, 1) if fresh else known.get(name, {}).get("minutes")
+        self.found["minutes"][name] = {"minutes": took, "steps": steps}
         self.keep()
 
     def score(self, system: str, model: str, pools: Sequence[Path], *arguments: str) -> None:
-        """Means of ``model`` on every pool, and each query's value."""
+        """Means of ``model`` on every pool, and each query's value. BM25 reads whole texts."""
+        if model != "bm25":
+            arguments = ("--max-length", str(self.length), *arguments)
         found = {}
         for pool in pools:
-            told = self.llara("evaluate", str(pool), "--model", model, "--max-length", str(self.length), *arguments)
+            told = self.llara("evaluate", str(pool), "--model", model, *arguments)
             kept = Results(Workspace(self.workspace), told["benchmark"], told["model"]).load(pool.name)
             assert kept is not None
             found[pool.name] = {query: values[METRIC] for query, values in kept.per_query.items()}
@@ -132,7 +140,7 @@ def main(
     workspace: Annotated[Path, typer.Option()],
     rival_name: Annotated[str, typer.Option(help="How the rival is called; else as its folder.")] = "",
     questions: Annotated[int, typer.Option(help="Of SQuAD's train split.")] = 800,
-    steps: Annotated[int, typer.Option(help="Of fine-tuning, 16 queries each.")] = 60,
+    steps: Annotated[int, typer.Option(help="Of fine-tuning, 16 queries each.")] = 40,
     adaptation_steps: Annotated[int, typer.Option(help="16 texts each.")] = 40,
     length: Annotated[int, typer.Option(help="Total tokens of a passage when it is encoded.")] = 128,
     learning_rate: float = 1e-3,

@@ -61,7 +61,7 @@ class FaissIndex(IndexBackend):
         for name, value in parameters.items():
             _set(index, spec, name, value)
         index = _on_device(index, spec, options.device)
-        with _few_threads(index, vectors.count), _spec_errors(spec, vectors.count):
+        with _few_threads(parameters, vectors.count), _spec_errors(spec, vectors.count):
             train(index, vectors)
             _add(index, vectors)
         _refuse_distances(index, spec)
@@ -95,7 +95,7 @@ class FaissIndex(IndexBackend):
         """Add the stream block by block; what was trained (lists, codes) stays as it was."""
         refuse_width(vectors, self.dim)
         total = self.count + vectors.count
-        with _few_threads(self._index, total), _spec_errors(self._spec, total):
+        with _few_threads(self._parameters, total), _spec_errors(self._spec, total):
             _add(self._index, vectors)
 
     @property
@@ -141,7 +141,7 @@ def _made(spec: str, dim: int) -> Any:
 def _refuse_distances(index: Any, spec: str) -> None:
     """Raise ``UserError`` where an index answers with distances, the least first, though it was made for products."""
     if isinstance(index, faiss.IndexFlat):
-        return  # tells its metric itself; a search would read all of it
+        return  # finds as it was told to; a search would read all of it
     query = np.full((1, index.d), 1 / math.sqrt(index.d), np.float32)
     scores, rows = index.search(query, min(_PROBE, index.ntotal))
     there = scores[rows >= 0]
@@ -217,10 +217,10 @@ def _make_room(index: Any, count: int) -> None:
 
 
 @contextmanager
-def _few_threads(index: Any, count: int) -> Iterator[None]:
-    """One thread for a small HNSW graph, so that equal runs give equal files."""
+def _few_threads(parameters: Parameters, count: int) -> Iterator[None]:
+    """One thread for a small HNSW graph, whatever lies around it, so that equal runs give equal files."""
     threads = faiss.omp_get_max_threads()
-    alone = count <= REPRODUCIBLE_ROWS and hasattr(index, "hnsw")
+    alone = count <= REPRODUCIBLE_ROWS and "ef_construction" in parameters
     faiss.omp_set_num_threads(1 if alone else threads)
     try:
         yield

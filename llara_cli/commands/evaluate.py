@@ -168,6 +168,8 @@ def _ranker(
     from llara_cli.commands.choose import model_to_use
     from llara_cli.evaluation.rankers import Bm25Ranker, ModelRanker, RunRanker
 
+    if (run is not None or model == "bm25") and (dense.max_length or dense.query_length or dense.dim):
+        session.console.note("--max-length, --query-length and --dim are for a model: BM25 reads whole texts")
     if run is not None:
         return RunRanker(run, name or "")
     if name is not None:

@@ -80,6 +80,28 @@ class TestFaiss:
         assert (good.search(queries, 1, {"ef": 1}).rows == expected).mean() < (most == expected).mean()
         assert (poor.search(queries, 1, {"ef": 100}).rows == expected).mean() < (most == expected).mean()
 
+    @pytest.mark.parametrize("spec", ["HNSW16", "PCA12,HNSW16", "IDMap,HNSW16"])
+    def test_a_small_graph_is_the_same_each_time(self, faiss: type[IndexBackend], spec: str, tmp_path: Path) -> None:
+        vectors, files = unit_vectors(3000), []
+        for name in ("a", "b", "c"):
+            (tmp_path / name).mkdir()
+            faiss.build(Blocks(vectors), IndexOptions(spec)).save(tmp_path / name)
+            files.append((tmp_path / name / "index.faiss").read_bytes())
+        assert files[0] == files[1] == files[2]
+
+    def test_a_flat_index_is_not_searched_when_it_is_built(
+        self, faiss: type[IndexBackend], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import faiss as library
+
+        asked: list[int] = []
+        plain = library.IndexFlat.search
+        monkeypatch.setattr(library.IndexFlat, "search", lambda *given: (asked.append(1), plain(*given))[1])
+        index = faiss.build(Blocks(unit_vectors(10)), IndexOptions("Flat"))
+        assert not asked
+        index.search(unit_vectors(1), 3)
+        assert asked
+
     def test_ef_is_saved(self, faiss: type[IndexBackend], tmp_path: Path) -> None:
         vectors, queries = unit_vectors(1500, 64), unit_vectors(40, 64, seed=1)
         index = faiss.build(Blocks(vectors), IndexOptions("HNSW4", {"ef": 1, "ef_construction": 8}))

@@ -242,7 +242,9 @@ def test_a_folder_of_runs_serves_a_benchmark(llara: Llara, tmp_path: Path) -> No
     for seed, name in enumerate(("scifact", "cqadupstack/gis")):
         random_set(root / name, seed)
     call = ("evaluate", "beir", "--datasets", "scifact,cqadupstack/gis", "--data-root", root, "--json")
-    bm25 = llara(*call, *BM25).json
+    told = llara(*call, *BM25, "--max-length", 64)
+    assert "BM25 reads whole texts" in told.error
+    bm25 = told.json
     runs = tmp_path / "runs"
     runs.mkdir()
     shutil.copy(tmp_path / "ws/results/beir/bm25/scifact.trec", runs / "scifact.trec")
