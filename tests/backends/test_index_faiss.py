@@ -80,7 +80,7 @@ class TestFaiss:
         assert (good.search(queries, 1, {"ef": 1}).rows == expected).mean() < (most == expected).mean()
         assert (poor.search(queries, 1, {"ef": 100}).rows == expected).mean() < (most == expected).mean()
 
-    @pytest.mark.parametrize("spec", ["HNSW16", "PCA12,HNSW16", "IDMap,HNSW16"])
+    @pytest.mark.parametrize("spec", ["HNSW16", "PCA12,HNSW16", "L2norm,HNSW16"])
     def test_a_small_graph_is_the_same_each_time(self, faiss: type[IndexBackend], spec: str, tmp_path: Path) -> None:
         vectors, files = unit_vectors(3000), []
         for name in ("a", "b", "c"):

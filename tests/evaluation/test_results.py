@@ -243,7 +243,7 @@ def test_a_folder_of_runs_serves_a_benchmark(llara: Llara, tmp_path: Path) -> No
         random_set(root / name, seed)
     call = ("evaluate", "beir", "--datasets", "scifact,cqadupstack/gis", "--data-root", root, "--json")
     told = llara(*call, *BM25, "--max-length", 64)
-    assert "BM25 reads whole texts" in told.error
+    assert "BM25 reads whole texts" in told.err
     bm25 = told.json
     runs = tmp_path / "runs"
     runs.mkdir()
