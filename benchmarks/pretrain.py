@@ -220,6 +220,7 @@ def keep(path: Path, threads: int, speed: dict[str, Any], used: list[dict[str, A
     others = [row for row in known["speed"] if (row["model"], row["texts"]) != (speed["model"], speed["texts"])]
     shapes = {row["model"] for row in used}
     memories = [row for row in known["memory"] if row["model"] not in shapes] + used
+    memories.sort(key=lambda row: list(SHAPES).index(row["model"]))
     order = [(shape, kind) for shape in SHAPES for kind in BATCH]
     rows = sorted([*others, speed | {"threads": threads}], key=lambda row: order.index((row["model"], row["texts"])))
     path.write_text(json.dumps({"speed": rows, "memory": memories}, indent=1) + "\n")
