@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from llara_cli.model.remaking import ACTIVATIONS, PRODUCTS, Remaking
+from llara_cli.model.remaking import ACTIVATIONS, PRODUCTS, Held, Remaking
 
 LEAST_WORK = 2**25
 """Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
@@ -62,9 +62,7 @@ class Products(TorchFunctionMode):
     ) -> Any:
         given: Mapping[str, Any] = kwargs or {}
         if func is functional.linear:
-            return self._linear(
-                *args, **{"values" if name == "input" else name: value for name, value in given.items()}
-            )
+            return self._linear(*args, **given)
         if self._remaking is None:
             return func(*args, **given)
         if func is functional.embedding:
@@ -74,14 +72,14 @@ class Products(TorchFunctionMode):
             self._remaking.note(made, func, args, given)
         return made
 
-    def _linear(self, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
         if plain and not torch.is_grad_enabled():
-            return product(values, weight, bias)
-        if plain and self._remaking is not None and values.dim() > 1 and values.dtype == weight.dtype and _sums(weight):
-            found: Tensor = _Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
+            return product(input, weight, bias)
+        if plain and self._remaking is not None and input.dim() > 1 and input.dtype == weight.dtype and _sums(weight):
+            found: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
             return found
-        return functional.linear(values, weight, bias)
+        return functional.linear(input, weight, bias)
 
 
 @contextmanager
@@ -118,16 +116,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(values if weight.requires_grad else None)
-        ctx.weight = weight  # itself: what is saved may come back as a copy, which has another gradient
-        ctx.version = weight._version
+        ctx.weight = Held(weight)  # itself: what is saved may come back as a copy, which has another gradient
         return product(values, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        (values,), weight = ctx.saved_tensors, ctx.weight
-        if weight._version != ctx.version:
-            raise RuntimeError("a weight that backward needs was modified in place")
+        (values,), weight = ctx.saved_tensors, ctx.weight.tensor()
         flat = upstream.flatten(0, -2)
         if values is not None:
             inner = values.flatten(0, -2)
