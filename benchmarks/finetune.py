@@ -255,11 +255,11 @@ def main(
         few = triples(train, tokenizer, batch * steps)
         assert len(few) >= batch * steps, f"{train}: only {len(few)} different positives"
         rows.write_text(json.dumps(few))
-        result: dict[str, Any] = {"model": Path(model).name, "threads": threads, "rounds": rounds}
         if only_grad_cache:
             assert as_json is not None
-            result = json.loads(as_json.read_text())
+            result: dict[str, Any] = json.loads(as_json.read_text())
         else:
+            result = {"model": Path(model).name, "threads": threads, "rounds": rounds}
             result |= speed(lambda system: Worker(system, model, rows, threads), batch, steps, rounds)
             keep(result, as_json)
         rows.write_text(json.dumps((few * -(-1024 // len(few)))[:1024]))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import psutil
 import torch
 import typer
 from rivals import Authors, TwoPasses
@@ -33,6 +32,7 @@ from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.pretext import Example, PretextObjective
+from llara_cli.training.probe import peak_memory, resident_memory
 from llara_cli.training.run import MICRO_BATCH_TOKENS
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -179,7 +179,7 @@ def flops(backbone: Backbone, prompts: PromptIds, recipe: Recipe, examples: Sequ
     return float(6 * (linear * (text + prompts.overhead()) + logits * backbone.vocabulary * backbone.dim))
 
 
-def peak_memory(shape: str, texts: Texts, recipe: Recipe, way: str, examples: list[Example], answer: Any) -> None:
+def grown(shape: str, texts: Texts, recipe: Recipe, way: str, examples: list[Example], answer: Any) -> None:
     """In a process of its own: bytes of resident memory that one step adds to the model's, gradients included."""
     backbone = model_of(shape)
     prompts = texts.prompts(recipe)
@@ -188,11 +188,10 @@ def peak_memory(shape: str, texts: Texts, recipe: Recipe, way: str, examples: li
     else:
         system = ours(backbone, texts, recipe, "packed", int(way))
     gc.collect()
-    before = psutil.Process().memory_info().rss
+    before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     system(examples)
-    status = Path("/proc/self/status").read_text()
-    answer.send(int(status.split("VmHWM:")[1].split()[0]) * 1024 - before)
+    answer.send(peak_memory(torch.device("cpu")) - before)
 
 
 def memory(shape: str, texts: Texts) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def memory(shape: str, texts: Texts) -> dict[str, Any]:
     }.items():
         receiver, sender = multiprocessing.get_context("fork").Pipe(False)
         child = multiprocessing.get_context("fork").Process(
-            target=peak_memory, args=(shape, texts, RELEASED, way, examples, sender)
+            target=grown, args=(shape, texts, RELEASED, way, examples, sender)
         )
         child.start()
         found[name] = receiver.recv() / 2**20
