@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -83,14 +82,10 @@ class Stages:
         return result
 
     def train(self, name: str, *arguments: str) -> None:
-        """Train ``name``; its minutes are those of its steps, or None where an earlier run took some of them."""
-        started = time.monotonic()
-        history = self.workspace / "models" / name / "history.jsonl"
-        fresh = not history.exists()
-        steps = self.llara(*arguments, "--name", name)["steps"]
-        known = json.loads(self.path.read_text())["minutes"] if self.path is not None and self.path.exists() else {}
-        took = round((time.monotonic() - started) / 60, 1) if fresh else known.get(name, {}).get("minutes")
-        self.found["minutes"][name] = {"minutes": took, "steps": steps}
+        """Train ``name``; its minutes are those of all its steps, at the rate of those that its last run took."""
+        told = self.llara(*arguments, "--name", name)
+        minutes = round(told["tokens"] / told["tokens_per_second"] / 60, 1)
+        self.found["minutes"][name] = {"minutes": minutes, "steps": told["steps"]}
         self.keep()
 
     def score(self, system: str, model: str, pools: Sequence[Path], *arguments: str) -> None:
