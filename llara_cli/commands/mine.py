@@ -57,8 +57,11 @@ def mine(
         raise UserError("give one of: --corpus FILE to encode and search, --index NAME")
     if index is not None and model == "bm25":
         raise UserError("--model bm25 searches a --corpus, not an --index")
-    if max_length is not None and (corpus is None or model == "bm25"):
+    if max_length is not None and corpus is None:
         raise UserError("--max-length is for a --corpus that is to be encoded")
+    if model == "bm25" and (max_length or query_length):
+        session.console.note("--max-length and --query-length are for a model: BM25 reads whole texts")
+        query_length = None
     from llara_cli.commands.choose import corpus_index, model_to_use
     from llara_cli.data.training_rows import training_files
     from llara_cli.retrieval.encoding import EncodeSettings

@@ -62,6 +62,16 @@ def test_two_processes_train_as_one_does(
     assert manifests[0]["settings"] == manifests[1]["settings"]
 
 
+def test_one_launched_process_trains_as_a_plain_run(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
+    """Its gradients are reduced by hooks on the weights, which a plain run's do without."""
+    plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", "--batch-size", 7)
+    launched = pretrain(long_corpus, tiny_model, tmp_path / "launched", "--batch-size", 7, launched=True)
+    for one, other in zip(plain["history"], launched["history"], strict=True):
+        assert other["texts"] == one["texts"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
 def test_a_run_may_go_on_in_more_processes(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
     """A finished run's result is told by the first process alone, and no other hangs."""
     first = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7)

@@ -137,9 +137,13 @@ def test_an_index_is_mined_and_the_margin_keeps_its_distance(
 
 def test_bm25_mines_by_words(llara: Llara, train: Path, documents: Path, tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
-    done = llara("mine", train, "--corpus", documents, "--model", "bm25", "--per-query", 3, "--depth", 10, "--json")
+    words = ("mine", train, "--corpus", documents, "--model", "bm25", "--per-query", 3, "--depth", 10, "--json")
+    done = llara(*words)
     assert done.code == 0, done.err
     assert all(len(item["neg"]) == 3 for item in rows(Path(done.json["output"])))
+    cut = llara(*words, "--max-length", 30, "--query-length", 20)
+    assert "BM25 reads whole texts" in cut.err
+    assert cut.json["output"] == done.json["output"]
     refused = llara("mine", train, "--corpus", documents, "--model", "bm25", "--margin", 0.1, "--name", "x")
     assert refused.code == 2
     assert "dense model" in refused.error
