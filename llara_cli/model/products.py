@@ -40,11 +40,16 @@ def _processor_is_amd() -> bool:
     return "AuthenticAMD" in (described.read_text() if described.is_file() else platform.processor())
 
 
-def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``functional.linear``, without a gradient: (..., in), (out, in) -> (..., out)."""
+def suits_onednn(values: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies these faster: (..., in), (out, in)."""
     enough = values.numel() * weight.shape[0] >= LEAST_WORK
     plain = values.device.type == "cpu" and values.dtype == weight.dtype == torch.float32
-    if not (plain and enough and onednn_is_faster()):
+    return plain and enough and onednn_is_faster()
+
+
+def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear``, without a gradient: (..., in), (out, in) -> (..., out)."""
+    if not suits_onednn(values, weight):
         return functional.linear(values, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
     return found

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llara_cli.model.products import product
+from llara_cli.model.products import product, suits_onednn
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
@@ -227,6 +227,8 @@ class _GradientsAtOnce(torch.autograd.Function):
                     _add_outer(gathered.sum_of("weight", weight), flat, chunk)
                 if bias is not None and bias.requires_grad:
                     gathered.sum_of("bias", bias).add_(flat.sum(dim=0))
+                del flat
+            del logits, at_logits  # before the next chunk's are made
         losses = torch.cat(found)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
@@ -240,17 +242,22 @@ class _GradientsAtOnce(torch.autograd.Function):
 
 
 class _Room:
-    """Logits of one chunk after another in the same memory: fresh pages for each would take longer than its losses."""
+    """Logits of one chunk after another in the same memory: fresh pages for each would take longer than its losses.
+
+    Not where oneDNN is faster: it has no way to write to memory that is there, and gains more than the pages cost.
+    """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self._reused = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
+        self._plain = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
         self._memory: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) -> (..., vocabulary); those of an earlier call are overwritten."""
-        if not self._reused:
+        if not self._plain:
             return functional.linear(hidden, self.weight, self.bias)
+        if suits_onednn(hidden, self.weight):
+            return product(hidden, self.weight, self.bias)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self._memory is None or len(self._memory) < len(flat):
             self._memory = flat.new_empty(len(flat), len(self.weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llara_cli.model import products
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
@@ -146,6 +148,33 @@ def test_no_tensor_holds_all_logits() -> None:
         sets = Targets([[row % VOCABULARY, 1] for row in range(200)])
         pretext_losses(head, hidden[:, None], sets, torch.ones(200).double(), pool_slots=False)[0].backward()
     assert largest.numbers <= 200 * DIM < 200 * VOCABULARY
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("bias", [False, True])
+def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "LEAST_WORK", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    made: list[weakref.ref[Tensor]] = []
+
+    def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        found = products.product(values, weight, bias)
+        if found.shape[-1] == VOCABULARY:
+            assert all(earlier() is None for earlier in made)
+            made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(losses, "product", product)
+    head = nn.Linear(DIM, VOCABULARY, bias=bias)
+    hidden, ids = draw(ROWS, DIM).float().requires_grad_(), torch.arange(ROWS)
+    total, _ = language_model_loss(head, hidden, ids, 0.3)
+    mine = gradients(total, hidden, head)
+    theirs = gradients(functional.cross_entropy(head(hidden), ids, reduction="sum") * 0.3, hidden, head)
+    assert len(made) == -(-ROWS // 5)
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-6)
 
 
 class Scaled(Engine):
