@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,9 +60,9 @@ def mine(
         raise UserError("--model bm25 searches a --corpus, not an --index")
     if max_length is not None and corpus is None:
         raise UserError("--max-length is for a --corpus that is to be encoded")
-    if model == "bm25" and (max_length or query_length):
+    words = model == "bm25"
+    if words and (max_length is not None or query_length is not None):
         session.console.note("--max-length and --query-length are for a model: BM25 reads whole texts")
-        query_length = None
     from llara_cli.commands.choose import corpus_index, model_to_use
     from llara_cli.data.training_rows import training_files
     from llara_cli.retrieval.encoding import EncodeSettings
@@ -71,11 +72,13 @@ def mine(
 
     settings = MineSettings(depth, per_query, skip_top, margin, seed, query_length)
     settings.check()
+    if words:
+        settings = replace(settings, query_length=None)
     training_files(train)
     if corpus is not None:
         check_request(session.workspace, train, corpus, output, restart=restart)
     finder: Finder
-    if corpus is not None and model == "bm25":
+    if corpus is not None and words:
         finder = Bm25Finder(corpus)
     else:
         if index is not None:

@@ -22,6 +22,8 @@ from llara_cli.model.products import product, suits_onednn
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
+LEAST_DIM = 256
+"""Width of a hidden state from which oneDNN's gain is worth fresh memory for the logits: it grows with the width."""
 
 
 class Targets:
@@ -244,19 +246,21 @@ class _GradientsAtOnce(torch.autograd.Function):
 class _Room:
     """Logits of one chunk after another in the same memory: fresh pages for each would take longer than its losses.
 
-    Not where oneDNN is faster: it has no way to write to memory that is there, and gains more than the pages cost.
+    Not where oneDNN is faster: it cannot write to memory that is there, and from ``LEAST_DIM`` on gains more than the
+    pages cost.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+        self._onednn = hidden.shape[-1] >= LEAST_DIM
         self._plain = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
         self._memory: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., dim) -> (..., vocabulary); those of an earlier call are overwritten."""
+        """(..., dim) -> (..., vocabulary); those of an earlier call may be overwritten."""
         if not self._plain:
             return functional.linear(hidden, self.weight, self.bias)
-        if suits_onednn(hidden, self.weight):
+        if self._onednn and suits_onednn(hidden, self.weight):
             return product(hidden, self.weight, self.bias)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self._memory is None or len(self._memory) < len(flat):
