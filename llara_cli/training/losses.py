@@ -252,7 +252,6 @@ class _Room:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self._onednn = hidden.shape[-1] >= LEAST_DIM
         self._plain = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
         self._memory: Tensor | None = None
 
@@ -260,7 +259,7 @@ class _Room:
         """(..., dim) -> (..., vocabulary); those of an earlier call may be overwritten."""
         if not self._plain:
             return functional.linear(hidden, self.weight, self.bias)
-        if self._onednn and suits_onednn(hidden, self.weight):
+        if hidden.shape[-1] >= LEAST_DIM and suits_onednn(hidden, self.weight):
             return product(hidden, self.weight, self.bias)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self._memory is None or len(self._memory) < len(flat):
