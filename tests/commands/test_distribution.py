@@ -63,9 +63,10 @@ def test_two_processes_train_as_one_does(
 
 
 def test_one_launched_process_trains_as_a_plain_run(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
-    """Its gradients are reduced by hooks on the weights, which a plain run's do without."""
-    plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", "--batch-size", 7)
-    launched = pretrain(long_corpus, tiny_model, tmp_path / "launched", "--batch-size", 7, launched=True)
+    """Whoever launches it; in several forwards a batch, as the last one alone hands over the head's gradient."""
+    flags = ("--batch-size", 7, "--micro-batch-tokens", 200)
+    plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", *flags)
+    launched = pretrain(long_corpus, tiny_model, tmp_path / "launched", *flags, launched=True)
     for one, other in zip(plain["history"], launched["history"], strict=True):
         assert other["texts"] == one["texts"]
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
