@@ -10,12 +10,12 @@ fastest; the authors' way is also reported at every size that it tried.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from llara_cli.model.backbone import ROW_TOKENS, Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.products import product
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.pretext import Example, PretextObjective
@@ -96,11 +97,11 @@ def step(
 
 
 def matmul_peak() -> float:
-    """FLOP/s of a large square product."""
+    """FLOP/s of a large square product, by whichever library multiplies it fastest."""
     left, best = torch.randn(1536, 1536), 0.0
-    for _ in range(8):
+    for multiply in (torch.matmul, product) * 8:
         started = time.perf_counter()
-        left @ left
+        multiply(left, left)
         best = max(best, 2 * 1536**3 / (time.perf_counter() - started))
     return best
 
@@ -114,7 +115,7 @@ def compare(shape: str, kind: str, texts: Texts, rounds: int) -> dict[str, Any]:
     chosen: dict[str, str] = {}
     tried: dict[str, dict[str, float]] = {}
     for name, (recipe, ways) in every.items():
-        batch = batches[recipe.name][: BATCH[kind] // 3]
+        batch = batches[recipe.name][: BATCH[kind]]  # a part of it would have its own lengths, and its own best setting
         tried[name] = {way: len(batch) / step(backbone, system, batch, optimiser)[0] for way, system in ways.items()}
         chosen[name] = max(tried[name], key=tried[name].__getitem__)
         print(f"  {name}: {chosen[name]}", flush=True)
@@ -238,7 +239,7 @@ def main(
     torch.set_num_threads(1)  # a process that has used OpenMP cannot fork
     used = [memory(shape, texts) for shape in shapes.split(",")]
     torch.set_num_threads(threads)
-    for shape, kind in product(shapes.split(","), kinds.split(",")):
+    for shape, kind in itertools.product(shapes.split(","), kinds.split(",")):
         found = compare(shape, kind, texts, rounds)
         print(json.dumps(found), flush=True)
         if as_json is not None:

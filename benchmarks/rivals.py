@@ -19,6 +19,9 @@ from llara_cli.model.tokens import PromptIds
 from llara_cli.training.losses import Targets, bag_of_tokens_loss
 from llara_cli.training.pretext import Example
 
+PAD_TO_MULTIPLE = 8
+"""Of how many tokens the rows of the authors' way are a multiple, as in the published code."""
+
 
 @dataclass
 class Authors:
@@ -64,7 +67,8 @@ class Authors:
         """Ids, labels (rows, width) and the additive mask (rows, 1, width, width)."""
         suffix = [*self.prompts.prompts["self"], *self.prompts.prompts["next"]]
         head = self.prompts.head
-        width = max(len(example.text) for example in part) + len(head) + len(suffix)
+        longest = max(len(example.text) for example in part) + len(head) + len(suffix)
+        width = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         ids, labels = torch.zeros(len(part), width, dtype=torch.long), torch.full((len(part), width), -100)
         real = torch.zeros(len(part), width, dtype=torch.bool)
         for row, example in enumerate(part):
