@@ -48,6 +48,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 BATCH = {"mixed": 48, "full": 12}
 """Texts of an optimiser batch."""
+TRIAL = {"mixed": 48, "full": 8}
+"""Texts that a setting is tried on: of mixed ones a whole batch, as the lengths in a part may suit another setting."""
 System = Callable[[Sequence[Example]], float]
 
 
@@ -115,7 +117,7 @@ def compare(shape: str, kind: str, texts: Texts, rounds: int) -> dict[str, Any]:
     chosen: dict[str, str] = {}
     tried: dict[str, dict[str, float]] = {}
     for name, (recipe, ways) in every.items():
-        batch = batches[recipe.name][: BATCH[kind]]  # a part of it would have its own lengths, and its own best setting
+        batch = batches[recipe.name][: TRIAL[kind]]
         tried[name] = {way: len(batch) / step(backbone, system, batch, optimiser)[0] for way, system in ways.items()}
         chosen[name] = max(tried[name], key=tried[name].__getitem__)
         print(f"  {name}: {chosen[name]}", flush=True)
