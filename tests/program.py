@@ -54,9 +54,12 @@ def llara(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Llara:
     return call
 
 
-def start(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
-    """``llara`` in so many processes of its own (gloo)."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
+
+
+def start(*arguments: object, processes: int = 1, launched: bool = False) -> subprocess.Popen[str]:
+    """``llara`` in so many processes of its own (gloo); ``launched``: by torchrun, though it be one."""
+    launcher = [*LAUNCHER, f"--nproc_per_node={processes}"] if processes > 1 or launched else []
     command = [sys.executable, *launcher, "-m", "llara_cli", *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}

@@ -12,25 +12,21 @@ from typing import Any
 import pytest
 import torch
 from accelerate import DistributedType
-from program import start, write_jsonl
+from program import LAUNCHER, Llara, start, write_jsonl
 from safetensors.torch import load_file
 from tiny import TEXTS
 
 PROCESSES = 2
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
+PRETRAIN = ("--name", "m", "--max-length", 120, "--max-steps", 6, "--json")
+FINETUNE = ("--name", "m", "--max-steps", 4, "--json", "--lora-dropout", 0, "--negatives", 2, "--temperature", 0.05)
 
 
-def pretrain(
-    corpus: Path, model: Path, workspace: Path, *flags: object, processes: int = 1, launched: bool = False
-) -> dict[str, Any]:
-    """The result of ``llara pretrain`` in so many processes (gloo)."""
-    launcher = [*LAUNCHER, f"--nproc_per_node={processes}"] if processes > 1 or launched else []
-    command = [sys.executable, *launcher, "-m", "llara_cli", "pretrain", corpus, "--model", model, "--name", "m",
-               "--max-length", 120, "--max-steps", 6, "--json", "-w", workspace, *flags]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+def launch(*arguments: object, workspace: Path, processes: int = PROCESSES) -> dict[str, Any]:
+    """The result of ``llara`` in so many launched processes (gloo)."""
+    process = start(*arguments, "-w", workspace, processes=processes, launched=True)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found: dict[str, Any] = json.loads(out)
     return found
 
 
@@ -47,11 +43,12 @@ def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["paper", "released", "fewer texts than processes"],
 )
 def test_two_processes_train_as_one_does(
-    tiny_model: Path, long_corpus: Path, tmp_path: Path, flags: tuple[str, ...]
+    llara: Llara, tiny_model: Path, long_corpus: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     batch = () if "--batch-size" in flags else ("--batch-size", "7")
-    alone = pretrain(long_corpus, tiny_model, tmp_path / "one", *batch, *flags)
-    together = pretrain(long_corpus, tiny_model, tmp_path / "two", *batch, *flags, processes=PROCESSES)
+    command = ("pretrain", long_corpus, "--model", tiny_model, *PRETRAIN, *batch, *flags)
+    alone = llara(*command, workspace=tmp_path / "one").json
+    together = launch(*command, workspace=tmp_path / "two")
     for one, two in zip(alone["history"], together["history"], strict=True):
         assert one.keys() == two.keys()
         assert (one["texts"], one["tokens"]) == (two["texts"], two["tokens"])
@@ -62,32 +59,26 @@ def test_two_processes_train_as_one_does(
     assert manifests[0]["settings"] == manifests[1]["settings"]
 
 
-def test_one_launched_process_trains_as_a_plain_run(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
+def test_one_launched_process_trains_as_a_plain_run(
+    llara: Llara, tiny_model: Path, long_corpus: Path, tmp_path: Path
+) -> None:
     """Whoever launches it; in several forwards a batch, as the last one alone hands over the head's gradient."""
     flags = ("--batch-size", 7, "--micro-batch-tokens", 200)
-    plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", *flags)
-    launched = pretrain(long_corpus, tiny_model, tmp_path / "launched", *flags, launched=True)
+    command = ("pretrain", long_corpus, "--model", tiny_model, *PRETRAIN, *flags)
+    plain = llara(*command, workspace=tmp_path / "plain").json
+    launched = launch(*command, workspace=tmp_path / "launched", processes=1)
     for one, other in zip(plain["history"], launched["history"], strict=True):
         assert other["texts"] == one["texts"]
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-def test_a_run_may_go_on_in_more_processes(tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
+def test_a_run_may_go_on_in_more_processes(llara: Llara, tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
     """A finished run's result is told by the first process alone, and no other hangs."""
-    first = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7)
-    again = pretrain(long_corpus, tiny_model, tmp_path, "--batch-size", 7, processes=PROCESSES)
+    command = ("pretrain", long_corpus, "--model", tiny_model, *PRETRAIN, "--batch-size", 7)
+    first = llara(*command, workspace=tmp_path).json
+    again = launch(*command, workspace=tmp_path)
     assert again["history"] == first["history"]
-
-
-def finetune(train: Path, model: Path, workspace: Path, *flags: object, processes: int = 1) -> dict[str, Any]:
-    """The result of ``llara finetune`` in so many processes (gloo)."""
-    flags = ("--model", model, "--name", "m", "--max-steps", 4, "--json", "-w", workspace, *flags)
-    process = start("finetune", train, *flags, processes=processes)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -102,12 +93,12 @@ def finetune(train: Path, model: Path, workspace: Path, *flags: object, processe
     ids=["one graph", "GradCache", "small forwards", "full", "full, GradCache"],
 )
 def test_two_processes_contrast_as_one_does(
-    tiny_model: Path, train: Path, tmp_path: Path, flags: tuple[object, ...]
+    llara: Llara, tiny_model: Path, train: Path, tmp_path: Path, flags: tuple[object, ...]
 ) -> None:
     """Every query meets the passages of both processes; no dropout, whose draws follow the forwards."""
-    flags = (*flags, "--lora-dropout", 0, "--negatives", 2, "--temperature", 0.05)
-    alone = finetune(train, tiny_model, tmp_path / "one", *flags)
-    together = finetune(train, tiny_model, tmp_path / "two", *flags, processes=PROCESSES)
+    command = ("finetune", train, "--model", tiny_model, *FINETUNE, *flags)
+    alone = llara(*command, workspace=tmp_path / "one").json
+    together = launch(*command, workspace=tmp_path / "two")
     for one, two in zip(alone["history"], together["history"], strict=True):
         assert (one["texts"], one["tokens"]) == (two["texts"], two["tokens"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -129,15 +120,16 @@ def distributed_type() -> str:
 
 
 def test_sharded_training_saves_one_plain_checkpoint(
-    tiny_model: Path, long_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llara: Llara, tiny_model: Path, long_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FSDP2 at world size 1; accelerate shards on GPUs only."""
     if (found := distributed_type()) != DistributedType.FSDP.value:
         pytest.skip(f"accelerate does not shard on this machine: it runs as {found}")
-    plain = pretrain(long_corpus, tiny_model, tmp_path / "plain", "--batch-size", 7)
+    command = ("pretrain", long_corpus, "--model", tiny_model, *PRETRAIN, "--batch-size", 7)
+    plain = llara(*command, workspace=tmp_path / "plain").json
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    sharded = pretrain(long_corpus, tiny_model, tmp_path / "sharded", "--batch-size", 7, launched=True)
+    sharded = launch(*command, workspace=tmp_path / "sharded", processes=1)
     for one, other in zip(plain["history"], sharded["history"], strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
     weights = [load_file(tmp_path / run / "models/m/model.safetensors") for run in ("plain", "sharded")]
