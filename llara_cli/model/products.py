@@ -1,4 +1,4 @@
-"""Matrix products of a decoder's layers on CPUs, and the sums of their weights' gradients.
+"""Matrix products and attention of a decoder's layers on CPUs, and the sums of their weights' gradients.
 
 PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused; oneDNN, which PyTorch ships
 too, does not. And PyTorch makes a new tensor of each weight's gradient in each backward and then adds it: with several
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from llara_cli.model.attention import Blocks, attention
 from llara_cli.model.remaking import ACTIVATIONS, PRODUCTS, Held, Remaking
 
 LEAST_WORK = 2**25
@@ -56,11 +57,12 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class Products(TorchFunctionMode):
-    """Within it, ``linear`` without a gradient is ``product``; ``lean_training`` has what is beyond that."""
+    """Within it, what has no gradient is a ``product`` or ``attention``; ``lean_training`` has what is beyond that."""
 
     def __init__(self, remaking: Remaking | None = None) -> None:
         super().__init__()
         self._remaking = remaking
+        self._blocks = Blocks()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -68,6 +70,8 @@ class Products(TorchFunctionMode):
         given: Mapping[str, Any] = kwargs or {}
         if func is functional.linear:
             return self._linear(*args, **given)
+        if func is functional.scaled_dot_product_attention:
+            return self._attention(*args, **given)
         if self._remaking is None:
             return func(*args, **given)
         if func is functional.embedding:
@@ -76,6 +80,18 @@ class Products(TorchFunctionMode):
         if func in PRODUCTS or func in ACTIVATIONS:
             self._remaking.note(made, func, args, given)
         return made
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if self._remaking is not None or not torch.is_grad_enabled():
+            blocks = self._blocks.suiting(query, key, attn_mask, dropout_p, is_causal)
+            if blocks is not None:
+                return attention(query, key, value, blocks, scale)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")

@@ -1,0 +1,119 @@
+"""Attention on CPUs, block by block: a block of queries meets the keys from the first to the last that it may see.
+
+PyTorch's kernel multiplies all queries with all keys (of a causal mask it spares whole runs of 512 keys) and masks what
+must not be seen. In wide rows that is twice what is needed. Results differ by the order of additions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 128
+"""Queries of a block: fewer would spare more products and cost more calls."""
+LEAST_WIDTH, MOST_CAUSAL = 2 * BLOCK + 1, 1024
+"""Rows from which blocks pay; and those up to which the masks of causal blocks are kept, which grow with the square."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries of a row or of several, the keys they meet, and what is added to their scores: (queries, keys)."""
+
+    rows: slice
+    queries: slice
+    keys: slice
+    added: Tensor
+
+
+class Blocks:
+    """The blocks of the masks that one forward uses."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, list[Block]]] = {}
+
+    def suiting(
+        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+    ) -> list[Block] | None:
+        """For arguments of ``functional.scaled_dot_product_attention``; None where its own way is as good."""
+        rows, width = query.shape[0], query.shape[-2]
+        plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.dim() == 4 and _there()
+        if not plain or dropout_p or width < LEAST_WIDTH or key.shape[-2] != width:
+            return None
+        if attn_mask is None:
+            return causal_blocks(width) if is_causal and width <= MOST_CAUSAL else None
+        if is_causal or attn_mask.dtype != torch.bool or attn_mask.shape != (rows, 1, width, width):
+            return None
+        known = self._known.get(attn_mask.data_ptr())
+        if known is None or known[0].shape != attn_mask.shape or known[0].stride() != attn_mask.stride():
+            known = attn_mask, blocks_of(attn_mask[:, 0])  # the mask is kept, or another might come to lie there
+            self._known[attn_mask.data_ptr()] = known
+        return known[1]
+
+
+@cache
+def causal_blocks(width: int) -> list[Block]:
+    """Of all rows, where a query sees itself and what is before it."""
+    (row,) = torch.ones(1, width, width, dtype=torch.bool).tril()
+    return [Block(slice(None), block.queries, block.keys, block.added) for block in blocks_of(row[None])]
+
+
+def blocks_of(seen: Tensor) -> list[Block]:
+    """Of a mask (R, L, L), True where a query may see a key; every query sees one."""
+    found = []
+    for row in range(seen.shape[0]):
+        for first in range(0, seen.shape[1], BLOCK):
+            part = seen[row, first : first + BLOCK]
+            columns = part.any(dim=0).nonzero()
+            keys = slice(int(columns[0]), int(columns[-1]) + 1)
+            added = torch.zeros(part[:, keys].shape).masked_fill_(~part[:, keys], float("-inf"))
+            found.append(Block(slice(row, row + 1), slice(first, first + len(part)), keys, added))
+    return found
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float | None) -> Tensor:
+    """(R, heads, L, dim), of keys and values fewer heads where several of queries share one -> (R, heads, L, dim)."""
+    found: Tensor = _Attention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+@cache
+def _there() -> bool:
+    return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float | None
+    ) -> Tensor:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        found, ctx.log_sums = torch.empty_like(query), []
+        for block in blocks:
+            queries, keys = (block.rows, slice(None), block.queries), (block.rows, slice(None), block.keys)
+            found[queries], log_sum = flash(query[queries], key[keys], value[keys], attn_mask=block.added, scale=scale)
+            ctx.log_sums.append(log_sum)
+        ctx.blocks, ctx.scale = blocks, scale
+        ctx.save_for_backward(query, key, value, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        query, key, value, found = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for block, log_sum in zip(ctx.blocks, ctx.log_sums, strict=True):
+            queries, keys = (block.rows, slice(None), block.queries), (block.rows, slice(None), block.keys)
+            of_query[queries], by_key, by_value = flash(
+                upstream[queries], query[queries], key[keys], value[keys], found[queries], log_sum, 0.0, False,
+                attn_mask=block.added, scale=ctx.scale,
+            )  # fmt: skip
+            of_key[keys] += by_key
+            of_value[keys] += by_value
+        return of_query, of_key, of_value, None, None
