@@ -17,8 +17,12 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 128
 """Queries of a block: fewer would spare more products and cost more calls."""
-LEAST_WIDTH, MOST_CAUSAL = 2 * BLOCK + 1, 1024
-"""Rows from which blocks pay; and those up to which the masks of causal blocks are kept, which grow with the square."""
+LEAST_WIDTH = 2 * BLOCK + 1
+"""Tokens of a row from which blocks pay."""
+MOST_CAUSAL = 1024
+"""Tokens of a row up to which a causal mask goes in blocks: beyond, PyTorch spares most of the keys itself."""
+SHARED_HEADS = (2, 10)
+"""The first PyTorch whose kernel may share a head of keys among heads of queries here; older ones read elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,17 @@ class Blocks:
         self._known: dict[int, tuple[Tensor, list[Block]]] = {}
 
     def suiting(
-        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> list[Block] | None:
-        """For arguments of ``functional.scaled_dot_product_attention``; None where its own way is as good."""
-        rows, width = query.shape[0], query.shape[-2]
-        plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.dim() == 4 and _there()
-        if not plain or dropout_p or width < LEAST_WIDTH or key.shape[-2] != width:
+        """For arguments of ``functional.scaled_dot_product_attention``; None for those that are better left to it."""
+        rows, heads, width = query.shape[:3] if query.dim() == 4 else (0, 0, 0)
+        if width < LEAST_WIDTH or not _takes(query, key, value):
             return None
         if attn_mask is None:
             return causal_blocks(width) if is_causal and width <= MOST_CAUSAL else None
         if is_causal or attn_mask.dtype != torch.bool or attn_mask.shape != (rows, 1, width, width):
+            return None
+        if torch.get_num_threads() > heads:  # blocks of one row leave the others nothing to do
             return None
         known = self._known.get(attn_mask.data_ptr())
         if known is None or known[0].shape != attn_mask.shape or known[0].stride() != attn_mask.stride():
@@ -56,21 +61,56 @@ class Blocks:
         return known[1]
 
 
+def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernel, which is called without PyTorch's own checks, takes these."""
+    each = (query, key, value)
+    plain = all(type(one) is Tensor and one.device.type == "cpu" and one.dtype == torch.float32 for one in each)
+    if not plain or not _has_kernel() or not torch.backends.cuda.flash_sdp_enabled():
+        return False
+    rows, heads, width, dim = query.shape
+    like = all(one.dim() == 4 and one.stride(-1) == 1 and one.shape[::2] == (rows, width) for one in each)
+    if not like or key.shape[-1] != dim or value.shape != key.shape:
+        return False
+    return key.shape[1] == heads or (heads % key.shape[1] == 0 and _shares_heads())
+
+
 @cache
+def _has_kernel() -> bool:
+    return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+
+
+@cache
+def _shares_heads() -> bool:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= SHARED_HEADS
+
+
 def causal_blocks(width: int) -> list[Block]:
     """Of all rows, where a query sees itself and what is before it."""
-    (row,) = torch.ones(1, width, width, dtype=torch.bool).tril()
-    return [Block(slice(None), block.queries, block.keys, block.added) for block in blocks_of(row[None])]
+    found = []
+    for first in range(0, width, BLOCK):
+        count = min(BLOCK, width - first)
+        added = _triangle()[:count, MOST_CAUSAL - BLOCK - first : MOST_CAUSAL - BLOCK + count]
+        found.append(Block(slice(None), slice(first, first + count), slice(0, first + count), added))
+    return found
+
+
+@cache
+def _triangle() -> Tensor:
+    """(BLOCK, MOST_CAUSAL): nothing is hidden but what is above the diagonal of the last columns."""
+    with torch.inference_mode(False):
+        added = torch.zeros(BLOCK, MOST_CAUSAL)
+        added[:, -BLOCK:] = torch.full((BLOCK, BLOCK), float("-inf")).triu(1)
+        return added
 
 
 def blocks_of(seen: Tensor) -> list[Block]:
-    """Of a mask (R, L, L), True where a query may see a key; every query sees one."""
+    """Of a mask (R, L, L), True where a query may see a key."""
     found = []
     for row in range(seen.shape[0]):
         for first in range(0, seen.shape[1], BLOCK):
             part = seen[row, first : first + BLOCK]
             columns = part.any(dim=0).nonzero()
-            keys = slice(int(columns[0]), int(columns[-1]) + 1)
+            keys = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
             added = torch.zeros(part[:, keys].shape).masked_fill_(~part[:, keys], float("-inf"))
             found.append(Block(slice(row, row + 1), slice(first, first + len(part)), keys, added))
     return found
@@ -80,11 +120,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block]
     """(R, heads, L, dim), of keys and values fewer heads where several of queries share one -> (R, heads, L, dim)."""
     found: Tensor = _Attention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     return found
-
-
-@cache
-def _there() -> bool:
-    return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 class _Attention(torch.autograd.Function):

@@ -3,7 +3,7 @@
 PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused; oneDNN, which PyTorch ships
 too, does not. And PyTorch makes a new tensor of each weight's gradient in each backward and then adds it: with several
 forwards a batch every weight is written, read and written again once a forward, and every table of embeddings filled
-with zeros. Here the products are added to ``weight.grad`` as they are computed. Both change results by the order of
+with zeros. Here the products are added to ``weight.grad`` as they are computed. They change results by the order of
 additions only, and equal calls have equal results.
 """
 
@@ -57,7 +57,7 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class Products(TorchFunctionMode):
-    """Within it, what has no gradient is a ``product`` or ``attention``; ``lean_training`` has what is beyond that."""
+    """Within it, without gradients, ``linear`` is ``product`` and attention goes in blocks; with: ``lean_training``."""
 
     def __init__(self, remaking: Remaking | None = None) -> None:
         super().__init__()
@@ -85,8 +85,9 @@ class Products(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        if self._remaking is not None or not torch.is_grad_enabled():
-            blocks = self._blocks.suiting(query, key, attn_mask, dropout_p, is_causal)
+        ours = self._remaking is not None or not torch.is_grad_enabled()
+        if ours and not dropout_p and not torch.is_autocast_enabled("cpu"):
+            blocks = self._blocks.suiting(query, key, value, attn_mask, is_causal)
             if blocks is not None:
                 return attention(query, key, value, blocks, scale)
         return functional.scaled_dot_product_attention(

@@ -24,7 +24,10 @@ FINETUNE = ("--name", "m", "--max-steps", 4, "--json", "--lora-dropout", 0, "--n
 def launch(*arguments: object, workspace: Path, processes: int = PROCESSES) -> dict[str, Any]:
     """The result of ``llara`` in so many launched processes (gloo)."""
     process = start(*arguments, "-w", workspace, processes=processes, launched=True)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
