@@ -67,8 +67,8 @@ class Authors:
         """Ids, labels (rows, width) and the additive mask (rows, 1, width, width)."""
         suffix = [*self.prompts.prompts["self"], *self.prompts.prompts["next"]]
         head = self.prompts.head
-        longest = max(len(example.text) for example in part) + len(head) + len(suffix)
-        width = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+        width = max(len(example.text) for example in part) + len(head) + len(suffix)
+        width += -width % PAD_TO_MULTIPLE
         ids, labels = torch.zeros(len(part), width, dtype=torch.long), torch.full((len(part), width), -100)
         real = torch.zeros(len(part), width, dtype=torch.bool)
         for row, example in enumerate(part):

@@ -21,17 +21,21 @@ LEAST_WIDTH = 2 * BLOCK + 1
 """Tokens of a row from which blocks pay."""
 MOST_CAUSAL = 1024
 """Tokens of a row up to which a causal mask goes in blocks: beyond, PyTorch spares most of the keys itself."""
+ALL = slice(None)
 SHARED_HEADS = (2, 10)
 """The first PyTorch whose kernel may share a head of keys among heads of queries here; older ones read elsewhere."""
 
 
+Place = tuple[slice, slice, slice]
+"""Rows, heads and tokens."""
+
+
 @dataclass(frozen=True)
 class Block:
-    """Queries of a row or of several, the keys they meet, and what is added to their scores: (queries, keys)."""
+    """Where queries of a row or of several lie, where the keys they meet, what their scores get: (queries, keys)."""
 
-    rows: slice
-    queries: slice
-    keys: slice
+    queries: Place
+    keys: Place
     added: Tensor
 
 
@@ -39,7 +43,7 @@ class Blocks:
     """The blocks of the masks that one forward uses."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, list[Block]]] = {}
+        self._known: dict[tuple[object, ...], tuple[Tensor, list[Block]]] = {}
 
     def suiting(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -54,11 +58,10 @@ class Blocks:
             return None
         if torch.get_num_threads() > heads:  # blocks of one row leave the others nothing to do
             return None
-        known = self._known.get(attn_mask.data_ptr())
-        if known is None or known[0].shape != attn_mask.shape or known[0].stride() != attn_mask.stride():
-            known = attn_mask, blocks_of(attn_mask[:, 0])  # the mask is kept, or another might come to lie there
-            self._known[attn_mask.data_ptr()] = known
-        return known[1]
+        name = attn_mask.data_ptr(), tuple(attn_mask.shape), attn_mask.stride()
+        if name not in self._known:  # the mask is kept too, or another might come to lie there
+            self._known[name] = attn_mask, blocks_of(attn_mask[:, 0])
+        return self._known[name][1]
 
 
 def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -90,7 +93,7 @@ def causal_blocks(width: int) -> list[Block]:
     for first in range(0, width, BLOCK):
         count = min(BLOCK, width - first)
         added = _triangle()[:count, MOST_CAUSAL - BLOCK - first : MOST_CAUSAL - BLOCK + count]
-        found.append(Block(slice(None), slice(first, first + count), slice(0, first + count), added))
+        found.append(Block((ALL, ALL, slice(first, first + count)), (ALL, ALL, slice(0, first + count)), added))
     return found
 
 
@@ -112,7 +115,8 @@ def blocks_of(seen: Tensor) -> list[Block]:
             columns = part.any(dim=0).nonzero()
             keys = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
             added = torch.zeros(part[:, keys].shape).masked_fill_(~part[:, keys], float("-inf"))
-            found.append(Block(slice(row, row + 1), slice(first, first + len(part)), keys, added))
+            here = slice(row, row + 1)
+            found.append(Block((here, ALL, slice(first, first + len(part))), (here, ALL, keys), added))
     return found
 
 
@@ -130,7 +134,7 @@ class _Attention(torch.autograd.Function):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         found, ctx.log_sums = torch.empty_like(query), []
         for block in blocks:
-            queries, keys = (block.rows, slice(None), block.queries), (block.rows, slice(None), block.keys)
+            queries, keys = block.queries, block.keys
             found[queries], log_sum = flash(query[queries], key[keys], value[keys], attn_mask=block.added, scale=scale)
             ctx.log_sums.append(log_sum)
         ctx.blocks, ctx.scale = blocks, scale
@@ -144,7 +148,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, found = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for block, log_sum in zip(ctx.blocks, ctx.log_sums, strict=True):
-            queries, keys = (block.rows, slice(None), block.queries), (block.rows, slice(None), block.keys)
+            queries, keys = block.queries, block.keys
             of_query[queries], by_key, by_value = flash(
                 upstream[queries], query[queries], key[keys], value[keys], found[queries], log_sum, 0.0, False,
                 attn_mask=block.added, scale=ctx.scale,

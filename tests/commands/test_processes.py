@@ -11,18 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from program import write_jsonl
+from program import start, write_jsonl
 from tiny import TEXTS
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "faiss", "peft", "pyarrow", "hnswlib", "scipy", "ir_datasets",
          "matplotlib")  # fmt: skip
 VERBS = ("pretrain", "finetune", "encode", "index", "search", "evaluate", "compare", "status", "doctor", "backends")
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """``llara`` as a process of its own."""
-    command = [sys.executable, "-m", "llara_cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
