@@ -217,11 +217,12 @@ class _GradientsAtOnce(torch.autograd.Function):
         weight: Tensor, bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.gathered, ctx.of_hidden, ctx.dtype = gathered, torch.empty_like(hidden), weight.dtype
-        found, room = [], _Room(hidden, weight, bias)
-        for part in parts:
+        room = _Room(hidden, weight, bias)
+
+        def losses_of(part: slice) -> Tensor:
+            """And their gradients; the chunk's logits are gone before the next chunk's are made."""
             logits = room.logits(hidden[part])
             each, at_logits = gradient(logits, part)
-            found.append(each)
             if ctx.needs_input_grad[4]:
                 flat, chunk = at_logits.to(logits.dtype).flatten(0, -2), hidden[part].flatten(0, -2)
                 ctx.of_hidden[part] = product(flat, weight.to(flat.dtype).T).view_as(ctx.of_hidden[part])
@@ -229,9 +230,9 @@ class _GradientsAtOnce(torch.autograd.Function):
                     _add_outer(gathered.sum_of("weight", weight), flat, chunk)
                 if bias is not None and bias.requires_grad:
                     gathered.sum_of("bias", bias).add_(flat.sum(dim=0))
-                del flat
-            del logits, at_logits  # before the next chunk's are made
-        losses = torch.cat(found)
+            return each
+
+        losses = torch.cat([losses_of(part) for part in parts])
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
