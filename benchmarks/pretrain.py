@@ -1,10 +1,10 @@
 """Texts a second of pre-training, beside the authors' way and two padded passes, interleaved in one run, on a CPU.
 
-    python benchmarks/pretrain.py CORPUS [--rounds 3] [--threads 2] [--json FILE]
+    python benchmarks/pretrain.py CORPUS [--rounds 5] [--threads 2] [--json FILE]
 
 CORPUS: a folder of .jsonl[.gz] articles ({"text": ...}); a 32,000-token vocabulary is trained on it. Models have the
-shape of a 30 M Llama and of SmolLM2-135M, random weights. Every system tries its micro-batch sizes first and keeps the
-fastest; the authors' way is also reported at every size that it tried.
+shape of a 30 M Llama and of SmolLM2-135M, random weights. Every system tries its micro-batch sizes first, each twice,
+and keeps the fastest; the authors' way is also reported at every size that it tried.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def ours(backbone: Backbone, texts: Texts, recipe: Recipe, layout: Any, budget: 
 def systems(backbone: Backbone, texts: Texts) -> dict[str, tuple[Recipe, dict[str, System]]]:
     """Every system with its recipe, by the micro-batch settings that it may choose from."""
     released, paper = texts.prompts(RELEASED), texts.prompts(PAPER)
-    budgets = (512, 1024, 2048)
+    budgets = (1024, 2048)
     sizes = (1, 2, 4, 8)
     found: dict[str, tuple[Recipe, dict[str, System]]] = {}
     for recipe in (PAPER, RELEASED):
         ways = {f"{budget} tokens": ours(backbone, texts, recipe, "packed", budget) for budget in budgets}
-        found[f"llara {recipe.name}"] = (recipe, ways | {"bucketed": ours(backbone, texts, recipe, "bucketed", 1024)})
+        found[f"llara {recipe.name}"] = (recipe, ways)
     found["authors"] = (RELEASED, {f"{size} texts": Authors(backbone, released, size).backward for size in sizes})
     for by_length in (False, True):
         name = "two passes, by length" if by_length else "two passes"
@@ -118,7 +118,10 @@ def compare(shape: str, kind: str, texts: Texts, rounds: int) -> dict[str, Any]:
     tried: dict[str, dict[str, float]] = {}
     for name, (recipe, ways) in every.items():
         batch = batches[recipe.name][: TRIAL[kind]]
-        tried[name] = {way: len(batch) / step(backbone, system, batch, optimiser)[0] for way, system in ways.items()}
+        tried[name] = dict.fromkeys(ways, 0.0)
+        for way, system in [*ways.items()] * 2:
+            rate = len(batch) / step(backbone, system, batch, optimiser)[0]
+            tried[name][way] = max(tried[name][way], rate)
         chosen[name] = max(tried[name], key=tried[name].__getitem__)
         print(f"  {name}: {chosen[name]}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in every}
@@ -230,7 +233,7 @@ def keep(path: Path, threads: int, speed: dict[str, Any], used: list[dict[str, A
 
 def main(
     corpus: Path,
-    rounds: int = 3,
+    rounds: int = 5,
     threads: int = 2,
     shapes: Annotated[str, typer.Option(help="Comma-separated.")] = "30M,135M",
     kinds: Annotated[str, typer.Option(help="Comma-separated.")] = "mixed,full",

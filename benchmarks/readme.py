@@ -46,7 +46,7 @@ def pretrain() -> str:
         "",
         "`at most`: what the ratio to the authors' way would be if ours took the time of the matrix products alone",
         "that the losses need, at the rate of a large square one (the shares of it are of `released` and of `paper`).",
-        "The authors' way is at its best with one text a forward, hardly padded; with eight, ours was",
+        "The authors' way is at its best with one or two texts a forward; with eight, ours was",
     ]
     lines += [f"{min(eights):.1f} to {max(eights):.1f} times faster (one measurement each)."]
     return "\n".join(
