@@ -3,8 +3,8 @@
     python benchmarks/pretrain.py CORPUS [--rounds 5] [--threads 2] [--json FILE]
 
 CORPUS: a folder of .jsonl[.gz] articles ({"text": ...}); a 32,000-token vocabulary is trained on it. Models have the
-shape of a 30 M Llama and of SmolLM2-135M, random weights. Every system tries its micro-batch sizes first, each twice,
-and keeps the fastest; the authors' way is also reported at every size that it tried.
+shape of a 30 M Llama and of SmolLM2-135M, random weights. Every system tries its micro-batch sizes first and keeps the
+fastest; the authors' way is also reported at every size that it tried.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ BATCH = {"mixed": 48, "full": 12}
 """Texts of an optimiser batch."""
 TRIAL = {"mixed": 48, "full": 8}
 """Texts that a setting is tried on: of mixed ones a whole batch, as the lengths in a part may suit another setting."""
+TRIES = 2
+"""Times that a setting is tried; its fastest counts."""
 System = Callable[[Sequence[Example]], float]
 
 
@@ -61,11 +63,11 @@ def model_of(shape: str) -> Backbone:
     return Backbone(model.train())
 
 
-def ours(backbone: Backbone, texts: Texts, recipe: Recipe, layout: Any, budget: int) -> System:
+def ours(backbone: Backbone, texts: Texts, recipe: Recipe, budget: int) -> System:
     """Our objective, as the command runs it."""
     backbone = Backbone(backbone.model)
     backbone.train_lean()
-    objective = PretextObjective(backbone, recipe, texts.prompts(recipe), Batching(layout, budget, ROW_TOKENS))
+    objective = PretextObjective(backbone, recipe, texts.prompts(recipe), Batching("packed", budget, ROW_TOKENS))
     return lambda examples: objective.backward(examples).loss
 
 
@@ -76,7 +78,7 @@ def systems(backbone: Backbone, texts: Texts) -> dict[str, tuple[Recipe, dict[st
     sizes = (1, 2, 4, 8)
     found: dict[str, tuple[Recipe, dict[str, System]]] = {}
     for recipe in (PAPER, RELEASED):
-        ways = {f"{budget} tokens": ours(backbone, texts, recipe, "packed", budget) for budget in budgets}
+        ways = {f"{budget} tokens": ours(backbone, texts, recipe, budget) for budget in budgets}
         found[f"llara {recipe.name}"] = (recipe, ways)
     found["authors"] = (RELEASED, {f"{size} texts": Authors(backbone, released, size).backward for size in sizes})
     for by_length in (False, True):
@@ -119,7 +121,7 @@ def compare(shape: str, kind: str, texts: Texts, rounds: int) -> dict[str, Any]:
     for name, (recipe, ways) in every.items():
         batch = batches[recipe.name][: TRIAL[kind]]
         tried[name] = dict.fromkeys(ways, 0.0)
-        for way, system in [*ways.items()] * 2:
+        for way, system in [*ways.items()] * TRIES:
             rate = len(batch) / step(backbone, system, batch, optimiser)[0]
             tried[name][way] = max(tried[name][way], rate)
         chosen[name] = max(tried[name], key=tried[name].__getitem__)
@@ -192,7 +194,7 @@ def grown(shape: str, texts: Texts, recipe: Recipe, way: str, examples: list[Exa
     if way == "authors":
         system: System = Authors(backbone, prompts, len(examples)).backward
     else:
-        system = ours(backbone, texts, recipe, "packed", int(way))
+        system = ours(backbone, texts, recipe, int(way))
     gc.collect()
     before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
