@@ -28,6 +28,8 @@ _PIECE_ROWS = 2048
 """Rows that are looked at and copied together: they stay in the cache."""
 _PROBE = 10
 """Hits that show in which order an index gives them."""
+_ROUNDING = 3e-7
+"""Share of both vectors' lengths by which two ways to add up their product may differ."""
 _library: Any = faiss
 """For what FAISS's annotations lack."""
 _PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
@@ -118,7 +120,8 @@ class FaissIndex(IndexBackend):
         if not len(queries):
             return no_hits(k)
         scores, rows = self._index.search(queries, wanted)
-        return ordered_hits(scores, rows, k)
+        hits = ordered_hits(scores, rows, k)
+        return _with_true_ties(self._index, queries, hits) if isinstance(self._index, faiss.IndexHNSWFlat) else hits
 
     def _search_settings(self, wanted: int, given: Parameters) -> Parameters:
         """Every search parameter that the index has: a search leaves no trace on the next."""
@@ -126,6 +129,27 @@ class FaissIndex(IndexBackend):
         if "ef" not in chosen and _has(self._index, "ef"):
             chosen["ef"] = max(2 * wanted, _LEAST_EF)
         return {name: value for name, value in chosen.items() if name in self.search_parameters}
+
+
+def _with_true_ties(index: Any, queries: Vectors, hits: Hits) -> Hits:
+    """``hits`` with the next to equal scores computed anew, all in one way, and in order.
+
+    On some processors FAISS's graphs score four vectors at once by another order of additions than one alone, so that
+    equal vectors differ in the last bits.
+    """
+    best = index.reconstruct_batch(np.maximum(hits.rows[:, 0], 0))  # about as long as any hit
+    rounding = _ROUNDING * np.linalg.norm(queries, axis=1) * np.linalg.norm(best, axis=1)
+    close = (hits.rows[:, 1:] >= 0) & (hits.scores[:, 1:] >= hits.scores[:, :-1] - rounding[:, None])
+    tied = np.zeros(hits.rows.shape, bool)
+    tied[:, :-1] |= close
+    tied[:, 1:] |= close
+    if not tied.any():
+        return hits
+    scores = hits.scores.copy()
+    for number in np.flatnonzero(tied.any(axis=1)):
+        vectors = index.reconstruct_batch(hits.rows[number, tied[number]])
+        scores[number, tied[number]] = (vectors * queries[number]).sum(axis=1)
+    return ordered_hits(scores, hits.rows, hits.rows.shape[1])
 
 
 def _made(spec: str, dim: int) -> Any:

@@ -38,6 +38,21 @@ class TestFaiss:
         expected = brute_force(vectors, queries, 10).rows
         assert np.mean([len(set(a) & set(b)) for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]) >= 8.5
 
+    @pytest.mark.parametrize("length", [0.05, 1.0, 30.0])
+    @pytest.mark.parametrize("dim", [24, 768])
+    def test_equal_vectors_have_equal_scores_in_a_graph(
+        self, faiss: type[IndexBackend], dim: int, length: float
+    ) -> None:
+        copies = 20
+        vectors = np.tile(unit_vectors(10, dim), (copies, 1)) * np.float32(length)
+        queries = np.concatenate([unit_vectors(20, dim, seed=1), vectors[:5]])
+        hits = faiss.build(Blocks(vectors), IndexOptions("HNSW32")).search(queries, 3 * copies)
+        groups = hits.rows.reshape(len(queries), 3, copies)
+        assert (np.diff(groups, axis=2) == 10).all()
+        assert (np.diff(hits.scores.reshape(groups.shape), axis=2) == 0).all()
+        exact = np.einsum("qd,qkd->qk", queries, vectors[hits.rows])
+        np.testing.assert_allclose(hits.scores, exact, rtol=0, atol=1e-6 * length**2)
+
     @pytest.mark.parametrize("spec", ["OPQ8,IVF4,PQ8x4,RFlat", "PCA12,L2norm,IVF4,SQ8", "PQ4x4,RFlat", "RR16,SQ8"])
     def test_a_spec_of_several_parts_is_trained_in_each(self, faiss: type[IndexBackend], spec: str) -> None:
         vectors = unit_vectors(1000)
