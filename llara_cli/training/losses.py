@@ -219,7 +219,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         ctx.gathered, ctx.of_hidden, ctx.dtype = gathered, torch.empty_like(hidden), weight.dtype
         room = _Room(hidden, weight, bias)
 
-        def take(part: slice) -> Tensor:
+        def add_up(part: slice) -> Tensor:
             """Losses of a part, whose gradients are added up; its logits are let go before the next ones are made."""
             logits = room.logits(hidden[part])
             each, at_logits = gradient(logits, part)
@@ -232,7 +232,7 @@ class _GradientsAtOnce(torch.autograd.Function):
                     gathered.sum_of("bias", bias).add_(flat.sum(dim=0))
             return each
 
-        losses = torch.cat([take(part) for part in parts])
+        losses = torch.cat([add_up(part) for part in parts])
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
