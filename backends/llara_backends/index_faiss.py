@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from llara_backends.index_faiss_training import lists, train
 from llara_backends.index_settings import REPRODUCIBLE_ROWS, check_parameters, load_options, save_options
@@ -135,21 +136,30 @@ def _with_true_ties(index: Any, queries: Vectors, hits: Hits) -> Hits:
     """``hits`` with the next to equal scores computed anew, all in one way, and in order.
 
     On some processors FAISS's graphs score four vectors at once by another order of additions than one alone, so that
-    equal vectors differ in the last bits.
+    equal vectors differ in the last bits. Those bits of a score may so depend on the hits beside it.
     """
-    best = index.reconstruct_batch(np.maximum(hits.rows[:, 0], 0))  # about as long as any hit
-    rounding = _ROUNDING * np.linalg.norm(queries, axis=1) * np.linalg.norm(best, axis=1)
-    close = (hits.rows[:, 1:] >= 0) & (hits.scores[:, 1:] >= hits.scores[:, :-1] - rounding[:, None])
-    tied = np.zeros(hits.rows.shape, bool)
-    tied[:, :-1] |= close
-    tied[:, 1:] |= close
-    if not tied.any():
-        return hits
-    scores = hits.scores.copy()
-    for number in np.flatnonzero(tied.any(axis=1)):
-        vectors = index.reconstruct_batch(hits.rows[number, tied[number]])
-        scores[number, tied[number]] = (vectors * queries[number]).sum(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        best = np.concatenate([_lengths(part) for part in _stored(index, np.maximum(hits.rows[:, 0], 0))])
+        rounding = _ROUNDING * _lengths(queries) * best  # the best hit is about as long as any
+        close = (hits.rows[:, 1:] >= 0) & (hits.scores[:, 1:] >= hits.scores[:, :-1] - rounding[:, None])
+        tied = np.zeros(hits.rows.shape, bool)
+        tied[:, :-1] |= close
+        tied[:, 1:] |= close
+        scores = hits.scores.copy()
+        for number in np.flatnonzero(tied.any(axis=1)):
+            parts = _stored(index, hits.rows[number, tied[number]])
+            scores[number, tied[number]] = np.concatenate([(part * queries[number]).sum(axis=1) for part in parts])
     return ordered_hits(scores, hits.rows, hits.rows.shape[1])
+
+
+def _stored(index: Any, rows: NDArray[np.int64]) -> Iterator[Vectors]:
+    """The vectors of rows, piece by piece."""
+    return (index.reconstruct_batch(rows[at : at + _PIECE_ROWS]) for at in range(0, len(rows), _PIECE_ROWS))
+
+
+def _lengths(vectors: Vectors) -> NDArray[np.float32]:
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("rd,rd->r", vectors, vectors))
+    return lengths
 
 
 def _made(spec: str, dim: int) -> Any:

@@ -53,6 +53,11 @@ class TestFaiss:
         exact = np.einsum("qd,qkd->qk", queries, vectors[hits.rows])
         np.testing.assert_allclose(hits.scores, exact, rtol=0, atol=1e-6 * length**2)
 
+    def test_a_graph_takes_products_that_overflow(self, faiss: type[IndexBackend]) -> None:
+        index = faiss.build(Blocks(unit_vectors(200)), IndexOptions("HNSW32"))
+        queries = unit_vectors(3, seed=1)
+        assert (index.search(queries * np.float32(1e20), 5).rows[:, 0] == index.search(queries, 5).rows[:, 0]).all()
+
     @pytest.mark.parametrize("spec", ["OPQ8,IVF4,PQ8x4,RFlat", "PCA12,L2norm,IVF4,SQ8", "PQ4x4,RFlat", "RR16,SQ8"])
     def test_a_spec_of_several_parts_is_trained_in_each(self, faiss: type[IndexBackend], spec: str) -> None:
         vectors = unit_vectors(1000)
