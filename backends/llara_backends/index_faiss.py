@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import faiss
 import numpy as np
+from numpy.linalg import norm
 from numpy.typing import NDArray
 
 from llara_backends.index_faiss_training import lists, train
@@ -139,8 +140,8 @@ def _with_true_ties(index: Any, queries: Vectors, hits: Hits) -> Hits:
     equal vectors differ in the last bits. Those bits of a score may so depend on the hits beside it.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        best = np.concatenate([_lengths(part) for part in _stored(index, np.maximum(hits.rows[:, 0], 0))])
-        rounding = _ROUNDING * _lengths(queries) * best  # the best hit is about as long as any
+        best = np.concatenate([norm(part, axis=1) for part in _stored(index, np.maximum(hits.rows[:, 0], 0))])
+        rounding = _ROUNDING * norm(queries, axis=1) * best  # the best hit is about as long as any
         close = (hits.rows[:, 1:] >= 0) & (hits.scores[:, 1:] >= hits.scores[:, :-1] - rounding[:, None])
         tied = np.zeros(hits.rows.shape, bool)
         tied[:, :-1] |= close
@@ -155,11 +156,6 @@ def _with_true_ties(index: Any, queries: Vectors, hits: Hits) -> Hits:
 def _stored(index: Any, rows: NDArray[np.int64]) -> Iterator[Vectors]:
     """The vectors of rows, piece by piece."""
     return (index.reconstruct_batch(rows[at : at + _PIECE_ROWS]) for at in range(0, len(rows), _PIECE_ROWS))
-
-
-def _lengths(vectors: Vectors) -> NDArray[np.float32]:
-    lengths: NDArray[np.float32] = np.sqrt(np.einsum("rd,rd->r", vectors, vectors))
-    return lengths
 
 
 def _made(spec: str, dim: int) -> Any:
