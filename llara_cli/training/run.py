@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
+from llara_cli.model.allocator import keep_freed_memory
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import quiet_transformers
@@ -258,6 +259,8 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     def _prepare(self, source: ModelSource) -> Prepared:
         """Load a model through the training backend and move it to the device."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         optimiser = self.settings.optimiser
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
