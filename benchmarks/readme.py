@@ -53,7 +53,7 @@ def pretrain() -> str:
 def _measured_on(row: dict[str, Any]) -> str:
     """Processor, threads and rounds; rows of an earlier procedure do not tell."""
     if "processor" not in row:
-        return f"An older machine, {row['threads']} threads, by an earlier form of the benchmark (3 rounds)"
+        return f"An older machine, {row['threads']} threads, by earlier forms of the benchmark (3 or 5 rounds)"
     return f"{row['processor']}, {row['threads']} threads, {len(row['seconds']['authors'])} rounds"
 
 
