@@ -11,7 +11,6 @@ where people run them. The JSON file keeps every second that was measured.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import multiprocessing
@@ -36,7 +35,7 @@ from llara_cli.model.products import product
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.pretext import Example
-from llara_cli.training.probe import peak_memory, resident_memory
+from llara_cli.training.probe import give_back_memory, peak_memory, resident_memory
 from llara_cli.training.run import MICRO_BATCH_TOKENS
 
 BATCH = {"mixed": 48, "full": 12}
@@ -45,6 +44,8 @@ TRIAL = {"mixed": 48, "full": 8}
 """Texts that a setting is tried on: of mixed ones a whole batch, as the lengths in a part may suit another setting."""
 TRIES = 2
 """Times that a setting is tried; its fastest counts."""
+SAME = {"speed": ("model", "texts", "processor", "threads", "rivals_keep_memory"), "memory": ("model", "processor")}
+"""By what a row of the JSON file's tables is known."""
 RIVALS = {
     "authors": RELEASED, f"authors, {AT_ONCE} texts": RELEASED, "two passes": PAPER, "two passes, by length": PAPER,
 }  # fmt: skip
@@ -68,17 +69,20 @@ def matmul_peak() -> float:
     return best
 
 
-def compare(shape: str, kind: Kind, texts: Texts, rounds: int, threads: int) -> dict[str, Any]:
+def compare(
+    shape: str, kind: Kind, texts: Texts, rounds: int, threads: int, *, rivals_keep_memory: bool
+) -> dict[str, Any]:
     """One model, one kind of text: each system's best setting, its median rate, its loss."""
     backbone, count = model_of(shape), BATCH[kind] * (rounds + 1)
     ways = {name: list(settings) for name, (_, settings) in systems(backbone, texts).items()}
-    own, theirs = (Side(shape, kind, texts, count, threads, is_ours=is_ours) for is_ours in (True, False))
+    own, theirs = (Side(shape, kind, texts, count, threads, keeps=keeps) for keeps in (True, rivals_keep_memory))
     sides = {name: own if name.startswith("llara") else theirs for name in ways}
     tried = {name: tries(sides[name], name, found, TRIAL[kind]) for name, found in ways.items() if len(found) > 1}
     fastest = {name: max(rates, key=rates.__getitem__) for name, rates in tried.items()}
     chosen = {name: fastest.get(name, found[0]) for name, found in ways.items()}
     seconds, losses, peaks = in_turns(sides, chosen, BATCH[kind], rounds)
-    own.close(), theirs.close()
+    for side in (own, theirs):
+        side.close()
     batches = {recipe.name: texts.examples(kind, recipe, count)[BATCH[kind] :] for recipe in (PAPER, RELEASED)}
     found = report(backbone, texts, batches, BATCH[kind], seconds, losses, max(peaks))
     kept = {"seconds": seconds, "peak_gflops": [peak / 1e9 for peak in peaks], "tried_texts_per_second": tried}
@@ -161,15 +165,15 @@ def flops(backbone: Backbone, prompts: PromptIds, recipe: Recipe, examples: Sequ
 
 def grown(shape: str, texts: Texts, recipe: Recipe, way: str, examples: list[Example], answer: Any) -> None:
     """In a process of its own: bytes of resident memory that one step adds to the model's, gradients included."""
+    backbone = model_of(shape)
     if way != "authors":
         keep_freed_memory()
-    backbone = model_of(shape)
     prompts = texts.prompts(recipe)
     if way == "authors":
         system: System = Authors(backbone, prompts, len(examples)).backward
     else:
         system = ours(backbone, texts, recipe, int(way))
-    gc.collect()
+    give_back_memory()
     before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     system(examples)
@@ -192,22 +196,25 @@ def memory(shape: str, texts: Texts) -> dict[str, Any]:
         child.start()
         found[name] = receiver.recv() / 2**20
         child.join()
-    return {"model": shape, "texts": AT_ONCE, "mib": found, "ratio": found["llara"] / found["authors"]}
+    ratio_of_peaks = found["llara"] / found["authors"]
+    return {"model": shape, "texts": AT_ONCE, "mib": found, "ratio": ratio_of_peaks, "processor": processor()}
 
 
-def keep(path: Path, speed: dict[str, Any], used: list[dict[str, Any]]) -> None:
-    """Put a comparison into the JSON file; those of other models, texts and processors in it stay."""
+def keep(path: Path, table: str, row: dict[str, Any]) -> None:
+    """Put a row into a table of the JSON file: ``speed`` or ``memory``; those that were measured otherwise stay."""
     known = json.loads(path.read_text()) if path.exists() else {"speed": [], "memory": []}
-    others = [
-        row for row in known["speed"] if any(row.get(key) != speed[key] for key in ("model", "texts", "processor"))
-    ]
-    shapes = {row["model"] for row in used}
-    memories = [row for row in known["memory"] if row["model"] not in shapes] + used
-    memories.sort(key=lambda row: list(SHAPES).index(row["model"]))
-    order = [(shape, kind) for shape in SHAPES for kind in BATCH]
-    rows = [*others, speed]
-    rows.sort(key=lambda row: (row.get("processor", ""), order.index((row["model"], row["texts"]))))
-    path.write_text(json.dumps({"speed": rows, "memory": memories}, indent=1) + "\n")
+    others = [old for old in known[table] if any(old.get(key) != row.get(key) for key in SAME[table])]
+    shapes, kinds = list(SHAPES), list(BATCH)
+
+    def place(row: dict[str, Any]) -> tuple[str, int, int]:
+        return (
+            row.get("processor", ""),
+            shapes.index(row["model"]),
+            kinds.index(row["texts"]) if table == "speed" else 0,
+        )
+
+    known[table] = sorted([*others, row], key=place)
+    path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def main(
@@ -215,19 +222,26 @@ def main(
     rounds: int = 5,
     threads: int = 2,
     shapes: Annotated[str, typer.Option(help="Comma-separated.")] = "30M,135M",
-    kinds: Annotated[str, typer.Option(help="Comma-separated.")] = "mixed,full",
+    kinds: Annotated[str, typer.Option(help="Comma-separated; none: memory alone.")] = "mixed,full",
+    rivals_keep_memory: Annotated[bool, typer.Option(help="Set the rivals' allocator as ours is set.")] = False,
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Compare all systems on every model and kind of text."""
     texts = Texts(corpus)
     torch.set_num_threads(1)  # a process that has used OpenMP cannot fork
-    used = [memory(shape, texts) for shape in shapes.split(",")]
-    torch.set_num_threads(threads)
-    for shape, kind in itertools.product(shapes.split(","), kinds.split(",")):
-        found = compare(shape, cast(Kind, kind), texts, rounds, threads)
-        print(json.dumps(found), flush=True)
+    settings = {"threads": threads, "processor": processor(), "rivals_keep_memory": rivals_keep_memory}
+
+    def note(table: str, row: dict[str, Any]) -> None:
+        print(json.dumps(row), flush=True)
         if as_json is not None:
-            keep(as_json, found | {"threads": threads, "processor": processor()}, used)
+            keep(as_json, table, row)
+
+    for shape in shapes.split(","):
+        note("memory", memory(shape, texts))
+    torch.set_num_threads(threads)
+    for shape, kind in itertools.product(shapes.split(","), filter(None, kinds.split(","))):
+        found = compare(shape, cast(Kind, kind), texts, rounds, threads, rivals_keep_memory=rivals_keep_memory)
+        note("speed", found | settings)
 
 
 if __name__ == "__main__":

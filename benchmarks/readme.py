@@ -36,25 +36,41 @@ def pretrain() -> str:
     lines = []
     for where, rows in by_processor.items():
         lines += [f"{where}:", "", *_rates(rows), ""]
+    spread = "; ".join(
+        f"{row['model']} {row['texts']} {min(each):.2f} to {max(each):.2f}"
+        for row in found["speed"]
+        if (each := _by_round(row))
+    )
     eights = [_at_eight(row) for row in found["speed"]]
     best = " or ".join(sorted({row["chosen"]["authors"].split()[0] for row in found["speed"]}, key=int))
-    memory = ", ".join(f"{row['model']}: {row['ratio']:.2f}" for row in found["memory"])
+    memory = ", ".join(
+        f"{row['model']}: {row['ratio']:.2f}{'' if 'processor' in row else ' (on the older machine)'}"
+        for row in found["memory"]
+    )
     lines += [
         "`at most`: what the ratio to the authors' way would be if ours took the time of the matrix products alone",
         "that the losses need, at the rate of a large square one (the shares of it are of `released` and of `paper`).",
         f"The authors' way is at its best with {best} texts a forward; with 8, ours was",
-        f"{min(eights):.1f} to {max(eights):.1f} times faster.",
+        f"{min(eights):.1f} to {max(eights):.1f} times faster (on the older machine of each the fastest trial).",
+        f"From round to round the ratio to the authors' way was {spread}.",
     ]
     return "\n".join(
         [*lines, "", f"Peak memory of a step on the same batch, as a share of the authors' way: {memory}."]
     )
 
 
+def _by_round(row: dict[str, Any]) -> list[float]:
+    """The ratio to the authors' way of each round; of an earlier procedure there is none."""
+    kept = row.get("seconds")
+    return [a / b for a, b in zip(kept["authors"], kept["llara released"], strict=True)] if kept else []
+
+
 def _measured_on(row: dict[str, Any]) -> str:
     """Processor, threads and rounds; rows of an earlier procedure do not tell."""
     if "processor" not in row:
         return f"An older machine, {row['threads']} threads, by earlier forms of the benchmark (3 or 5 rounds)"
-    return f"{row['processor']}, {row['threads']} threads, {len(row['seconds']['authors'])} rounds"
+    told = f"{row['processor']}, {row['threads']} threads, {len(row['seconds']['authors'])} rounds"
+    return f"{told}, the rivals' allocator set as ours is" if row.get("rivals_keep_memory") else told
 
 
 def _rates(rows: list[dict[str, Any]]) -> list[str]:

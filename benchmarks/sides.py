@@ -94,13 +94,17 @@ def step(
 
 
 class Side:
-    """A process with a model of its own, which takes steps of ``count`` examples as it is asked to: ours, or theirs."""
+    """A process with a model of its own, which takes steps of some of ``count`` examples as it is asked to.
 
-    def __init__(self, shape: str, kind: Kind, texts: Texts, count: int, threads: int, *, is_ours: bool) -> None:
+    ``keeps``: its allocator is set as the command sets it (``keep_freed_memory``).
+    """
+
+    def __init__(self, shape: str, kind: Kind, texts: Texts, count: int, threads: int, *, keeps: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._asks, answers = context.Pipe()
-        given = (shape, kind, texts, count, threads, is_ours, answers)
-        context.Process(target=take_steps, args=given, daemon=True).start()
+        given = (shape, kind, texts, count, threads, keeps, answers)
+        self._process = context.Process(target=take_steps, args=given, daemon=True)
+        self._process.start()
         answers.close()
 
     def step(self, name: str, way: str, part: slice) -> tuple[float, float]:
@@ -110,18 +114,19 @@ class Side:
         return found
 
     def close(self) -> None:
-        """Let the process end."""
+        """Let the process end, and wait for it."""
         self._asks.send(None)
+        self._process.join()
 
 
 def take_steps(
-    shape: str, kind: Kind, texts: Texts, count: int, threads: int, is_ours: bool, asked: Connection
+    shape: str, kind: Kind, texts: Texts, count: int, threads: int, keeps: bool, asked: Connection
 ) -> None:  # fmt: skip
     """What a ``Side``'s process does."""
     torch.set_num_threads(threads)
-    if is_ours:
-        keep_freed_memory()
     backbone = model_of(shape)
+    if keeps:
+        keep_freed_memory()
     optimiser = torch.optim.AdamW(backbone.model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
     every = systems(backbone, texts)
     examples = {recipe.name: texts.examples(kind, recipe, count) for recipe in (PAPER, RELEASED)}

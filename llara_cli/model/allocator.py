@@ -6,24 +6,27 @@ import ctypes
 import os
 import sys
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of glibc's malloc.h."""
-NEVER = 2**31 - 1
-"""Bytes; the largest value that ``mallopt`` takes."""
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""``M_TRIM_THRESHOLD`` and ``M_MMAP_MAX`` of glibc's malloc.h."""
+NEVER, NONE = -1, 0
+SETTINGS = ("trim_threshold", "top_pad", "mmap_threshold", "mmap_max")
+"""What glibc lets its user set about giving memory back, by the names of its tunables."""
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees for its next tensors; whether the C library takes it.
 
     glibc gives large pieces back to the kernel when they are freed, which clears every page of the next ones: in a
-    training step on a CPU, gigabytes. Only Linux's glibc is told, and not where the user told it something else
-    (``GLIBC_TUNABLES``, ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``). ``malloc_trim`` still gives all back.
+    training step on a CPU, gigabytes. It holds for the whole process and cannot be taken back (``malloc_trim`` still
+    gives back the pages that are free at the time). Only Linux's glibc is told, and not where the user told it about
+    the same (``GLIBC_TUNABLES``, ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` ...).
     """
-    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    told = told or any(f"MALLOC_{name}_THRESHOLD_" in os.environ for name in ("TRIM", "MMAP"))
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    told = any(f"malloc.{name}=" in tunables or f"MALLOC_{name.upper()}_" in os.environ for name in SETTINGS)
     if told or not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):  # another C library
         return False
-    return bool(library.mallopt(TRIM_THRESHOLD, NEVER)) and bool(library.mallopt(MMAP_THRESHOLD, NEVER))
+    # no threshold for mmap: releases before 2.35 refuse one of more than 32 MB
+    return bool(library.mallopt(MMAP_MAX, NONE)) and bool(library.mallopt(TRIM_THRESHOLD, NEVER))

@@ -259,8 +259,6 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     def _prepare(self, source: ModelSource) -> Prepared:
         """Load a model through the training backend and move it to the device."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
         optimiser = self.settings.optimiser
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
@@ -269,6 +267,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(source, tokenizer, setup)
         model.to(self.device)
+        if self.device.type == "cpu":  # not before: loading frees what is not needed again
+            keep_freed_memory()
         backbone = Backbone(model)
         if optimiser.gradient_checkpointing:
             backbone.recompute_in_backward()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from program import Llara
 
 from llara_cli.settings import OptimiserSettings
+from llara_cli.training import run
 from llara_cli.training.history import History, draw_curve
 from llara_cli.training.schedule import Schedule, Share
 
@@ -32,6 +33,16 @@ def test_an_epoch_takes_every_text_once_and_resuming_takes_the_same(
     assert taken == Counter({(epoch, number): 1 for epoch in range(epochs) for number in range(items)})
     assert list(schedule.batches(start)) == steps[start:]
     assert steps == list(schedule.batches())
+
+
+def test_training_on_a_cpu_keeps_freed_memory(
+    llara: Llara, corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    calls: list[bool] = []
+    monkeypatch.setattr(run, "keep_freed_memory", lambda: calls.append(True))
+    llara("pretrain", corpus, "--model", tiny_model, *SMALL)
+    assert calls == [True]
 
 
 def test_rates_rise_linearly_and_fall_linearly(llara: Llara, corpus: Path, tiny_model: Path) -> None:
