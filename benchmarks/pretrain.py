@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import typer
 from rivals import Authors
-from sides import AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
+from sides import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
 from texts import Kind, Texts
 
 from llara_cli.model.allocator import keep_freed_memory
@@ -46,9 +46,7 @@ TRIES = 2
 """Times that a setting is tried; its fastest counts."""
 SAME = {"speed": ("model", "texts", "processor", "threads", "rivals_keep_memory"), "memory": ("model", "processor")}
 """By what a row of the JSON file's tables is known."""
-RIVALS = {
-    "authors": RELEASED, f"authors, {AT_ONCE} texts": RELEASED, "two passes": PAPER, "two passes, by length": PAPER,
-}  # fmt: skip
+RIVALS = {"authors": RELEASED, ALL_AT_ONCE: RELEASED, "two passes": PAPER, "two passes, by length": PAPER}
 """The rivals, and the recipe of ours that each stands beside."""
 
 
@@ -76,7 +74,7 @@ def compare(
     backbone, count = model_of(shape), BATCH[kind] * (rounds + 1)
     ways = {name: list(settings) for name, (_, settings) in systems(backbone, texts).items()}
     own, theirs = (Side(shape, kind, texts, count, threads, keeps=keeps) for keeps in (True, rivals_keep_memory))
-    sides = {name: own if name.startswith("llara") else theirs for name in ways}
+    sides = {name: theirs if name in RIVALS else own for name in ways}
     tried = {name: tries(sides[name], name, found, TRIAL[kind]) for name, found in ways.items() if len(found) > 1}
     fastest = {name: max(rates, key=rates.__getitem__) for name, rates in tried.items()}
     chosen = {name: fastest.get(name, found[0]) for name, found in ways.items()}

@@ -35,6 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 AT_ONCE = 8
 """Texts of the authors' forward that is measured whatever suits them best, and of the step whose memory is taken."""
+ALL_AT_ONCE = f"authors, {AT_ONCE} texts"
+"""That system's name."""
 System = Callable[[Sequence[Example]], float]
 Systems = dict[str, tuple[Recipe, dict[str, System]]]
 """By name: the recipe, and the system by the micro-batch settings that it may choose from."""
@@ -71,9 +73,7 @@ def systems(backbone: Backbone, texts: Texts) -> Systems:
         ways = {f"{budget} tokens": ours(backbone, texts, recipe, budget) for budget in budgets}
         found[mine(recipe)] = (recipe, ways)
     found["authors"] = (RELEASED, {f"{size} texts": Authors(backbone, released, size).backward for size in sizes})
-    found[f"authors, {AT_ONCE} texts"] = (
-        RELEASED, {f"{AT_ONCE} texts": Authors(backbone, released, AT_ONCE).backward},
-    )  # fmt: skip
+    found[ALL_AT_ONCE] = (RELEASED, {f"{AT_ONCE} texts": Authors(backbone, released, AT_ONCE).backward})
     for by_length in (False, True):
         name = "two passes, by length" if by_length else "two passes"
         ways = {f"{size} texts": TwoPasses(backbone, paper, size, by_length).backward for size in sizes}
@@ -119,9 +119,7 @@ class Side:
         self._process.join()
 
 
-def take_steps(
-    shape: str, kind: Kind, texts: Texts, count: int, threads: int, keeps: bool, asked: Connection
-) -> None:  # fmt: skip
+def take_steps(shape: str, kind: Kind, texts: Texts, count: int, threads: int, keeps: bool, asked: Connection) -> None:
     """What a ``Side``'s process does."""
     torch.set_num_threads(threads)
     backbone = model_of(shape)
