@@ -1,10 +1,10 @@
 """Matrix products and attention of a decoder's layers on CPUs, and the sums of their weights' gradients.
 
-PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused; oneDNN, which PyTorch ships
-too, does not. And PyTorch makes a new tensor of each weight's gradient in each backward and then adds it: with several
-forwards a batch every weight is written, read and written again once a forward, and every table of embeddings filled
-with zeros. Here the products are added to ``weight.grad`` as they are computed. They change results by the order of
-additions only, and equal calls have equal results.
+PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused and half of one that has
+AVX-512; oneDNN, which PyTorch ships too, does not. And PyTorch makes a new tensor of each weight's gradient in each
+backward and then adds it: with several forwards a batch every weight is written, read and written again once a forward,
+and every table of embeddings filled with zeros. Here the products are added to ``weight.grad`` as they are computed.
+They change results by the order of additions only, and equal calls have equal results.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def onednn_is_faster() -> bool:
     return there and torch.backends.mkl.is_available() and _processor_is_amd()
 
 
+@cache
+def onednn_sums_faster() -> bool:
+    """Whether that pays for the copy which oneDNN makes of a transposed operand: where MKL leaves half unused."""
+    return onednn_is_faster() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def _processor_is_amd() -> bool:
     described = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (described.read_text() if described.is_file() else platform.processor())
@@ -54,6 +60,25 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         return functional.linear(values, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
     return found
+
+
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b)."""
+    if not total.dtype == left.dtype == right.dtype:
+        total += left.T @ right.to(left.dtype)
+    elif not (suits_onednn(left.T, right.T) and onednn_sums_faster()):
+        total.addmm_(left.T, right)
+    elif left.shape[1] > right.shape[1]:  # the first operand is the one that is copied
+        total.T.add_(product(right.T, left.T))
+    else:
+        total.add_(product(left.T, right.T))
+
+
+def zeros_to_add_to(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros of a weight's shape, which lie as ``add_outer`` adds fastest to them."""
+    if weight.dim() == 2 and weight.shape[0] > weight.shape[1] and weight.device.type == "cpu" and onednn_sums_faster():
+        return torch.zeros_like(weight.T, dtype=dtype, memory_format=torch.contiguous_format).T
+    return torch.zeros_like(weight, dtype=dtype)
 
 
 class Products(TorchFunctionMode):
@@ -149,9 +174,9 @@ class _Linear(torch.autograd.Function):
         if values is not None:
             inner = values.flatten(0, -2)
             if weight.grad is None:
-                weight.grad = flat.T @ inner
+                weight.grad = product(flat.T, inner.T) if onednn_sums_faster() else flat.T @ inner
             else:
-                weight.grad.addmm_(flat.T, inner)
+                add_outer(weight.grad, flat, inner)
         of_values = product(upstream, weight.T) if ctx.needs_input_grad[0] else None
         return of_values, None, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
 

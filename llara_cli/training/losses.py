@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llara_cli.model.products import product, suits_onednn
+from llara_cli.model.products import add_outer, product, suits_onednn, zeros_to_add_to
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
@@ -81,7 +81,7 @@ class HeadGradients:
         """Where the gradient of ``weight`` is summed up."""
         self._waiting = True
         if name not in self._sums:  # in fp32 at least: in bf16 the many small additions would be lost
-            self._sums[name] = torch.zeros_like(weight, dtype=_wide(weight))
+            self._sums[name] = zeros_to_add_to(weight, _wide(weight))
         return self._sums[name]
 
     def take(self, name: str, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -227,7 +227,7 @@ class _GradientsAtOnce(torch.autograd.Function):
                 flat, chunk = at_logits.to(logits.dtype).flatten(0, -2), hidden[part].flatten(0, -2)
                 ctx.of_hidden[part] = product(flat, weight.to(flat.dtype).T).view_as(ctx.of_hidden[part])
                 if weight.requires_grad:
-                    _add_outer(gathered.sum_of("weight", weight), flat, chunk)
+                    add_outer(gathered.sum_of("weight", weight), flat, chunk)
                 if bias is not None and bias.requires_grad:
                     gathered.sum_of("bias", bias).add_(flat.sum(dim=0))
             return each
@@ -269,11 +269,3 @@ class _Room:
         if self.bias is not None:
             logits += self.bias
         return logits.view(*hidden.shape[:-1], -1)
-
-
-def _add_outer(total: Tensor, at_logits: Tensor, hidden: Tensor) -> None:
-    """``total += at_logits.T @ hidden``, in place where the dtypes allow."""
-    if total.dtype == at_logits.dtype == hidden.dtype:
-        total.addmm_(at_logits.T, hidden)
-    else:
-        total += at_logits.T @ hidden.to(at_logits.dtype)

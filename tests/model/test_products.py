@@ -18,7 +18,7 @@ from llara_cli.model import products
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.products import lean_training, onednn_is_faster, product
+from llara_cli.model.products import lean_training, onednn_is_faster, onednn_sums_faster, product
 from llara_cli.model.source import resolve
 from llara_cli.workspace import Workspace
 
@@ -31,6 +31,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
             pytest.skip("this PyTorch has no oneDNN")
         monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+        monkeypatch.setattr(products, "onednn_sums_faster", lambda: True)
 
 
 @pytest.fixture(params=["llama", "qwen", "neox"])
@@ -94,6 +95,29 @@ def test_a_product_is_that_of_pytorch(shape: tuple[int, ...], bias: bool) -> Non
     assert torch.equal(halves, functional.linear(values.bfloat16(), weight.bfloat16()))
 
 
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5)])
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float32, torch.bfloat16)])
+def test_outer_products_are_added_however_the_total_lies(
+    shape: tuple[int, int], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    weight, left, right = (
+        torch.randn(size).to(dtype) for size, dtype in zip((shape, (9, shape[0]), (9, shape[1])), dtypes, strict=True)
+    )
+    for total in (weight.clone(), weight.T.contiguous().T, add_to_zeros(weight)):
+        kept = total.data_ptr()
+        products.add_outer(total, left, right)
+        torch.testing.assert_close(total, weight + left.T @ right.float())
+        assert total.data_ptr() == kept
+
+
+def add_to_zeros(weight: Tensor) -> Tensor:
+    """The weight, where sums of its gradients would lie."""
+    total = products.zeros_to_add_to(weight, weight.dtype)
+    assert total.shape == weight.shape
+    assert not total.any()
+    return total.add_(weight)
+
+
 def test_a_weight_that_was_written_to_is_not_used() -> None:
     values, weight = torch.ones(2, 3, requires_grad=True), nn.Parameter(torch.ones(4, 3))
     with lean_training():
@@ -129,9 +153,15 @@ def test_onednn_is_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
     for amd in (True, False):
         monkeypatch.setattr(products, "_processor_is_amd", lambda amd=amd: amd)
-        onednn_is_faster.cache_clear()
-        assert onednn_is_faster() == (amd and there)
+        monkeypatch.setattr(products, "onednn_is_faster", onednn_is_faster)
+        for capability in ("AVX2", "AVX512"):
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+            onednn_is_faster.cache_clear()
+            onednn_sums_faster.cache_clear()
+            assert onednn_is_faster() == (amd and there)
+            assert onednn_sums_faster() == (amd and there and capability == "AVX512")
     onednn_is_faster.cache_clear()
+    onednn_sums_faster.cache_clear()
 
 
 @pytest.mark.parametrize("padding", [None, 3, -7])
