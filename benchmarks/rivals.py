@@ -16,8 +16,9 @@ from torch.nn import functional
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.recipe import BRANCHES
 from llara_cli.model.tokens import PromptIds
-from llara_cli.training.losses import Targets, bag_of_tokens_loss
+from llara_cli.training.losses import bag_of_tokens_loss
 from llara_cli.training.pretext import Example
+from llara_cli.training.targets import Targets
 
 PAD_TO_MULTIPLE = 8
 """Of how many tokens the rows of the authors' way are a multiple, as in the published code."""

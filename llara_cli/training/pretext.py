@@ -20,8 +20,10 @@ from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out_some
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.engine import Engine
-from llara_cli.training.losses import HeadGradients, Targets, language_model_loss, pretext_losses
+from llara_cli.training.losses import language_model_loss, pretext_losses
 from llara_cli.training.objective import Terms
+from llara_cli.training.projection import HeadGradients
+from llara_cli.training.targets import Targets
 
 
 @dataclass(frozen=True)
