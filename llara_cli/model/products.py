@@ -38,7 +38,7 @@ def onednn_is_faster() -> bool:
 
 @cache
 def onednn_sums_faster() -> bool:
-    """Whether that pays for the copy which oneDNN makes of a transposed operand: where MKL leaves half unused."""
+    """Whether oneDNN is faster for sums of weights' gradients too, although it copies a transposed operand first."""
     return onednn_is_faster() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -63,21 +63,25 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b)."""
+    """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b).
+
+    oneDNN copies the narrower of the two first; of a total whose transpose is contiguous always ``right``.
+    """
     if not total.dtype == left.dtype == right.dtype:
         total += left.T @ right.to(left.dtype)
     elif not (suits_onednn(left.T, right.T) and onednn_sums_faster()):
         total.addmm_(left.T, right)
-    elif left.shape[1] > right.shape[1]:  # the first operand is the one that is copied
+    elif left.shape[1] > right.shape[1] or total.stride(0) == 1 < total.stride(1):
         total.T.add_(product(right.T, left.T))
     else:
         total.add_(product(left.T, right.T))
 
 
 def zeros_to_add_to(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros of a weight's shape, which lie as ``add_outer`` adds fastest to them."""
-    if weight.dim() == 2 and weight.shape[0] > weight.shape[1] and weight.device.type == "cpu" and onednn_sums_faster():
-        return torch.zeros_like(weight.T, dtype=dtype, memory_format=torch.contiguous_format).T
+    """Zeros of a weight's shape for ``add_outer``, which lie so that it copies the narrower operand."""
+    plain = weight.device.type == "cpu" and weight.dtype == dtype == torch.float32 and weight.dim() == 2
+    if plain and weight.shape[0] > weight.shape[1] and onednn_sums_faster():
+        return torch.zeros(weight.shape[::-1], dtype=dtype).T
     return torch.zeros_like(weight, dtype=dtype)
 
 

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llara_cli.training.projection import HeadGradients, chunks, losses_and_gradients, wide
-from llara_cli.training.targets import NextTokens, Targets
+from llara_cli.training.targets import NextTokens, Targets, Wanted
 
 
-def bag_of_tokens_loss(logits: Tensor, targets: Targets, part: slice | None = None) -> Tensor:
+def bag_of_tokens_loss(logits: Tensor, targets: Wanted, part: slice | None = None) -> Tensor:
     """``-1/|X| sum_{x in X} log softmax(W e)_x`` for each embedding (eq. 2 and 3), in float32 at least.
 
     Args:
@@ -78,9 +79,9 @@ def _liger(hidden: Tensor, head: nn.Linear, next_ids: Tensor) -> Tensor:
 
 
 def _losses(
-    head: nn.Module, hidden: Tensor, targets: Targets, weights: Tensor, gathered: HeadGradients | None
+    head: nn.Module, hidden: Tensor, targets: Wanted, weights: Tensor, gathered: HeadGradients | None
 ) -> tuple[Tensor, Tensor]:
-    """Of the max over slots of hidden states (rows, slots, dim): ``losses_and_gradients``, of any head.
+    """``losses_and_gradients`` of any head, of the max over slots of the logits of hidden states (rows, slots, dim).
 
     A wrapped head is left to autograd, as its weights may come from anywhere (peft ties the rows of new tokens).
     """
@@ -88,8 +89,12 @@ def _losses(
         return losses_and_gradients(head, hidden, targets, weights, gathered)
 
     def losses(chunk: Tensor, part: slice) -> Tensor:
-        logits: Tensor = head(chunk)
-        return bag_of_tokens_loss(logits.amax(dim=1) if logits.shape[1] > 1 else logits[:, 0], targets, part)
+        if chunk.shape[1] > 1:
+            return bag_of_tokens_loss(head(chunk).amax(dim=1), targets, part)
+        logits: Tensor = head(chunk[:, 0])
+        if isinstance(targets, NextTokens):
+            return functional.cross_entropy(logits.to(wide(logits)), targets.next_ids[part], reduction="none")
+        return bag_of_tokens_loss(logits, targets, part)
 
     run = partial(checkpoint, losses, use_reentrant=False)
     each = torch.cat([run(hidden[part], part) for part in chunks(head, hidden)])

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from llara_cli.model.products import add_outer, product, zeros_to_add_to
-from llara_cli.training.targets import Targets
+from llara_cli.training.targets import Wanted
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
 SLICE_BYTES = 16 * 2**20
-"""Memory that a CPU's cache has for float32 logits of some of the vocabulary, and for gradients of its weights."""
+"""Memory on a CPU that float32 logits of a slice may take, and its weights' gradients as well."""
 ALIGNED = 64
 """Of how many tokens a slice is a multiple."""
 
@@ -54,8 +53,9 @@ class HeadGradients:
         """What was summed, times ``upstream``, once, in ``dtype``; None before the last forward."""
         if not self.last or not self._waiting or name not in self._sums:
             return None
-        total = self._sums[name] * upstream.to(self._sums[name].dtype)
-        return total.to(dtype)
+        total = self._sums[name]
+        taken = torch.empty(total.shape, dtype=dtype, device=total.device)  # contiguous, however the sum may lie
+        return torch.mul(total, upstream.to(total.dtype), out=taken)
 
     def taken(self) -> None:
         """All that was summed is handed over."""
@@ -76,25 +76,34 @@ def chunks(head: nn.Module, hidden: Tensor) -> list[slice]:
 
 
 def slices(chunk: Tensor, vocabulary: int) -> list[slice]:
-    """The vocabulary in slices, for hidden states (rows, slots, dim); whole where it is not a CPU that computes."""
+    """The vocabulary in slices of like width, for hidden states (rows, slots, dim); whole but where a CPU computes."""
+    if chunk.device.type != "cpu":
+        return [slice(0, vocabulary)]
     rows, dim = chunk.shape[0] * chunk.shape[1], chunk.shape[2]
-    most = SLICE_BYTES // (4 * max(rows, dim)) // ALIGNED * ALIGNED if chunk.device.type == "cpu" else vocabulary
-    step = max(most, ALIGNED)
+    most = max(SLICE_BYTES // (4 * max(rows, dim)), 1)
+    step = -(-vocabulary // -(-vocabulary // most))
+    step += -step % ALIGNED
     return [slice(at, min(at + step, vocabulary)) for at in range(0, vocabulary, step)]
 
 
 def losses_and_gradients(
-    head: nn.Linear, hidden: Tensor, targets: Targets, weights: Tensor, gathered: HeadGradients | None = None
+    head: nn.Linear, hidden: Tensor, targets: Wanted, weights: Tensor, gathered: HeadGradients | None = None
 ) -> tuple[Tensor, Tensor]:
     """``bag_of_tokens_loss`` of the element-wise max over slots of the logits of hidden states (rows, slots, dim).
 
+    Gradients are taken at once, and handed over when autograd comes back: the head's with the batch's last forward.
+
     Returns:
         The sum of losses times ``weights`` (rows,), to go backward from; the losses (rows,), detached.
+
+    Raises:
+        IndexError: on a CPU, a target that is not in the vocabulary.
     """
     apply: Any = _GradientsAtOnce.apply
     total, each = apply(
-        targets, chunks(head, hidden), weights, gathered or HeadGradients(), hidden, head.weight, head.bias
-    )
+        targets, torch.is_grad_enabled(), weights, gathered or HeadGradients(), hidden, head.weight, head.bias,
+        chunks(head, hidden),
+    )  # fmt: skip
     return total, each
 
 
@@ -103,23 +112,28 @@ class _GradientsAtOnce(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, targets: Targets, parts: Sequence[slice], weights: Tensor, gathered: HeadGradients, hidden: Tensor,
-        weight: Tensor, bias: Tensor | None,
+        ctx: Any, targets: Wanted, training: bool, weights: Tensor, gathered: HeadGradients, hidden: Tensor,
+        weight: Tensor, bias: Tensor | None, parts: Sequence[slice],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.gathered, ctx.of_hidden, ctx.dtype = gathered, torch.zeros_like(hidden), weight.dtype
+        ctx.gathered, ctx.dtype = gathered, weight.dtype
+        needed = [training and need for need in ctx.needs_input_grad[4:7]]
+        ctx.of_hidden = torch.empty_like(hidden) if needed[0] else None
         sums = [
-            gathered.sum_of(name, given) if given is not None and given.requires_grad else None
-            for name, given in (("weight", weight), ("bias", bias))
+            gathered.sum_of(name, given) if given is not None and need else None
+            for name, given, need in zip(("weight", "bias"), (weight, bias), needed[1:], strict=True)
         ]
 
         def add_up(part: slice) -> Tensor:
             """Losses of a part, whose gradients are added up; its logits are let go before the next ones are made."""
-            chunk, wanted = hidden[part], targets.part(part, hidden.device)
-            made = [_Shares(chunk, weight, bias, columns, wanted) for columns in slices(chunk, len(weight))]
+            chunk, predicted = hidden[part], _checked(targets.part(part, hidden.device), len(weight))
+            made = [_Shares(chunk, weight, bias, columns, predicted) for columns in slices(chunk, len(weight))]
             log_sum = torch.stack([shares.log_sum for shares in made]).logsumexp(dim=0)
-            if ctx.needs_input_grad[4]:
+            if any(needed):
+                of_chunk = torch.zeros(chunk.shape, dtype=wide(chunk), device=chunk.device) if needed[0] else None
                 for shares in made:
-                    shares.add_gradients(weights[part], log_sum, ctx.of_hidden[part], sums)
+                    shares.add_gradients(weights[part], log_sum, of_chunk, sums)
+                if of_chunk is not None:
+                    ctx.of_hidden[part] = of_chunk
             return log_sum - torch.stack([shares.wanted for shares in made]).sum(dim=0)
 
         found = torch.cat([add_up(part) for part in parts])
@@ -131,7 +145,20 @@ class _GradientsAtOnce(torch.autograd.Function):
         gathered: HeadGradients = ctx.gathered
         of_head = [gathered.take(name, upstream, ctx.dtype) for name in ("weight", "bias")]
         gathered.taken()
-        return (None, None, None, None, ctx.of_hidden.mul_(upstream.to(ctx.of_hidden.dtype)), *of_head)
+        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(upstream.to(ctx.of_hidden.dtype))
+        return (None, None, None, None, of_hidden, *of_head, None)
+
+
+Predicted = tuple[Tensor, Tensor, Tensor]
+"""What ``Wanted.part`` gives: flat ids, the row each belongs to, the targets of each row."""
+
+
+def _checked(predicted: Predicted, vocabulary: int) -> Predicted:
+    """The same, if all ids are in the vocabulary; a GPU tells by itself, and need not be waited for."""
+    ids = predicted[0]
+    if ids.device.type == "cpu" and len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
+        raise IndexError(f"targets from {ids.min()} to {ids.max()} for a vocabulary of {vocabulary}")
+    return predicted
 
 
 class _Shares:
@@ -139,47 +166,71 @@ class _Shares:
 
     Attributes:
         log_sum: (rows,) the log of the slice's sum of exponentials.
-        wanted: (rows,) of the targets' mean logit what lies in the slice.
+        wanted: (rows,) the part of the targets' mean logit that lies in the slice.
     """
 
     def __init__(
-        self, chunk: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, targets: tuple[Tensor, ...]
+        self, chunk: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, predicted: Predicted
     ) -> None:
-        self._chunk, self._weight, self._columns = chunk, weight[columns], columns
-        linear = functional.linear if torch.is_autocast_enabled(chunk.device.type) else product
-        self._logits = linear(chunk, self._weight, None if bias is None else bias[columns])
-        pooled, self._slot = self._pooled()
-        values = pooled.to(wide(pooled))
-        ids, self._owner, self._counts = targets
-        here = ids - columns.start
-        self._inside = ((here >= 0) & (here < values.shape[1])).to(values.dtype)
-        self._place = here.clamp(0, values.shape[1] - 1)
-        picked = values[self._owner, self._place] * self._inside / self._counts[self._owner]
-        highest = values.amax(dim=-1)
+        self._chunk, self._columns = chunk, columns
+        self._weight = _as_multiplied(weight[columns])
+        logits = product(chunk, self._weight, None if bias is None else bias[columns])
+        self._dtype = logits.dtype
+        self._logits: Tensor | None = None
+        self._slot: Tensor | None = None
+        pooled = logits[:, 0]
+        if chunk.shape[1] > 1:
+            self._logits = logits  # their memory takes the gradients
+            pooled, self._slot = logits.max(dim=1)
+        self._values = pooled.to(wide(pooled))
+        self._whole = len(weight) == self._values.shape[1]
+        self._place, self._owner, self._counts = self._inside(predicted)
+        self._normalise()
+
+    def _inside(self, predicted: Predicted) -> Predicted:
+        """The targets that lie in the slice, counted from its start."""
+        ids, owner, counts = predicted
+        if self._whole:  # nothing to look for, which a GPU would have to be waited for
+            return predicted
+        inside = ((ids >= self._columns.start) & (ids < self._columns.stop)).nonzero()[:, 0]
+        return ids[inside] - self._columns.start, owner[inside], counts
+
+    def _normalise(self) -> None:
+        """Logits become shares, in their place."""
+        values, highest = self._values, self._values.amax(dim=-1)
+        picked = values[self._owner, self._place] / self._counts[self._owner]
         self.wanted = torch.zeros_like(highest).index_add(0, self._owner, picked)
-        self._values = torch.softmax(values, dim=-1, out=values)
-        self.log_sum = highest - self._values.amax(dim=-1).log()  # the largest share is no less than 1 / the slice
+        torch.softmax(values, dim=-1, out=values)
+        self.log_sum = highest - values.amax(dim=-1).log()  # the largest share is no less than 1 / the slice
+        if not self._whole and bool((nothing := highest.isneginf()).any()):  # other slices may have something
+            values.masked_fill_(nothing[:, None], 0)
+            self.log_sum.masked_fill_(nothing, -torch.inf)
 
-    def _pooled(self) -> tuple[Tensor, Tensor | None]:
-        """(rows, width), and the slot that each is of; None where there is but one."""
-        if self._logits.shape[1] == 1:
-            return self._logits[:, 0], None
-        pooled, slot = self._logits.max(dim=1)
-        return pooled, slot
+    def add_gradients(
+        self, weights: Tensor, log_sum: Tensor, of_chunk: Tensor | None, sums: Sequence[Tensor | None]
+    ) -> None:
+        """Add those of the losses times ``weights`` (rows,), ``log_sum`` (rows,) being over the whole vocabulary.
 
-    def add_gradients(self, weights: Tensor, log_sum: Tensor, of_chunk: Tensor, sums: Sequence[Tensor | None]) -> None:
-        """Add those of the losses times ``weights`` (rows,), ``log_sum`` (rows,) being over the whole vocabulary."""
+        They are added to ``of_chunk`` (rows, slots, dim) and to the ``sums`` of the head's weight and bias.
+        """
         at_pooled = self._values.mul_(((self.log_sum - log_sum).exp() * weights)[:, None])
-        wanted = (weights / self._counts)[self._owner] * self._inside
-        at_pooled.index_put_((self._owner, self._place), -wanted.to(at_pooled.dtype), accumulate=True)
-        at_pooled = at_pooled.to(self._logits.dtype)
-        if self._slot is None:
-            flat = at_pooled
-        else:
-            flat = self._logits.zero_().scatter_(1, self._slot[:, None], at_pooled[:, None]).flatten(0, -2)
-        of_chunk += product(flat, self._weight.to(flat.dtype).T).view_as(of_chunk)
+        of_targets = (-weights / self._counts)[self._owner].to(at_pooled.dtype)
+        at_pooled.index_put_((self._owner, self._place), of_targets, accumulate=True)
+        flat = at_pooled.to(self._dtype)
+        if self._logits is not None and self._slot is not None:
+            flat = self._logits.zero_().scatter_(1, self._slot[:, None], flat[:, None]).flatten(0, -2)
         of_weight, of_bias = sums
+        if of_chunk is not None:
+            of_chunk += product(flat, self._weight.T).view_as(of_chunk)
         if of_weight is not None:
             add_outer(of_weight[self._columns], flat, self._chunk.flatten(0, -2))
         if of_bias is not None:
             of_bias[self._columns] += flat.sum(dim=0)
+
+
+def _as_multiplied(weight: Tensor) -> Tensor:
+    """A weight in the dtype that autocast would give it, so that it is cast once for all its products."""
+    kind = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return weight.to(torch.get_autocast_dtype(kind))
+    return weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,12 +27,17 @@ class Targets:
         return ids, owner, counts
 
 
-class NextTokens(Targets):
-    """One target each: ``next_ids`` (positions,)."""
+class NextTokens:
+    """One target each: ``next_ids`` (positions,), on the device where the loss is computed."""
 
     def __init__(self, next_ids: Tensor) -> None:
-        self._next_ids = next_ids
+        self.next_ids = next_ids
 
     def part(self, part: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        ids = self._next_ids[part].to(device)
+        """As ``Targets.part``: each position's own id, and ones."""
+        ids = self.next_ids[part].to(device)
         return ids, torch.arange(len(ids), device=device), torch.ones_like(ids)
+
+
+Wanted: TypeAlias = Targets | NextTokens
+"""What rows are to predict."""

@@ -25,6 +25,7 @@ from llara_cli.training import projection
 from llara_cli.training.engine import Engine
 from llara_cli.training.losses import bag_of_tokens_loss, language_model_loss, pretext_losses
 from llara_cli.training.pretext import Example, PretextObjective
+from llara_cli.training.projection import HeadGradients
 from llara_cli.training.targets import Targets
 
 VOCABULARY, DIM, ROWS, SLOTS = 53, 8, 21, 3
@@ -60,13 +61,23 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.fixture(params=["whole", "in slices"])
+@pytest.fixture(params=[VOCABULARY, 7, 13], ids=["whole", "narrow slices", "wide slices"])
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """About five rows of logits a chunk, of the whole vocabulary or of seven tokens at a time."""
+    """About five rows of logits a chunk, of so many tokens at a time; narrower and wider than a hidden state."""
     monkeypatch.setattr(projection, "LOGITS_BYTES", 4 * VOCABULARY * 5)
-    if request.param == "in slices":
-        monkeypatch.setattr(projection, "ALIGNED", 1)
-        monkeypatch.setattr(projection, "SLICE_BYTES", 4 * DIM * 7)
+    monkeypatch.setattr(projection, "ALIGNED", 1)
+    monkeypatch.setattr(projection, "SLICE_BYTES", 4 * DIM * request.param)
+    assert len(projection.slices(torch.empty(1, 1, DIM), VOCABULARY)) == -(-VOCABULARY // request.param)
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All products through oneDNN, whatever the machine."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "LEAST_WORK", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "onednn_sums_faster", lambda: True)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -99,40 +110,97 @@ def test_language_model_loss_is_cross_entropy(bias: bool, wrapped: bool) -> None
     ids = torch.arange(ROWS) * 2
     total, summed = language_model_loss(head, hidden, ids, 0.3)
     wanted = functional.cross_entropy(linear(hidden), ids, reduction="sum")
-    torch.testing.assert_close(summed, wanted.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(summed, wanted.detach(), rtol=1e-12, atol=0)
     mine, theirs = gradients(total, hidden, linear), gradients(wanted * 0.3, hidden, linear)
     assert len(mine) == (3 if bias else 2)
     for ours, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
 
 
 @SMALL
 @pytest.mark.parametrize("pool_slots", [False, True])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_pretext_losses_are_the_formula(pool_slots: bool, wrapped: bool) -> None:
-    head, linear = make_head(bias=False, wrapped=wrapped)
+@pytest.mark.parametrize("bias", [False, True])
+def test_pretext_losses_are_the_formula(pool_slots: bool, wrapped: bool, bias: bool) -> None:
+    head, linear = make_head(bias=bias, wrapped=wrapped)
     slots = draw(ROWS, SLOTS, DIM).requires_grad_()
     sets = [[(7 * row + k * k) % VOCABULARY for k in range(1 + row % 6)] for row in range(ROWS)]  # some tokens twice
     weights = torch.linspace(0.1, 2, ROWS, dtype=torch.float64)
     total, each = pretext_losses(head, slots, Targets(sets), weights, pool_slots=pool_slots)
     logits = linear(slots).amax(dim=1) if pool_slots else linear(slots[:, -1])
     by_hand = torch.stack([-logits[row].log_softmax(0)[ids].mean() for row, ids in enumerate(sets)])
-    torch.testing.assert_close(each, by_hand.detach(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(bag_of_tokens_loss(logits, Targets(sets)), by_hand, rtol=1e-6, atol=0)
+    torch.testing.assert_close(each, by_hand.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(bag_of_tokens_loss(logits, Targets(sets)), by_hand, rtol=1e-12, atol=0)
     mine, theirs = gradients(total, slots, linear), gradients((by_hand * weights).sum(), slots, linear)
     for ours, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
 
 
 @SMALL
-def test_a_frozen_head_gets_no_gradient() -> None:
-    head, linear = make_head(bias=False, wrapped=False)
-    linear.requires_grad_(False)
+@pytest.mark.parametrize("frozen", ["weight", "bias", "hidden"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> None:
+    head, linear = make_head(bias=True, wrapped=False)
     hidden = draw(ROWS, DIM).requires_grad_()
-    language_model_loss(head, hidden, torch.arange(ROWS), 1.0)[0].backward()
-    assert linear.weight.grad is None
-    assert hidden.grad is not None
-    assert bool(hidden.grad.any())
+    parts = {"weight": linear.weight, "bias": linear.bias, "hidden": hidden}
+    parts[frozen].requires_grad_(False)
+    ids = torch.arange(ROWS)
+    language_model_loss(head, hidden, ids, 0.3)[0].backward()
+    mine = {name: part.grad for name, part in parts.items()}
+    for part in parts.values():
+        part.grad = None
+    (functional.cross_entropy(linear(hidden), ids, reduction="sum") * 0.3).backward()
+    for name, part in parts.items():
+        assert (mine[name] is None) == (part.grad is None) == (name == frozen)
+        if name != frozen:
+            torch.testing.assert_close(mine[name], part.grad, rtol=1e-10, atol=1e-12)
+
+
+@SMALL
+def test_without_gradients_none_are_summed() -> None:
+    head, _ = make_head(bias=True, wrapped=False)
+    gathered = HeadGradients()
+    with torch.no_grad():
+        language_model_loss(head, draw(ROWS, DIM), torch.arange(ROWS), 0.3, gathered)
+    assert not gathered._sums
+
+
+@SMALL
+@pytest.mark.parametrize("hidden_from_targets", [slice(7, 8), slice(0, 13), slice(40, VOCABULARY)])
+def test_tokens_that_cannot_be_are_no_hindrance(hidden_from_targets: slice) -> None:
+    """A bias of minus infinity: on a token at the edge of a slice, on a whole slice, on the last ones."""
+    head, linear = make_head(bias=True, wrapped=False)
+    with torch.no_grad():
+        linear.bias[hidden_from_targets] = -torch.inf
+    hidden = draw(ROWS, DIM).requires_grad_()
+    ids = torch.arange(ROWS) + 14
+    total, summed = language_model_loss(head, hidden, ids, 0.3)
+    wanted = functional.cross_entropy(linear(hidden), ids, reduction="sum")
+    torch.testing.assert_close(summed, wanted.detach(), rtol=1e-12, atol=0)
+    mine, theirs = gradients(total, hidden, linear), gradients(wanted * 0.3, hidden, linear)
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
+
+
+@SMALL
+@pytest.mark.parametrize("target", [-1, VOCABULARY])
+def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
+    head, _ = make_head(bias=False, wrapped=False)
+    with pytest.raises(IndexError, match=f"a vocabulary of {VOCABULARY}"):
+        language_model_loss(head, draw(ROWS, DIM), torch.tensor([target] * ROWS), 0.3)
+
+
+@SMALL
+def test_gradients_in_bf16_are_summed_in_float32() -> None:
+    head, linear = make_head(bias=True, wrapped=False)
+    hidden, ids = draw(ROWS, DIM).bfloat16().requires_grad_(), torch.arange(ROWS)
+    head.bfloat16()
+    mine = gradients(language_model_loss(head, hidden, ids, 1.0)[0], hidden, linear)
+    head.double()
+    exact = hidden.detach().double().requires_grad_()
+    theirs = gradients(functional.cross_entropy(linear(exact), ids, reduction="sum"), exact, linear)
+    for ours, other in zip(mine, theirs, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - other).norm() < 1e-2 * other.norm()
 
 
 @SMALL
@@ -143,10 +211,11 @@ def test_losses_are_float32_under_autocast(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
         total, summed = language_model_loss(head, hidden, torch.arange(ROWS), 1.0)
     assert total.dtype == summed.dtype == torch.float32
-    total.backward()
-    assert head.weight.grad is not None
+    mine = gradients(total, hidden, head)
     wanted = functional.cross_entropy(head(hidden), torch.arange(ROWS), reduction="sum")
     assert float(summed) == pytest.approx(float(wanted.detach()), rel=1e-2)
+    for ours, other in zip(mine, gradients(wanted, hidden, head), strict=True):
+        assert (ours - other).norm() < 2e-2 * other.norm()
 
 
 @SMALL
@@ -157,37 +226,36 @@ def test_no_tensor_holds_all_logits() -> None:
         language_model_loss(head, hidden, torch.arange(200) % VOCABULARY, 1.0)[0].backward()
         sets = Targets([[row % VOCABULARY, 1] for row in range(200)])
         pretext_losses(head, hidden[:, None], sets, torch.ones(200).double(), pool_slots=False)[0].backward()
-    assert largest.numbers <= 200 * DIM < 200 * VOCABULARY
+    assert largest.numbers <= max(200 * DIM, 5 * VOCABULARY) < 200 * VOCABULARY
 
 
 @SMALL
-@pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
-    reason="this PyTorch has no oneDNN",
-)
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("pool_slots", [False, True])
 def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
-    bias: bool, monkeypatch: pytest.MonkeyPatch
+    bias: bool, pool_slots: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "LEAST_WORK", 0)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "onednn_sums_faster", lambda: True)
-    made: list[weakref.ref[Tensor]] = []
+    most, made = 5 * VOCABULARY, list[weakref.ref[torch.UntypedStorage]]()
 
-    def product(*given: Tensor) -> Tensor:
-        found = products.product(*given)
-        if found.shape[-1] != DIM:
-            assert sum(earlier().numel() for earlier in made if earlier() is not None) <= 5 * VOCABULARY
-            made.append(weakref.ref(found))
+    def product(values: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+        found = products.product(values, weight, added)
+        if weight.shape[1] == DIM:  # logits, not their gradients
+            made.append(weakref.ref(found.untyped_storage()))
+            there = (storage.nbytes() // 4 for reference in made if (storage := reference()) is not None)
+            assert sum(there) <= most
         return found
 
     monkeypatch.setattr(projection, "product", product)
     head = nn.Linear(DIM, VOCABULARY, bias=bias)
-    hidden, ids = draw(ROWS, DIM).float().requires_grad_(), torch.arange(ROWS)
-    total, _ = language_model_loss(head, hidden, ids, 0.3)
-    mine = gradients(total, hidden, head)
-    theirs = gradients(functional.cross_entropy(head(hidden), ids, reduction="sum") * 0.3, hidden, head)
-    assert len(made) >= -(-ROWS // 5)
+    slots, sets = draw(ROWS, SLOTS, DIM).float().requires_grad_(), [[row, 2 * row] for row in range(ROWS)]
+    total, _ = pretext_losses(head, slots, Targets(sets), torch.full((ROWS,), 0.3), pool_slots=pool_slots)
+    mine = gradients(total, slots, head)
+    logits = head(slots).amax(dim=1) if pool_slots else head(slots[:, -1])
+    theirs = gradients(bag_of_tokens_loss(logits, Targets(sets)).sum() * 0.3, slots, head)
+    assert len(made) >= ROWS // 5
+    assert head.weight.grad is not None
+    assert head.weight.grad.is_contiguous()
     for ours, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-6)
 
