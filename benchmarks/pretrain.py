@@ -42,8 +42,10 @@ BATCH = {"mixed": 48, "full": 12}
 """Texts of an optimiser batch."""
 TRIAL = {"mixed": 48, "full": 8}
 """Texts that a setting is tried on: of mixed ones a whole batch, as the lengths in a part may suit another setting."""
-TRIES = 2
-"""Times that a setting is tried; its fastest counts."""
+WARM = 8
+"""Texts of a step that is not timed, before a system's settings are tried."""
+CLOSE = 0.5
+"""Share of the fastest setting's rate from which a setting is tried once more, in turn; its fastest counts."""
 SAME = {"speed": ("model", "texts", "processor", "threads", "rivals_keep_memory"), "memory": ("model", "processor")}
 """By what a row of the JSON file's tables is known."""
 RIVALS = {"authors": RELEASED, ALL_AT_ONCE: RELEASED, "two passes": PAPER, "two passes, by length": PAPER}
@@ -68,14 +70,14 @@ def matmul_peak() -> float:
 
 
 def compare(
-    shape: str, kind: Kind, texts: Texts, rounds: int, threads: int, *, rivals_keep_memory: bool
+    shape: str, kind: Kind, texts: Texts, rounds: int, threads: int, *, trial: int, rivals_keep_memory: bool
 ) -> dict[str, Any]:
     """One model, one kind of text: each system's best setting, its median rate, its loss."""
     backbone, count = model_of(shape), BATCH[kind] * (rounds + 1)
     ways = {name: list(settings) for name, (_, settings) in systems(backbone, texts).items()}
     own, theirs = (Side(shape, kind, texts, count, threads, keeps=keeps) for keeps in (True, rivals_keep_memory))
     sides = {name: theirs if name in RIVALS else own for name in ways}
-    tried = {name: tries(sides[name], name, found, TRIAL[kind]) for name, found in ways.items() if len(found) > 1}
+    tried = {name: tries(sides[name], name, found, trial) for name, found in ways.items() if len(found) > 1}
     fastest = {name: max(rates, key=rates.__getitem__) for name, rates in tried.items()}
     chosen = {name: fastest.get(name, found[0]) for name, found in ways.items()}
     seconds, losses, peaks = in_turns(sides, chosen, BATCH[kind], rounds)
@@ -83,16 +85,28 @@ def compare(
         side.close()
     batches = {recipe.name: texts.examples(kind, recipe, count)[BATCH[kind] :] for recipe in (PAPER, RELEASED)}
     found = report(backbone, texts, batches, BATCH[kind], seconds, losses, max(peaks))
-    kept = {"seconds": seconds, "peak_gflops": [peak / 1e9 for peak in peaks], "tried_texts_per_second": tried}
+    kept = {
+        "trial_texts": trial,
+        "seconds": seconds,
+        "peak_gflops": [peak / 1e9 for peak in peaks],
+        "tried_texts_per_second": tried,
+    }
     return {"model": shape, "texts": kind} | found | {"chosen": chosen} | kept
 
 
 def tries(side: Side, name: str, ways: Sequence[str], count: int) -> dict[str, float]:
     """Texts a second of each setting at its fastest, on the first ``count`` texts."""
-    rates = dict.fromkeys(ways, 0.0)
-    for way in [*ways] * TRIES:
-        rates[way] = max(rates[way], count / side.step(name, way, slice(count))[0])
+    side.step(name, ways[0], slice(WARM))
+    rates: dict[str, float] = {}
+
+    def try_out(way: str) -> None:
+        rates[way] = max(rates.get(way, 0.0), count / side.step(name, way, slice(count))[0])
         print(f"  tried {name}, {way}: {rates[way]:.2f} texts/s", flush=True)
+
+    for way in ways:
+        try_out(way)
+    for way in [way for way in ways if way == ways[0] or rates[way] >= CLOSE * max(rates.values())]:
+        try_out(way)
     return rates
 
 
@@ -221,6 +235,7 @@ def main(
     threads: int = 2,
     shapes: Annotated[str, typer.Option(help="Comma-separated.")] = "30M,135M",
     kinds: Annotated[str, typer.Option(help="Comma-separated; none: memory alone.")] = "mixed,full",
+    trial_texts: Annotated[int | None, typer.Option(help="Texts that a setting is tried on.")] = None,
     rivals_keep_memory: Annotated[bool, typer.Option(help="Set the rivals' allocator as ours is set.")] = False,
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
@@ -238,7 +253,10 @@ def main(
         note("memory", memory(shape, texts))
     torch.set_num_threads(threads)
     for shape, kind in itertools.product(shapes.split(","), filter(None, kinds.split(","))):
-        found = compare(shape, cast(Kind, kind), texts, rounds, threads, rivals_keep_memory=rivals_keep_memory)
+        found = compare(
+            shape, cast(Kind, kind), texts, rounds, threads,
+            trial=trial_texts or TRIAL[kind], rivals_keep_memory=rivals_keep_memory,
+        )  # fmt: skip
         note("speed", found | settings)
 
 
