@@ -137,12 +137,13 @@ def test_pretext_losses_are_the_formula(pool_slots: bool, wrapped: bool, bias: b
 
 
 @SMALL
-@pytest.mark.parametrize("frozen", ["weight", "bias", "hidden"])
-def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> None:
+@pytest.mark.parametrize("frozen", [{"weight"}, {"bias"}, {"weight", "bias"}, {"hidden"}], ids=" and ".join)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: set[str]) -> None:
     head, linear = make_head(bias=True, wrapped=False)
     hidden = draw(ROWS, DIM).requires_grad_()
     parts = {"weight": linear.weight, "bias": linear.bias, "hidden": hidden}
-    parts[frozen].requires_grad_(False)
+    for name in frozen:
+        parts[name].requires_grad_(False)
     ids = torch.arange(ROWS)
     language_model_loss(head, hidden, ids, 0.3)[0].backward()
     mine = {name: part.grad for name, part in parts.items()}
@@ -150,8 +151,8 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: str) -> No
         part.grad = None
     (functional.cross_entropy(linear(hidden), ids, reduction="sum") * 0.3).backward()
     for name, part in parts.items():
-        assert (mine[name] is None) == (part.grad is None) == (name == frozen)
-        if name != frozen:
+        assert (mine[name] is None) == (part.grad is None) == (name in frozen)
+        if name not in frozen:
             torch.testing.assert_close(mine[name], part.grad, rtol=1e-10, atol=1e-12)
 
 
@@ -165,12 +166,12 @@ def test_without_gradients_none_are_summed() -> None:
 
 
 @SMALL
-@pytest.mark.parametrize("hidden_from_targets", [slice(7, 8), slice(0, 13), slice(40, VOCABULARY)])
-def test_tokens_that_cannot_be_are_no_hindrance(hidden_from_targets: slice) -> None:
+@pytest.mark.parametrize("impossible", [slice(7, 8), slice(0, 13), slice(40, VOCABULARY)])
+def test_tokens_that_cannot_be_are_no_hindrance(impossible: slice) -> None:
     """A bias of minus infinity: on a token at the edge of a slice, on a whole slice, on the last ones."""
     head, linear = make_head(bias=True, wrapped=False)
     with torch.no_grad():
-        linear.bias[hidden_from_targets] = -torch.inf
+        linear.bias[impossible] = -torch.inf
     hidden = draw(ROWS, DIM).requires_grad_()
     ids = torch.arange(ROWS) + 14
     total, summed = language_model_loss(head, hidden, ids, 0.3)
@@ -226,7 +227,7 @@ def test_no_tensor_holds_all_logits() -> None:
         language_model_loss(head, hidden, torch.arange(200) % VOCABULARY, 1.0)[0].backward()
         sets = Targets([[row % VOCABULARY, 1] for row in range(200)])
         pretext_losses(head, hidden[:, None], sets, torch.ones(200).double(), pool_slots=False)[0].backward()
-    assert largest.numbers <= max(200 * DIM, 5 * VOCABULARY) < 200 * VOCABULARY
+    assert largest.numbers <= 200 * DIM < 200 * VOCABULARY
 
 
 @SMALL
@@ -253,7 +254,8 @@ def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
     mine = gradients(total, slots, head)
     logits = head(slots).amax(dim=1) if pool_slots else head(slots[:, -1])
     theirs = gradients(bag_of_tokens_loss(logits, Targets(sets)).sum() * 0.3, slots, head)
-    assert len(made) >= ROWS // 5
+    used = slots if pool_slots else slots[:, -1:]
+    assert len(made) == sum(len(projection.slices(used[p], VOCABULARY)) for p in projection.chunks(head, used))
     assert head.weight.grad is not None
     assert head.weight.grad.is_contiguous()
     for ours, other in zip(mine, theirs, strict=True):
