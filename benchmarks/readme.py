@@ -35,28 +35,28 @@ def pretrain() -> str:
         by_processor.setdefault(_measured_on(row), []).append(row)
     lines = []
     for where, rows in by_processor.items():
-        lines += [f"{where}:", "", *_rates(rows), ""]
-    spread = "; ".join(
-        f"{row['model']} {row['texts']} {min(each):.2f} to {max(each):.2f}"
-        for row in found["speed"]
-        if (each := _by_round(row))
-    )
+        lines += [f"{where}:", "", *_rates(rows), "", *_spread(rows)]
     eights = [_at_eight(row) for row in found["speed"]]
     best = " or ".join(sorted({row["chosen"]["authors"].split()[0] for row in found["speed"]}, key=int))
     memory = ", ".join(
-        f"{row['model']}: {row['ratio']:.2f}{'' if 'processor' in row else ' (on the older machine)'}"
-        for row in found["memory"]
+        f"{row['model']}: {row['ratio']:.2f} ({row.get('processor', 'the older machine')})" for row in found["memory"]
     )
     lines += [
         "`at most`: what the ratio to the authors' way would be if ours took the time of the matrix products alone",
         "that the losses need, at the rate of a large square one (the shares of it are of `released` and of `paper`).",
         f"The authors' way is at its best with {best} texts a forward; with 8, ours was",
         f"{min(eights):.1f} to {max(eights):.1f} times faster (on the older machine of each the fastest trial).",
-        f"From round to round the ratio to the authors' way was {spread}.",
     ]
     return "\n".join(
         [*lines, "", f"Peak memory of a step on the same batch, as a share of the authors' way: {memory}."]
     )
+
+
+def _spread(rows: list[dict[str, Any]]) -> list[str]:
+    """What the ratio to the authors' way was from round to round, where the rounds are known."""
+    each = {f"{row['model']} {row['texts']}": _by_round(row) for row in rows}
+    told = "; ".join(f"{name} {min(ratios):.2f} to {max(ratios):.2f}" for name, ratios in each.items() if ratios)
+    return [f"From round to round the ratio to the authors' way was {told}.", ""] if told else []
 
 
 def _by_round(row: dict[str, Any]) -> list[float]:
