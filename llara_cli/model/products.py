@@ -62,6 +62,11 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return found
 
 
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """``left.T @ right``, without a gradient: (tokens, a), (tokens, b) -> (a, b)."""
+    return product(left.T, right.T) if onednn_sums_faster() else left.T @ right
+
+
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b).
 
@@ -74,7 +79,7 @@ def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     elif left.shape[1] > right.shape[1] or total.stride(0) == 1 < total.stride(1):
         total.T.add_(product(right.T, left.T))
     else:
-        total.add_(product(left.T, right.T))
+        total.add_(outer(left, right))
 
 
 def zeros_to_add_to(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,7 +183,7 @@ class _Linear(torch.autograd.Function):
         if values is not None:
             inner = values.flatten(0, -2)
             if weight.grad is None:
-                weight.grad = product(flat.T, inner.T) if onednn_sums_faster() else flat.T @ inner
+                weight.grad = outer(flat, inner)
             else:
                 add_outer(weight.grad, flat, inner)
         of_values = product(upstream, weight.T) if ctx.needs_input_grad[0] else None

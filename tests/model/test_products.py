@@ -28,10 +28,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """What multiplies, also the smallest matrices."""
     monkeypatch.setattr(products, "LEAST_WORK", 0)
     if request.param == "oneDNN":
-        if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-            pytest.skip("this PyTorch has no oneDNN")
-        monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-        monkeypatch.setattr(products, "onednn_sums_faster", lambda: True)
+        request.getfixturevalue("onednn")
 
 
 @pytest.fixture(params=["llama", "qwen", "neox"])

@@ -70,16 +70,6 @@ def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     assert len(projection.slices(torch.empty(1, 1, DIM), VOCABULARY)) == -(-VOCABULARY // request.param)
 
 
-@pytest.fixture
-def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All products through oneDNN, whatever the machine."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(products, "LEAST_WORK", 0)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "onednn_sums_faster", lambda: True)
-
-
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Seeded normal numbers in float64."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
