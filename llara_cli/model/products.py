@@ -9,6 +9,7 @@ They change results by the order of additions only, and equal calls have equal r
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ from llara_cli.model.remaking import ACTIVATIONS, PRODUCTS, Held, Remaking
 
 LEAST_WORK = 2**25
 """Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
+KEPT_SHAPES = 64
+"""Shapes for which oneDNN keeps what it prepared: more than a layer has. Of the 1,024 that it would keep by itself each
+takes up to half a megabyte between the tensors, and forwards of mixed lengths all have others."""
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # its own and its wrapper's, read at first use
+    os.environ.setdefault(_cache, str(KEPT_SHAPES))
 
 
 @cache
