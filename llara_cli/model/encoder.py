@@ -16,6 +16,7 @@ from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Rows, computed_tokens
 from llara_cli.model.layout import Tree, lay_out_some
+from llara_cli.model.products import wide
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
 from llara_cli.protocols import Encoded, Progress, Role, Vectors
@@ -27,8 +28,8 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 
 def pool(slots: Tensor, recipe: Recipe, *, normalise: bool = True) -> Tensor:
     """Embeddings (texts, dim) from the slots' hidden states (texts, slots, dim): ``last`` (paper) or ``mean``."""
-    wide = slots.to(torch.promote_types(slots.dtype, torch.float32))
-    pooled = wide.mean(dim=1) if recipe.embedding_pooling == "mean" else wide[:, -1]
+    values = slots.to(wide(slots))
+    pooled = values.mean(dim=1) if recipe.embedding_pooling == "mean" else values[:, -1]
     return functional.normalize(pooled, dim=-1) if normalise else pooled
 
 

@@ -53,6 +53,11 @@ def _processor_is_amd() -> bool:
     return "AuthenticAMD" in (described.read_text() if described.is_file() else platform.processor())
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """Its dtype, or float32 where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def suits_onednn(values: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies these faster: (..., in), (out, in)."""
     enough = values.numel() * weight.shape[0] >= LEAST_WORK
@@ -64,6 +69,8 @@ def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """``functional.linear``, without a gradient: (..., in), (out, in) -> (..., out)."""
     if not suits_onednn(values, weight):
         return functional.linear(values, weight, bias)
+    if bias is not None:  # oneDNN reads it as if it lay without gaps
+        bias = bias.expand(len(weight)).contiguous()
     found: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
     return found
 

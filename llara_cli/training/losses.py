@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llara_cli.training.projection import HeadGradients, chunks, losses_and_gradients, wide
-from llara_cli.training.targets import NextTokens, Targets, Wanted
+from llara_cli.model.products import wide
+from llara_cli.training.projection import HeadGradients, chunks, losses_and_gradients
+from llara_cli.training.targets import NextTokens, Targets, Wanted, check
 
 
 def bag_of_tokens_loss(logits: Tensor, targets: Wanted, part: slice | None = None) -> Tensor:
@@ -87,10 +88,12 @@ def _losses(
     """
     if type(head) is nn.Linear:
         return losses_and_gradients(head, hidden, targets, weights, gathered)
+    assert isinstance(head.weight, Tensor)
+    check(targets, len(hidden), len(head.weight))
 
     def losses(chunk: Tensor, part: slice) -> Tensor:
         if chunk.shape[1] > 1:
-            return bag_of_tokens_loss(head(chunk).amax(dim=1), targets, part)
+            return bag_of_tokens_loss(head(chunk).max(dim=1).values, targets, part)
         logits: Tensor = head(chunk[:, 0])
         if isinstance(targets, NextTokens):
             return functional.cross_entropy(logits.to(wide(logits)), targets.next_ids[part], reduction="none")

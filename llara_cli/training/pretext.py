@@ -17,6 +17,7 @@ from torch import Tensor
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching, computed_tokens, deal
 from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out_some
+from llara_cli.model.products import wide
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.engine import Engine
@@ -158,7 +159,7 @@ class PretextObjective:
 
     def _nothing(self, hidden: Tensor) -> Tensor:
         """A loss of weight zero, through which the gradients gathered so far are handed over."""
-        weights = torch.zeros(1, device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        weights = torch.zeros(1, device=hidden.device, dtype=wide(hidden))
         targets = Targets([[0]])
         return pretext_losses(
             self.backbone.projection, hidden[:1, None], targets, weights, pool_slots=False, gathered=self._gathered
@@ -170,7 +171,7 @@ class PretextObjective:
         """Weighted sum to go backward from, each embedding's loss, and which of ``sums`` it belongs to."""
         owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
         kinds = torch.tensor([BRANCHES.index(branch) for _, branch in owners], device=hidden.device)
-        weights = torch.tensor(factors, device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        weights = torch.tensor(factors, device=hidden.device, dtype=wide(hidden))
         slots = hidden[torch.from_numpy(layout.slots).to(hidden.device)]
         pool_slots = self.recipe.logits_pooling == "max"
         targets = Targets([example.targets[branch] for example, branch in owners])

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from llara_cli.model.products import add_outer, product, zeros_to_add_to
-from llara_cli.training.targets import Wanted
+from llara_cli.model.products import add_outer, product, wide, zeros_to_add_to
+from llara_cli.training.targets import Predicted, Wanted, check
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
@@ -28,22 +29,24 @@ class HeadGradients:
     """The projection's gradients, gathered over the forwards of an optimiser batch and handed over with the last.
 
     They are as large as the vocabulary: to make, scale and add them once a forward would take longer than the losses.
+    So backward must come to all losses of a batch with the same gradient: the last one's is what the sum is times.
     ``last``: the forward at hand is this process' last of the batch.
     """
 
     def __init__(self) -> None:
         self.last = True
         self._sums: dict[str, Tensor] = {}
-        self._waiting = False
+        self._waiting = False  # what is in the sums was handed over
 
     def start(self) -> None:
-        """Begin a batch."""
+        """Begin a batch, whatever became of the one before."""
         self._waiting = False
-        for total in self._sums.values():
-            total.zero_()
 
     def sum_of(self, name: str, weight: Tensor) -> Tensor:
         """Where the gradient of ``weight`` is summed up."""
+        if not self._waiting:
+            for total in self._sums.values():
+                total.zero_()
         self._waiting = True
         if name not in self._sums:  # in fp32 at least: in bf16 the many small additions would be lost
             self._sums[name] = zeros_to_add_to(weight, wide(weight))
@@ -62,17 +65,12 @@ class HeadGradients:
         self._waiting = self._waiting and not self.last
 
 
-def wide(tensor: Tensor) -> torch.dtype:
-    """Its dtype, or float32 where that is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def chunks(head: nn.Module, hidden: Tensor) -> list[slice]:
     """Rows of ``hidden`` (rows, slots, dim) in chunks whose logits take ``LOGITS_BYTES``."""
     weight = head.weight
     assert isinstance(weight, Tensor)
     step = max(1, LOGITS_BYTES // (4 * hidden.shape[1] * weight.shape[0]))
-    return [slice(at, min(at + step, len(hidden))) for at in range(0, len(hidden), step)]
+    return [slice(at, min(at + step, len(hidden))) for at in range(0, max(len(hidden), 1), step)]
 
 
 def slices(chunk: Tensor, vocabulary: int) -> list[slice]:
@@ -91,14 +89,16 @@ def losses_and_gradients(
 ) -> tuple[Tensor, Tensor]:
     """``bag_of_tokens_loss`` of the element-wise max over slots of the logits of hidden states (rows, slots, dim).
 
-    Gradients are taken at once, and handed over when autograd comes back: the head's with the batch's last forward.
+    Gradients are taken at once, and handed over when autograd comes back, which it may once: the head's with the
+    batch's last forward.
 
     Returns:
-        The sum of losses times ``weights`` (rows,), to go backward from; the losses (rows,), detached.
+        The sum of losses times the constants ``weights`` (rows,), to go backward from; the losses (rows,), detached.
 
     Raises:
-        IndexError: on a CPU, a target that is not in the vocabulary.
+        ValueError, IndexError: as ``check`` does.
     """
+    check(targets, len(hidden), len(head.weight))
     apply: Any = _GradientsAtOnce.apply
     total, each = apply(
         targets, torch.is_grad_enabled(), weights, gathered or HeadGradients(), hidden, head.weight, head.bias,
@@ -125,7 +125,7 @@ class _GradientsAtOnce(torch.autograd.Function):
 
         def add_up(part: slice) -> Tensor:
             """Losses of a part, whose gradients are added up; its logits are let go before the next ones are made."""
-            chunk, predicted = hidden[part], _checked(targets.part(part, hidden.device), len(weight))
+            chunk, predicted = hidden[part], targets.part(part, hidden.device)
             made = [_Shares(chunk, weight, bias, columns, predicted) for columns in slices(chunk, len(weight))]
             log_sum = torch.stack([shares.log_sum for shares in made]).logsumexp(dim=0)
             if any(needed):
@@ -141,24 +141,16 @@ class _GradientsAtOnce(torch.autograd.Function):
         return (found * weights).sum(), found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gathered: HeadGradients = ctx.gathered
+        gathered: HeadGradients | None = ctx.gathered
+        if gathered is None:
+            raise RuntimeError("backward through a loss whose gradients were handed over already")
         of_head = [gathered.take(name, upstream, ctx.dtype) for name in ("weight", "bias")]
         gathered.taken()
-        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(upstream.to(ctx.of_hidden.dtype))
+        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(upstream)
+        ctx.gathered = ctx.of_hidden = None
         return (None, None, None, None, of_hidden, *of_head, None)
-
-
-Predicted = tuple[Tensor, Tensor, Tensor]
-"""What ``Wanted.part`` gives: flat ids, the row each belongs to, the targets of each row."""
-
-
-def _checked(predicted: Predicted, vocabulary: int) -> Predicted:
-    """The same, if all ids are in the vocabulary; a GPU tells by itself, and need not be waited for."""
-    ids = predicted[0]
-    if ids.device.type == "cpu" and len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
-        raise IndexError(f"targets from {ids.min()} to {ids.max()} for a vocabulary of {vocabulary}")
-    return predicted
 
 
 class _Shares:
@@ -214,7 +206,7 @@ class _Shares:
         They are added to ``of_chunk`` (rows, slots, dim) and to the ``sums`` of the head's weight and bias.
         """
         at_pooled = self._values.mul_(((self.log_sum - log_sum).exp() * weights)[:, None])
-        of_targets = (-weights / self._counts)[self._owner].to(at_pooled.dtype)
+        of_targets = (-weights.to(at_pooled.dtype) / self._counts)[self._owner]
         at_pooled.index_put_((self._owner, self._place), of_targets, accumulate=True)
         flat = at_pooled.to(self._dtype)
         if self._logits is not None and self._slot is not None:

@@ -10,16 +10,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Predicted: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""What some rows are to predict: flat ids, the row that each belongs to (from 0), the number of ids of each row."""
+
 
 class Targets:
-    """The targets X of some embeddings, flat: ``ids`` (sum of |X|,), ``starts`` (embeddings + 1,)."""
+    """The targets X of some embeddings, flat: ``ids`` (sum of |X|,), ``starts`` (embeddings + 1,).
+
+    Raises:
+        ValueError: an embedding has none.
+    """
 
     def __init__(self, sets: Sequence[Sequence[int] | NDArray[Any]]) -> None:
+        if any(len(ids) == 0 for ids in sets):
+            raise ValueError("an embedding without targets")
         self.ids = np.concatenate([np.asarray(ids, np.int64) for ids in sets]) if sets else np.zeros(0, np.int64)
         self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids in sets], dtype=np.int64)])
 
-    def part(self, part: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the embeddings in ``part``: flat ids, the embedding each belongs to (from 0), |X| of each embedding."""
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def extremes(self) -> tuple[int, int]:
+        """The lowest and the highest id; of none (0, 0)."""
+        return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else (0, 0)
+
+    def part(self, part: slice, device: torch.device) -> Predicted:
+        """What the embeddings in ``part`` are to predict."""
         starts = self.starts[part.start : part.stop + 1]
         counts = torch.from_numpy(np.diff(starts)).to(device)
         ids = torch.from_numpy(self.ids[starts[0] : starts[-1]]).to(device)
@@ -33,11 +49,33 @@ class NextTokens:
     def __init__(self, next_ids: Tensor) -> None:
         self.next_ids = next_ids
 
-    def part(self, part: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``Targets.part``: each position's own id, and ones."""
+    def __len__(self) -> int:
+        return len(self.next_ids)
+
+    def extremes(self) -> tuple[int, int]:
+        """As ``Targets.extremes``; of ids on a GPU, which would have to be waited for, (0, 0) as well."""
+        there = self.next_ids.device.type == "cpu" and len(self.next_ids)
+        return (int(self.next_ids.min()), int(self.next_ids.max())) if there else (0, 0)
+
+    def part(self, part: slice, device: torch.device) -> Predicted:
+        """What the positions in ``part`` are to predict: an id each."""
         ids = self.next_ids[part].to(device)
         return ids, torch.arange(len(ids), device=device), torch.ones_like(ids)
 
 
 Wanted: TypeAlias = Targets | NextTokens
 """What rows are to predict."""
+
+
+def check(targets: Wanted, rows: int, vocabulary: int) -> None:
+    """Whether they are the targets of so many rows of logits.
+
+    Raises:
+        ValueError: there are others than there are rows.
+        IndexError: a target is not in the vocabulary; ids on a GPU are not looked at.
+    """
+    if len(targets) != rows:
+        raise ValueError(f"targets of {len(targets)} embeddings or positions for {rows}")
+    lowest, highest = targets.extremes()
+    if lowest < 0 or highest >= vocabulary:
+        raise IndexError(f"targets from {lowest} to {highest} for a vocabulary of {vocabulary}")

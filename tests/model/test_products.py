@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,14 @@ from llara_cli.model.source import resolve
 from llara_cli.workspace import Workspace
 
 
-@pytest.fixture(params=["as the machine has it", "oneDNN"], autouse=True)
+@pytest.fixture(params=["PyTorch", "oneDNN"], autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What multiplies, also the smallest matrices."""
-    monkeypatch.setattr(products, "LEAST_WORK", 0)
     if request.param == "oneDNN":
         request.getfixturevalue("onednn")
+    else:
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+        monkeypatch.setattr(products, "onednn_sums_faster", lambda: False)
 
 
 @pytest.fixture(params=["llama", "qwen", "neox"])
@@ -91,8 +94,31 @@ def test_a_product_is_that_of_pytorch(shape: tuple[int, ...], bias: bool) -> Non
     wanted = functional.linear(values, weight, added)
     torch.testing.assert_close(product(values, weight, added), wanted)
     torch.testing.assert_close(product(values, weight.T.contiguous().T, added), wanted)
+    if bias:
+        for given in (torch.randn(3, 2)[:, 0], torch.ones(1).expand(3), torch.randn(1)):
+            torch.testing.assert_close(product(values, weight, given), functional.linear(values, weight, given))
     halves = product(values.bfloat16(), weight.bfloat16())
     assert torch.equal(halves, functional.linear(values.bfloat16(), weight.bfloat16()))
+
+
+def test_gradients_of_later_forwards_are_added_in_place() -> None:
+    weight, places = nn.Parameter(torch.ones(2, 3)), []
+    for count in (4, 5):
+        with lean_training():
+            functional.linear(torch.ones(count, 3), weight).sum().backward()
+        assert weight.grad is not None
+        places.append(weight.grad.data_ptr())
+    assert torch.equal(weight.grad, torch.full((2, 3), 9.0))
+    assert places[0] == places[1]
+
+
+def test_no_gradient_of_a_gradient_is_made_up() -> None:
+    values, weight = torch.ones(4, 3, requires_grad=True), nn.Parameter(torch.ones(2, 3))
+    with lean_training():
+        found = functional.linear(values, weight)
+    (once,) = torch.autograd.grad(found.square().sum(), [values], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5)])
@@ -216,7 +242,8 @@ def test_hooks_of_a_weight_are_called() -> None:
     for weight in _hooked():
         with lean_training():
             functional.linear(torch.ones(4, 3), weight).sum().backward()
-        assert len(weight.seen) == 1
+        (seen,) = weight.seen
+        assert torch.equal(seen.grad if seen is weight else seen, torch.full((2, 3), 4.0))
         assert torch.equal(weight.grad, torch.full((2, 3), 4.0))
 
 
@@ -230,3 +257,21 @@ def test_views_and_other_dtypes_are_left_to_autograd() -> None:
         functional.embedding(torch.tensor([0, 1]), weight, sparse=True).sum().backward()
     assert weight.grad is not None
     assert torch.equal(weight.grad.to_dense(), torch.full((2, 3), 5.0))
+
+
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"padding_idx": -2}])
+def test_options_of_a_table_are_pytorchs(option: dict[str, Any]) -> None:
+    found = []
+    for mode in (nullcontext(), lean_training()):
+        weight = nn.Parameter(torch.arange(6.0).view(2, 3).clone())
+        with mode:
+            functional.embedding(torch.tensor([0, 1, 0]), weight, **option).sum().backward()
+        assert weight.grad is not None
+        found.append((weight.detach(), weight.grad))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
+def test_autocast_is_heeded() -> None:
+    weight, values = nn.Parameter(torch.ones(2, 3)), torch.ones(4, 3)
+    with torch.no_grad(), products.Products(), torch.autocast("cpu", torch.bfloat16):
+        assert functional.linear(values, weight).dtype == torch.bfloat16

@@ -127,8 +127,8 @@ def test_pretext_losses_are_the_formula(pool_slots: bool, wrapped: bool, bias: b
 
 
 @SMALL
-@pytest.mark.parametrize("frozen", [{"weight"}, {"bias"}, {"weight", "bias"}, {"hidden"}], ids=" and ".join)
-def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: set[str]) -> None:
+@pytest.mark.parametrize("frozen", [("weight",), ("bias",), ("weight", "bias"), ("hidden",)], ids=" and ".join)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen: tuple[str, ...]) -> None:
     head, linear = make_head(bias=True, wrapped=False)
     hidden = draw(ROWS, DIM).requires_grad_()
     parts = {"weight": linear.weight, "bias": linear.bias, "hidden": hidden}
@@ -173,17 +173,145 @@ def test_tokens_that_cannot_be_are_no_hindrance(impossible: slice) -> None:
 
 
 @SMALL
-@pytest.mark.parametrize("target", [-1, VOCABULARY])
-def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
-    head, _ = make_head(bias=False, wrapped=False)
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("target", [-1, -100, VOCABULARY])
+def test_a_target_outside_the_vocabulary_is_refused(target: int, wrapped: bool) -> None:
+    head, _ = make_head(bias=False, wrapped=wrapped)
+    hidden = draw(ROWS, DIM)
     with pytest.raises(IndexError, match=f"a vocabulary of {VOCABULARY}"):
-        language_model_loss(head, draw(ROWS, DIM), torch.tensor([target] * ROWS), 0.3)
+        language_model_loss(head, hidden, torch.tensor([target] * ROWS), 0.3)
+    with pytest.raises(IndexError, match=f"a vocabulary of {VOCABULARY}"):
+        pretext_losses(head, hidden[:, None], Targets([[1, target]] * ROWS), torch.ones(ROWS), pool_slots=False)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("count", [1, ROWS - 1, ROWS + 1])
+def test_every_row_has_targets_of_its_own(count: int, wrapped: bool) -> None:
+    head, _ = make_head(bias=False, wrapped=wrapped)
+    hidden = draw(ROWS, DIM)
+    with pytest.raises(ValueError, match=f"targets of {count} .* for {ROWS}"):
+        language_model_loss(head, hidden, torch.zeros(count, dtype=torch.int64), 0.3)
+    with pytest.raises(ValueError, match=f"targets of {count} .* for {ROWS}"):
+        pretext_losses(head, hidden[:, None], Targets([[1]] * count), torch.ones(ROWS), pool_slots=False)
+    with pytest.raises(ValueError, match="without targets"):
+        Targets([[1], []])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_of_no_rows_the_loss_is_nothing(wrapped: bool) -> None:
+    head, linear = make_head(bias=True, wrapped=wrapped)
+    hidden = draw(0, DIM).requires_grad_()
+    total, summed = language_model_loss(head, hidden, torch.zeros(0, dtype=torch.int64), 0.3)
+    assert float(total.detach()) == float(summed) == 0
+    assert all(not gradient.any() for gradient in gradients(total, hidden, linear))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_of_slots_that_tie_one_gets_the_gradient(wrapped: bool) -> None:
+    """As in the authors' code: an even split would be another gradient of the same loss."""
+    head, _ = make_head(bias=False, wrapped=wrapped)
+    slots = draw(ROWS, 1, DIM).expand(ROWS, SLOTS, DIM).clone().requires_grad_()
+    pretext_losses(head, slots, Targets([[1]] * ROWS), torch.ones(ROWS).double(), pool_slots=True)[0].backward()
+    assert slots.grad is not None
+    assert (slots.grad.abs().sum(dim=(0, 2)) > 0).sum() == 1
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_gradients_are_handed_over_once(retain: bool) -> None:
+    head, _ = make_head(bias=True, wrapped=False)
+    hidden = draw(ROWS, DIM).requires_grad_()
+    total, _ = language_model_loss(head, hidden, torch.arange(ROWS), 0.3)
+    total.backward(retain_graph=retain)
+    with pytest.raises(RuntimeError, match="handed over already"):
+        total.backward()
+
+
+def test_no_gradient_of_a_gradient_is_made_up() -> None:
+    head, _ = make_head(bias=True, wrapped=False)
+    head.requires_grad_(False)
+    hidden = draw(ROWS, DIM).requires_grad_()
+    total, _ = language_model_loss(head, hidden, torch.arange(ROWS), 0.3)
+    (once,) = torch.autograd.grad(total.square(), [hidden], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()
 
 
 @SMALL
-def test_gradients_in_bf16_are_summed_in_float32() -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_the_head_gets_the_gradients_of_a_batch_with_its_last_forward(started: bool) -> None:
+    """Three batches of two forwards of two losses each, also where nobody says that a batch begins."""
     head, linear = make_head(bias=True, wrapped=False)
-    hidden, ids = draw(ROWS, DIM).bfloat16().requires_grad_(), torch.arange(ROWS)
+    gathered = HeadGradients()
+    for batch in range(3):
+        if started:
+            gathered.start()
+        forwards = [draw(ROWS, DIM, seed=2 * batch + number).requires_grad_() for number in range(2)]
+        ids, sets = torch.arange(ROWS), Targets([[row, 1] for row in range(ROWS)])
+        weights = torch.full((ROWS,), 0.3, dtype=torch.float64)
+        for hidden in forwards:
+            gathered.last = hidden is forwards[-1]
+            lm, _ = language_model_loss(head, hidden, ids, 0.7, gathered)
+            pretext, _ = pretext_losses(head, hidden[:, None], sets, weights, pool_slots=False, gathered=gathered)
+            (lm + pretext).mul(1.7).backward()
+            assert (linear.weight.grad is not None) == gathered.last
+        assert linear.weight.grad is not None
+        assert linear.weight.grad.is_contiguous()
+        mine = [weight.grad for weight in linear.parameters()] + [hidden.grad for hidden in forwards]
+        again = [hidden.detach().requires_grad_() for hidden in forwards]
+        linear.zero_grad()
+        for hidden in again:
+            logits = linear(hidden)
+            lm = functional.cross_entropy(logits, ids, reduction="sum") * 0.7
+            (lm + (bag_of_tokens_loss(logits, sets) * weights).sum()).mul(1.7).backward()
+        theirs = [weight.grad for weight in linear.parameters()] + [hidden.grad for hidden in again]
+        linear.zero_grad()
+        for ours, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_batch_that_was_given_up_leaves_nothing() -> None:
+    head, linear = make_head(bias=True, wrapped=False)
+    gathered, found = HeadGradients(), []
+    for last in (False, True):
+        gathered.start()
+        gathered.last = last
+        linear.zero_grad()
+        language_model_loss(head, draw(ROWS, DIM).requires_grad_(), torch.arange(ROWS), 0.3, gathered)[0].backward()
+        found.append(linear.weight.grad)
+    alone = language_model_loss(head, draw(ROWS, DIM).requires_grad_(), torch.arange(ROWS), 0.3)[0]
+    linear.zero_grad()
+    alone.backward()
+    assert found[0] is None
+    assert torch.equal(found[1], linear.weight.grad)
+
+
+def test_a_large_upstream_gradient_is_no_infinity_in_fp16() -> None:
+    head = nn.Linear(DIM, VOCABULARY).half()
+    hidden = draw(ROWS, DIM).half().requires_grad_()
+    (language_model_loss(head, hidden, torch.arange(ROWS), 1e-3)[0] * 1e5).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
+@SMALL
+def test_losses_of_a_wrapped_head_in_bf16_are_float32() -> None:
+    head, _ = make_head(bias=True, wrapped=True)
+    head.bfloat16()
+    sets, weights = Targets([[row, 1] for row in range(ROWS)]), torch.ones(ROWS)
+    slots = draw(ROWS, SLOTS, DIM).bfloat16()
+    for pool_slots in (False, True):
+        total, each = pretext_losses(head, slots, sets, weights, pool_slots=pool_slots)
+        assert total.dtype == each.dtype == torch.float32
+        assert not torch.equal(each, each.bfloat16().float())
+    total, summed = language_model_loss(head, slots[:, 0], torch.arange(ROWS), 0.3)
+    torch.testing.assert_close(total, summed * 0.3)
+
+
+@SMALL
+def test_gradients_of_a_head_in_bf16_are_summed_in_float32() -> None:
+    head, linear = make_head(bias=True, wrapped=False)
+    rows = 4000  # in 800 chunks
+    hidden, ids = draw(rows, DIM).bfloat16().requires_grad_(), torch.arange(rows) % VOCABULARY
     head.bfloat16()
     mine = gradients(language_model_loss(head, hidden, ids, 1.0)[0], hidden, linear)
     head.double()
