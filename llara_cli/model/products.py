@@ -30,9 +30,11 @@ LEAST_WORK = 2**25
 """Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
 KEPT_SHAPES = 64
 """Shapes for which oneDNN keeps what it prepared: more than a layer has. Of the 1,024 that it would keep by itself each
-takes up to half a megabyte between the tensors, and forwards of mixed lengths all have others."""
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # its own and its wrapper's, read at first use
-    os.environ.setdefault(_cache, str(KEPT_SHAPES))
+takes up to half a megabyte between the tensors, and forwards of mixed lengths all have others. It holds for the process
+and those it starts, which read it at their first use of oneDNN; what the user set is left."""
+if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the older name
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
+os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_SHAPES))  # PyTorch's wrapper has a cache of its own
 
 
 @cache

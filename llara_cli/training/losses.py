@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llara_cli.model.products import wide
 from llara_cli.training.projection import HeadGradients, chunks, losses_and_gradients
-from llara_cli.training.targets import NextTokens, Targets, Wanted, check
+from llara_cli.training.targets import NextTokens, Targets, Wanted, check_targets
 
 
 def bag_of_tokens_loss(logits: Tensor, targets: Wanted, part: slice | None = None) -> Tensor:
@@ -49,7 +49,11 @@ def pretext_losses(
     ``pool_slots``: element-wise max over the logits of all slots (``released``), else the last slot's (``paper``).
 
     Returns:
-        The sum of losses times ``weights`` (embeddings,), to go backward from; the losses (embeddings,), detached.
+        The sum of losses times the constants ``weights`` (embeddings,), to go backward from; the losses (embeddings,),
+        detached.
+
+    Raises:
+        ValueError, IndexError: as ``check_targets`` does.
     """
     return _losses(head, slots if pool_slots else slots[:, -1:], targets, weights, gathered)
 
@@ -63,8 +67,12 @@ def language_model_loss(
 
     Returns:
         The summed loss times ``weight``, to go backward from; the summed loss, detached.
+
+    Raises:
+        ValueError, IndexError: as ``check_targets`` does.
     """
     if hidden.is_cuda and type(head) is nn.Linear and find_spec("liger_kernel") is not None:
+        check_targets(NextTokens(next_ids), len(hidden), len(head.weight))
         summed = _liger(hidden, head, next_ids)
         return summed * weight, summed.detach()
     weights = torch.full((len(hidden),), weight, device=hidden.device, dtype=wide(hidden))
@@ -88,8 +96,9 @@ def _losses(
     """
     if type(head) is nn.Linear:
         return losses_and_gradients(head, hidden, targets, weights, gathered)
-    assert isinstance(head.weight, Tensor)
-    check(targets, len(hidden), len(head.weight))
+    weight = head.weight  # once: a wrapper may make it anew each time
+    assert isinstance(weight, Tensor)
+    check_targets(targets, len(hidden), len(weight))
 
     def losses(chunk: Tensor, part: slice) -> Tensor:
         if chunk.shape[1] > 1:
@@ -100,5 +109,5 @@ def _losses(
         return bag_of_tokens_loss(logits, targets, part)
 
     run = partial(checkpoint, losses, use_reentrant=False)
-    each = torch.cat([run(hidden[part], part) for part in chunks(head, hidden)])
+    each = torch.cat([run(hidden[part], part) for part in chunks(hidden, len(weight))])
     return (each * weights).sum(), each.detach()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llara_cli.model.products import add_outer, product, wide, zeros_to_add_to
-from llara_cli.training.targets import Predicted, Wanted, check
+from llara_cli.training.targets import Predicted, Wanted, check_targets
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
@@ -36,7 +36,7 @@ class HeadGradients:
     def __init__(self) -> None:
         self.last = True
         self._sums: dict[str, Tensor] = {}
-        self._waiting = False  # what is in the sums was handed over
+        self._waiting = False  # whether the sums hold what is not handed over yet
 
     def start(self) -> None:
         """Begin a batch, whatever became of the one before."""
@@ -65,11 +65,9 @@ class HeadGradients:
         self._waiting = self._waiting and not self.last
 
 
-def chunks(head: nn.Module, hidden: Tensor) -> list[slice]:
+def chunks(hidden: Tensor, vocabulary: int) -> list[slice]:
     """Rows of ``hidden`` (rows, slots, dim) in chunks whose logits take ``LOGITS_BYTES``."""
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    step = max(1, LOGITS_BYTES // (4 * hidden.shape[1] * weight.shape[0]))
+    step = max(1, LOGITS_BYTES // (4 * hidden.shape[1] * vocabulary))
     return [slice(at, min(at + step, len(hidden))) for at in range(0, max(len(hidden), 1), step)]
 
 
@@ -96,13 +94,15 @@ def losses_and_gradients(
         The sum of losses times the constants ``weights`` (rows,), to go backward from; the losses (rows,), detached.
 
     Raises:
-        ValueError, IndexError: as ``check`` does.
+        ValueError: ``weights`` need a gradient; or as ``check_targets`` does, which raises IndexError as well.
     """
-    check(targets, len(hidden), len(head.weight))
+    check_targets(targets, len(hidden), len(head.weight))
+    if weights.requires_grad:
+        raise ValueError("the weights of losses are constants")
     apply: Any = _GradientsAtOnce.apply
     total, each = apply(
         targets, torch.is_grad_enabled(), weights, gathered or HeadGradients(), hidden, head.weight, head.bias,
-        chunks(head, hidden),
+        chunks(hidden, len(head.weight)),
     )  # fmt: skip
     return total, each
 
@@ -148,9 +148,14 @@ class _GradientsAtOnce(torch.autograd.Function):
             raise RuntimeError("backward through a loss whose gradients were handed over already")
         of_head = [gathered.take(name, upstream, ctx.dtype) for name in ("weight", "bias")]
         gathered.taken()
-        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(upstream)
+        of_hidden = None if ctx.of_hidden is None else _times(ctx.of_hidden, upstream)
         ctx.gathered = ctx.of_hidden = None
         return (None, None, None, None, of_hidden, *of_head, None)
+
+
+def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """In place, in the wider dtype of the two: fp16 may not have the upstream gradient."""
+    return torch.mul(gradient, upstream.reshape([1] * gradient.dim()), out=gradient)
 
 
 class _Shares:

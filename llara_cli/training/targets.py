@@ -30,9 +30,9 @@ class Targets:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def extremes(self) -> tuple[int, int]:
-        """The lowest and the highest id; of none (0, 0)."""
-        return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else (0, 0)
+    def extremes(self) -> tuple[int, int] | None:
+        """The lowest and the highest id, if there are any."""
+        return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else None
 
     def part(self, part: slice, device: torch.device) -> Predicted:
         """What the embeddings in ``part`` are to predict."""
@@ -52,10 +52,10 @@ class NextTokens:
     def __len__(self) -> int:
         return len(self.next_ids)
 
-    def extremes(self) -> tuple[int, int]:
-        """As ``Targets.extremes``; of ids on a GPU, which would have to be waited for, (0, 0) as well."""
-        there = self.next_ids.device.type == "cpu" and len(self.next_ids)
-        return (int(self.next_ids.min()), int(self.next_ids.max())) if there else (0, 0)
+    def extremes(self) -> tuple[int, int] | None:
+        """As ``Targets.extremes``, but None for ids on a GPU, which would have to be waited for."""
+        known = self.next_ids.device.type == "cpu" and len(self.next_ids) > 0
+        return (int(self.next_ids.min()), int(self.next_ids.max())) if known else None
 
     def part(self, part: slice, device: torch.device) -> Predicted:
         """What the positions in ``part`` are to predict: an id each."""
@@ -67,15 +67,15 @@ Wanted: TypeAlias = Targets | NextTokens
 """What rows are to predict."""
 
 
-def check(targets: Wanted, rows: int, vocabulary: int) -> None:
-    """Whether they are the targets of so many rows of logits.
+def check_targets(targets: Wanted, rows: int, vocabulary: int) -> None:
+    """Refuse what cannot be the targets of so many rows of logits.
 
     Raises:
-        ValueError: there are others than there are rows.
-        IndexError: a target is not in the vocabulary; ids on a GPU are not looked at.
+        ValueError: there are more or fewer than rows.
+        IndexError: a target is not in the vocabulary; next tokens on a GPU are not looked at.
     """
     if len(targets) != rows:
-        raise ValueError(f"targets of {len(targets)} embeddings or positions for {rows}")
-    lowest, highest = targets.extremes()
-    if lowest < 0 or highest >= vocabulary:
-        raise IndexError(f"targets from {lowest} to {highest} for a vocabulary of {vocabulary}")
+        raise ValueError(f"targets of {len(targets)} embeddings or positions for {rows} rows")
+    found = targets.extremes()
+    if found is not None and not 0 <= found[0] <= found[1] < vocabulary:
+        raise IndexError(f"targets from {found[0]} to {found[1]} for a vocabulary of {vocabulary}")

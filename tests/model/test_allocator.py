@@ -1,4 +1,4 @@
-"""What the process is told to do with freed memory: tried in processes of their own, as it cannot be taken back."""
+"""What the process is told to do with memory: tried in processes of their own, as it cannot be taken back."""
 
 from __future__ import annotations
 
@@ -71,3 +71,26 @@ def test_what_the_user_set_of_other_things_is_no_hindrance() -> None:
     result, faults = told("keep", GLIBC_TUNABLES="glibc.malloc.arena_max=2")
     assert result == "True"
     assert faults < FEW
+
+
+SHAPES = """
+import psutil
+import torch
+from llara_cli.model import products
+products.onednn_is_faster, products.LEAST_WORK = lambda: True, 0
+weight = torch.randn(64, 64)
+def multiply(tokens):
+    for count in tokens:
+        products.product(torch.randn(count, 64), weight)
+multiply(range(100, 300))
+before = psutil.Process().memory_info().rss
+multiply(range(300, 700))
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.usefixtures("onednn")
+def test_shapes_that_come_once_take_no_memory_for_good() -> None:
+    plain = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name}
+    done = subprocess.run([sys.executable, "-c", SHAPES], env=plain, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**26

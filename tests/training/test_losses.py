@@ -35,12 +35,15 @@ SMALL = pytest.mark.usefixtures("small_chunks")
 class Wrapped(nn.Module):
     """A head that is no ``nn.Linear``, as peft makes of one."""
 
+    reads = 0
+
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self.inner = head
 
     @property
     def weight(self) -> Tensor:
+        self.reads += 1
         return self.inner.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -216,6 +219,21 @@ def test_of_slots_that_tie_one_gets_the_gradient(wrapped: bool) -> None:
     assert (slots.grad.abs().sum(dim=(0, 2)) > 0).sum() == 1
 
 
+def test_the_weight_of_a_wrapped_head_is_asked_for_once() -> None:
+    """peft makes it anew each time, where it trains some of its rows."""
+    head, _ = make_head(bias=False, wrapped=True)
+    assert isinstance(head, Wrapped)
+    language_model_loss(head, draw(ROWS, DIM), torch.arange(ROWS), 0.3)
+    assert head.reads == 1
+
+
+def test_weights_of_losses_are_constants() -> None:
+    head, _ = make_head(bias=False, wrapped=False)
+    weights = torch.ones(ROWS, requires_grad=True)
+    with pytest.raises(ValueError, match="constants"):
+        pretext_losses(head, draw(ROWS, 1, DIM), Targets([[1]] * ROWS), weights, pool_slots=False)
+
+
 @pytest.mark.parametrize("retain", [False, True])
 def test_gradients_are_handed_over_once(retain: bool) -> None:
     head, _ = make_head(bias=True, wrapped=False)
@@ -373,7 +391,7 @@ def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
     logits = head(slots).amax(dim=1) if pool_slots else head(slots[:, -1])
     theirs = gradients(bag_of_tokens_loss(logits, Targets(sets)).sum() * 0.3, slots, head)
     used = slots if pool_slots else slots[:, -1:]
-    assert len(made) == sum(len(projection.slices(used[p], VOCABULARY)) for p in projection.chunks(head, used))
+    assert len(made) == sum(len(projection.slices(used[p], VOCABULARY)) for p in projection.chunks(used, VOCABULARY))
     assert head.weight.grad is not None
     assert head.weight.grad.is_contiguous()
     for ours, other in zip(mine, theirs, strict=True):
