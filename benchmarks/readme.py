@@ -31,7 +31,7 @@ def pretrain() -> str:
     """The tables of ``pretrain.json``, one a processor."""
     found = json.loads((HERE / "pretrain.json").read_text())
     by_processor: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(found["speed"], key=lambda row: "processor" not in row):  # the older machine last
+    for row in sorted(found["speed"], key=lambda row: ("processor" not in row, row.get("rivals_keep_memory", False))):
         by_processor.setdefault(_measured_on(row), []).append(row)
     lines = []
     for where, rows in by_processor.items():
