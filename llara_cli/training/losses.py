@@ -94,11 +94,11 @@ def _losses(
 
     A wrapped head is left to autograd, as its weights may come from anywhere (peft ties the rows of new tokens).
     """
-    if type(head) is nn.Linear:
-        return losses_and_gradients(head, hidden, targets, weights, gathered)
     weight = head.weight  # once: a wrapper may make it anew each time
     assert isinstance(weight, Tensor)
     check_targets(targets, len(hidden), len(weight))
+    if type(head) is nn.Linear:
+        return losses_and_gradients(head, hidden, targets, weights, gathered)
 
     def losses(chunk: Tensor, part: slice) -> Tensor:
         if chunk.shape[1] > 1:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llara_cli.model.products import add_outer, product, wide, zeros_to_add_to
-from llara_cli.training.targets import Predicted, Wanted, check_targets
+from llara_cli.training.targets import Predicted, Wanted
 
 LOGITS_BYTES = 64 * 2**20
 """Memory that one chunk of float32 logits may take."""
@@ -94,9 +94,8 @@ def losses_and_gradients(
         The sum of losses times the constants ``weights`` (rows,), to go backward from; the losses (rows,), detached.
 
     Raises:
-        ValueError: ``weights`` need a gradient; or as ``check_targets`` does, which raises IndexError as well.
+        ValueError: ``weights`` need a gradient.
     """
-    check_targets(targets, len(hidden), len(head.weight))
     if weights.requires_grad:
         raise ValueError("the weights of losses are constants")
     apply: Any = _GradientsAtOnce.apply

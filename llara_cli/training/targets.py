@@ -22,10 +22,11 @@ class Targets:
     """
 
     def __init__(self, sets: Sequence[Sequence[int] | NDArray[Any]]) -> None:
-        if any(len(ids) == 0 for ids in sets):
+        counts = [len(ids) for ids in sets]
+        if 0 in counts:
             raise ValueError("an embedding without targets")
         self.ids = np.concatenate([np.asarray(ids, np.int64) for ids in sets]) if sets else np.zeros(0, np.int64)
-        self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids in sets], dtype=np.int64)])
+        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def __len__(self) -> int:
         return len(self.starts) - 1
