@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from llara_backends.sentence_counts import Counts, count, overhead
 from llara_cli.console import UserError
 from llara_cli.model.backbone import choose_device, choose_dtype
 from llara_cli.model.batching import micro_batches
+from llara_cli.model.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    Header,
+    quantization_method,
+    read_header,
+    refuse_incomplete,
+    refuse_quantized,
+)
 from llara_cli.model.encoder import BATCH_TOKENS, choose_length
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.source import MODULES, ModelSource
@@ -69,7 +79,7 @@ class SentenceTransformersEncoder(EncoderBackend):
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()
-        if _modules(source) is None:
+        if _file(source, MODULES) is None:
             options.note(f"{source.name} has no {MODULES}: sentence-transformers takes the mean of its hidden states")
         _dim(model, source)
         limits: dict[Role, int | None] = {
@@ -108,50 +118,99 @@ class SentenceTransformersEncoder(EncoderBackend):
 
 def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> Any:
     """The model by the library's own hands; without ``device`` its Transformer has shapes only, no weights."""
-    weights: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    weights: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "ignore_mismatched_sizes": True}
     try:
-        _refuse(source)
+        headers = _headers(source)
+        if renaming := {key: value for header in headers.values() for key, value in (header.renaming or {}).items()}:
+            weights["key_mapping"] = renaming
         with quiet_transformers():
-            return SentenceTransformer(
+            model = SentenceTransformer(
                 source.location,
                 device=None if device is None else str(device),
                 trust_remote_code=source.remote_code,
                 local_files_only=source.is_local,
                 model_kwargs=weights if device else weights | {"device_map": "meta"},
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            if device is not None:
+                _refuse_incomplete(source, model, headers, weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         raise UserError(f"{source.path}: sentence-transformers cannot load it: {first_line(error)}") from error
+    return model
 
 
-def _refuse(source: ModelSource) -> None:
-    """Raise ``UserError`` for what the library would not load, or load as something else than it is, or by pickle."""
-    if source.gguf_file or source.is_adapter:
+def _headers(source: ModelSource) -> dict[str, Header]:
+    """Folder of a module -> what its weights are called, of those modules that have weights.
+
+    Raises ``UserError`` for what the library would not load, or load as something else than it is, or by pickle.
+    """
+    if source.gguf_file or source.is_adapter or source.base is not None:
         raise UserError(f"{source.path}: a GGUF file or an adapter alone runs with --encoder torch only")
-    named = _modules(source)
-    if named is None and source.saved_recipe is not None:
+    folders = _folders(source)
+    if not folders and source.saved_recipe is not None:
         raise UserError(f"{source.path} was trained with a recipe of llara: encode with --encoder torch")
-    folders = [module["path"] for module in json.loads(Path(named).read_text(encoding="utf-8"))] if named else []
-    for folder in dict.fromkeys(["", *folders] if source.is_local else filter(None, folders)):
-        _refuse_pickle(source, folder)
-
-
-def _modules(source: ModelSource) -> str | None:
-    """The file that names the library's modules; None where the model was not made with the library."""
-    found: str | None = cached_file(
-        source.location, MODULES, _raise_exceptions_for_missing_entries=False, **_quietly(source)
-    )
+    found = {}
+    for folder in dict.fromkeys(["", *folders] if source.is_local or not folders else folders):
+        _refuse_quantized(source, folder)
+        if (header := _header(source, folder)) is not None:
+            found[folder] = header
     return found
 
 
-def _refuse_pickle(source: ModelSource, folder: str) -> None:
+def _folders(source: ModelSource) -> list[str]:
+    """The folders of a model's modules, those of its routes too; none where it was not made with the library."""
+    modules, routes = _file(source, MODULES), _file(source, "router_config.json")
+    named = json.loads(modules.read_text(encoding="utf-8")) if modules else []
+    types = json.loads(routes.read_text(encoding="utf-8")).get("types", {}) if routes else {}
+    return [*(str(module["path"]) for module in named), *map(str, types)]
+
+
+def _header(source: ModelSource, folder: str) -> Header | None:
+    """What a module's weights are called; None where it has none. Raises ``UserError`` for a pickle."""
     prefix = f"{folder}/" if folder else ""
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    if any(_file(source, prefix + name) is not None for name in (WEIGHTS, INDEX)):
+        return read_header(source, folder)
+    pickle = f"{prefix}pytorch_model.bin"
+    if source.is_local and _file(source, pickle) is not None:  # of the hub it would be fetched to look
+        raise UserError(f"{source.path}: {pickle} is a pickle, which could run code: save as safetensors")
+    return None
+
+
+def _config(source: ModelSource, folder: str) -> dict[str, Any]:
+    """``config.json`` of a module; empty where there is none."""
+    path = _file(source, f"{folder}/config.json" if folder else "config.json")
+    found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_quantized(source: ModelSource, folder: str) -> None:
+    """Raise ``UserError`` for quantized weights: they cannot be cast to the dtype asked for."""
+    config = _config(source, folder)
+    refuse_quantized(source, config)
+    if quantization_method(config.get("quantization_config")) is not None:
+        raise UserError(f"{source.path}: weights quantized with bitsandbytes run with --encoder torch only")
+
+
+def _refuse_incomplete(source: ModelSource, model: Any, headers: Iterable[str], weights: dict[str, Any]) -> None:
+    """Raise ``UserError`` where the weights of a Transformer are not all in its files: the library does not tell."""
+    bodies = [module.model for module in model.modules() if isinstance(module, Transformer)]
+    kinds = {body.config.model_type: body for body in bodies if isinstance(body, PreTrainedModel)}
+    for folder in headers:
+        body = kinds.get(_config(source, folder).get("model_type", ""))
+        if body is None:  # no Transformer's
+            continue
+        place = {"subfolder": folder} if folder else {}
+        _, loaded = type(body).from_pretrained(
+            source.location, config=body.config, device_map="meta", output_loading_info=True,
+            trust_remote_code=source.remote_code, local_files_only=source.is_local, **place, **weights,
+        )  # fmt: skip
+        refuse_incomplete(source, body, loaded)
+
+
+def _file(source: ModelSource, name: str) -> Path | None:
+    """A file of the model, from its folder or the hub; None where there is none."""
     options = {"_raise_exceptions_for_missing_entries": False, **_quietly(source)}
-    for name in names:
-        if cached_file(source.location, prefix + name, **options) is not None:
-            if name.endswith(".bin"):
-                raise UserError(f"{source.path}: {prefix}{name} is a pickle, which could run code: save as safetensors")
-            return
+    found = cached_file(source.location, name, **options)
+    return Path(found) if found is not None else None
 
 
 def _quietly(source: ModelSource) -> dict[str, Any]:

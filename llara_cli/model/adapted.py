@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from llara_cli.artifacts import read_json, write_atomically
 from llara_cli.console import UserError
-from llara_cli.model.source import ADAPTER, BASE, ModelSource
+from llara_cli.model.checkpoint import listed, why_unreadable
+from llara_cli.model.source import BASE, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
 from llara_cli.model.tokens import first_line
 from llara_cli.protocols import TrainingSetup
 from llara_cli.registry import missing_extra
@@ -60,10 +63,11 @@ def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
         raise UserError(f"{Path(source.path) / BASE}: not what this version reads of an adapter's base model")
     beside = folder.resolve().parent / Path(told["beside"] or "").name
     location = str(beside) if told["beside"] and beside.is_dir() else told["location"]
-    base = ModelSource(source.name, location, told["gguf_file"], source.saved_recipe, remote_code=source.remote_code)
-    if Path(base.location).is_absolute() and not Path(base.path).exists():
-        raise UserError(f"{source.path}: an adapter whose base model is gone: no {base.path}")
-    return base, told
+    place = str(Path(location) / told["gguf_file"]) if told["gguf_file"] else location
+    if Path(location).is_absolute() and not Path(place).exists():
+        raise UserError(f"{source.path}: an adapter whose base model is gone: no {place}")
+    base = resolve_outside(place, source.remote_code)
+    return replace(base, name=source.name, saved_recipe=source.saved_recipe), told
 
 
 def refuse_changed(source: ModelSource, base: ModelSource, fingerprint: str) -> None:
@@ -75,22 +79,60 @@ def refuse_changed(source: ModelSource, base: ModelSource, fingerprint: str) -> 
 def put_together(model: PreTrainedModel, folder: Path, quantization: str | None) -> PreTrainedModel:
     """The base, with its new tokens, and the adapter in ``folder`` as one plain model in fp32.
 
-    Raises ``UserError`` for an adapter that is missing, damaged, or made for a model of another shape.
+    Raises ``UserError`` for an adapter that is missing, damaged, made for a model of another shape, or not whole.
     """
-    from peft import PeftModel  # takes seconds to import
+    from peft import PeftModel, get_peft_model_state_dict  # takes seconds to import
 
-    place = folder / ADAPTER
-    if not (place / "adapter_model.safetensors").is_file():  # peft would go on to look for a pickle
-        raise UserError(f"{place}: no adapter_model.safetensors")
+    names = set(_shapes(folder))
     if quantization == NF4:
         _round_to_nf4(model)
     model.float()
     try:
-        adapted = PeftModel.from_pretrained(model, place)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of missing weights, which are an error below
+            adapted = PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{place}: cannot load the adapter: {first_line(error)}") from error
+        raise UserError(f"{folder}: cannot load the adapter: {first_line(error)}") from error
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if absent := wanted - names:
+        raise UserError(f"{folder}: the adapter lacks weights that its configuration names: {listed(absent)}")
+    if unused := {name for name in names - wanted if "lora_" in name}:
+        raise UserError(f"{folder}: the adapter has weights that the base model has no place for: {listed(unused)}")
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an adapter's weights. Raises ``UserError`` where the file is missing or damaged."""
+    file = folder / PEFT_WEIGHTS
+    if not file.is_file():  # peft would go on to look for a pickle
+        raise UserError(f"{folder}: no {PEFT_WEIGHTS}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: cannot load the adapter: {file.name}: {why_unreadable(file, error)}") from error
+
+
+def embedding_rows(model: PreTrainedModel, folder: Path) -> int | None:
+    """Rows of the embeddings that an adapter brings along, as it was trained with new tokens; None: it has none."""
+    table = model.get_input_embeddings()
+    (name,) = (name for name, module in model.named_modules() if module is table)
+    ending = f".{name}.weight"
+    return next((shape[0] for own, shape in _shapes(folder).items() if own.endswith(ending) and len(shape) == 2), None)
+
+
+def adapter_folder(source: ModelSource) -> Path:
+    """The folder of an adapter that peft saved; of one on the hub that of the cache, into which it is fetched.
+
+    Raises ``UserError`` where there are no safetensors in it.
+    """
+    if source.is_local:
+        return Path(source.location)
+    weights = hub_file(source.location, PEFT_WEIGHTS)
+    if weights is None:
+        raise UserError(f"{source.location}: no {PEFT_WEIGHTS} of this adapter can be had from the hub")
+    return weights.parent
 
 
 def quantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -11,15 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llara_cli.console import UserError
-from llara_cli.model.adapted import base_of, put_together, refuse_changed
-from llara_cli.model.source import ModelSource
+from llara_cli.model import gguf_files
+from llara_cli.model.adapted import adapter_folder, base_of, embedding_rows, put_together, refuse_changed
+from llara_cli.model.checkpoint import (
+    missing_library,
+    quantization_method,
+    read_header,
+    refuse_incomplete,
+    refuse_quantized,
+)
+from llara_cli.model.source import ADAPTER, ModelSource, refuse_adapter_beside
 from llara_cli.model.tokens import TextTokenizer, first_line
-from llara_cli.registry import missing_extra
 
 
 @contextmanager
@@ -35,15 +43,24 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_config(source: ModelSource) -> Any:
-    """The model's configuration. Raises ``UserError`` where there is none to be had."""
+    """The model's configuration; of an adapter its base's.
+
+    Raises ``UserError`` where there is none to be had, and for weights quantized in a way that cannot be read here.
+    """
+    if source.base is not None:
+        return load_config(source.base)
     options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(source.location, trust_remote_code=source.remote_code, **options)
+            config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.remote_code, **options)
+        if source.gguf_file:
+            gguf_files.complete_config(config, source.gguf_parts)
     except ImportError as error:
-        raise missing_extra("gguf", "gguf") from error
+        raise missing_library(source, error) from error
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:  # a damaged GGUF ends in any of them
         raise UserError(_cannot_load(source, error)) from error
+    refuse_quantized(source, config)
+    return config
 
 
 def _cannot_load(source: ModelSource, error: Exception) -> str:
@@ -64,26 +81,76 @@ def max_positions(config: Any) -> int | None:
 def load_causal_lm(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its vocabulary projection, on the CPU, in ``dtype``; safetensors or GGUF only.
 
-    A GGUF is dequantised and its weights moved into a module built from the plain configuration, so that it can be
-    saved like any other. Raises ``UserError`` where the files are missing or no causal language model.
+    An adapter is merged into its base. Quantized weights (GGUF, bitsandbytes) are dequantized, and moved into a module
+    built from the plain configuration, so that it can be saved like any other.
+
+    Raises:
+        UserError: the files are missing, damaged, no causal language model, or do not hold all of its weights. The
+            vocabulary projection alone may be missing: see ``lacks_projection``.
     """
     if source.is_adapter:
         return _from_adapter(source).to(dtype)
+    if source.base is not None:
+        return _from_peft(source, source.base, dtype)
     config = load_config(source)
     try:
         with quiet_transformers():
-            model = _from_gguf(source, dtype) if source.gguf_file else _from_checkpoint(source, config, dtype)
+            model = _from_gguf(source, config, dtype) if source.gguf_file else _from_checkpoint(source, config, dtype)
     except ImportError as error:
-        raise missing_extra(f"what {source.path} needs ({first_line(error)})", "gguf") from error
-    except (OSError, ValueError, KeyError) as error:
+        raise missing_library(source, error) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(_cannot_load(source, error)) from error
     model.config.use_cache = False
     return model
 
 
-def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    options = {"dtype": dtype, "trust_remote_code": source.remote_code, "use_safetensors": True}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.location, config=config, **options)
+def has_projection(source: ModelSource) -> bool:
+    """Whether a checkpoint on this disk has its vocabulary projection; True where that takes more than its headers.
+
+    Raises ``UserError`` for a checkpoint that is not whole, as ``load_causal_lm`` does, without reading a weight.
+    """
+    if source.base is not None:
+        return has_projection(source.base)
+    if source.is_adapter or source.gguf_file or not source.is_local:
+        return True
+    config = load_config(source)
+    if quantization_method(getattr(config, "quantization_config", None)) is not None:
+        return True  # its layers cannot be made without memory
+    try:
+        with quiet_transformers():
+            model = _from_checkpoint(source, config, torch.float32, device_map="meta")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(_cannot_load(source, error)) from error
+    return not lacks_projection(model)
+
+
+def lacks_projection(model: PreTrainedModel) -> bool:
+    """Whether the checkpoint had no vocabulary projection: the model's is random, and is not saved."""
+    return bool(_projection_names(model) & set(getattr(model, "_keys_to_ignore_on_save", None) or ()))
+
+
+def _projection_names(model: PreTrainedModel) -> set[str]:
+    head = model.get_output_embeddings()
+    names = (name for name, module in model.named_modules() if module is head)
+    return {f"{name}.{own}" for name in names for own, _ in head.named_parameters()}
+
+
+def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
+    refuse_adapter_beside(source)
+    header = read_header(source)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": source.remote_code, "use_safetensors": True}
+    options |= more
+    if header is not None and header.renaming:
+        options["key_mapping"] = header.renaming
+    model: PreTrainedModel
+    model, loaded = AutoModelForCausalLM.from_pretrained(
+        source.location, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    missing = refuse_incomplete(source, model, loaded)
+    if quantization_method(getattr(config, "quantization_config", None)) is not None:
+        model = _as_plain(model.dequantize(), dtype)
+    if missing:
+        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *missing}
     return model
 
 
@@ -94,15 +161,37 @@ def _from_adapter(source: ModelSource) -> PreTrainedModel:
     refuse_changed(source, base, told["fingerprint"])
     model = load_causal_lm(base, getattr(torch, told["dtype"]))
     add_new_tokens(model, TextTokenizer.load(base), tuple(told["new_tokens"]), told["seed"])
-    return put_together(model, Path(source.location), told["quantization"])
+    return put_together(model, Path(source.location) / ADAPTER, told["quantization"])
 
 
-def _from_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    options = {"gguf_file": source.gguf_file, "dtype": torch.float32}
-    with redirect_stderr(io.StringIO()):  # its bar heeds none of transformers' switches
-        loaded = AutoModelForCausalLM.from_pretrained(source.location, **options)
+def _from_peft(source: ModelSource, base: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    model = load_causal_lm(base, torch.float32)
+    folder = adapter_folder(source)
+    rows = embedding_rows(model, folder)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    return put_together(model, folder, None).to(dtype)
+
+
+def _from_gguf(source: ModelSource, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    files = source.gguf_parts
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    # its bar heeds none of transformers' switches
+    with gguf_files.as_one_file(files) as file, redirect_stderr(io.StringIO()):
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32, **options
+        )
+    found["unexpected_keys"] = {*found["unexpected_keys"], *gguf_files.unplaced_tensors(loaded, files)}
+    if refuse_incomplete(source, loaded, found):
+        raise UserError(f"{source.path}: a GGUF without the vocabulary projection (output.weight)")
+    return _as_plain(loaded, dtype)
+
+
+def _as_plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights in a module built from the plain configuration, which can be saved like any other."""
     config = loaded.config
-    del config.quantization_config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     config._name_or_path = ""
     with torch.device("meta"):
         plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)
@@ -111,6 +200,7 @@ def _from_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     for name, buffer in loaded.named_buffers():
         plain.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer, persistent=False)
     plain.generation_config = loaded.generation_config
+    plain.eval()
     return plain.to(dtype)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from llara_cli.artifacts import MANIFEST, sha256_file, slug
 from llara_cli.console import UserError
+from llara_cli.model import gguf_files
 from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
 from llara_cli.workspace import Workspace
 
@@ -23,6 +27,15 @@ MODULES = "modules.json"
 """Names the modules of a sentence-transformers model and their folders."""
 ADAPTER, BASE = "adapter", "base.json"
 """In a model that was saved as an adapter only: the adapter's folder, and what is written down of its base."""
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What makes a folder or hub repository an adapter that peft saved."""
+_FULL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -32,9 +45,10 @@ class ModelSource:
     Attributes:
         name: short, for naming artifacts.
         location: a folder, or a hub id.
-        gguf_file: the file's name inside ``location``, for GGUF.
+        gguf_file: the file's name inside ``location``, for GGUF; of a split one the first part's.
         saved_recipe: the recipe saved with (or recognised from) the checkpoint.
         remote_code: the user allowed the checkpoint's own Python code to run.
+        base: what an adapter that peft saved is to be put on; None: the model is no such adapter.
     """
 
     name: str
@@ -42,6 +56,7 @@ class ModelSource:
     gguf_file: str | None = None
     saved_recipe: Recipe | None = None
     remote_code: bool = False
+    base: ModelSource | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -55,8 +70,33 @@ class ModelSource:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether only an adapter lies there, to be put on its base."""
+        """Whether only an adapter of llara lies there, to be put on its base."""
         return (Path(self.location) / BASE).is_file()
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether it is a model of the library sentence-transformers, by its ``modules.json``."""
+        if self.gguf_file or self.base is not None:
+            return False
+        if self.is_local:
+            return (Path(self.location) / MODULES).is_file()
+        return hub_file(self.location, MODULES) is not None
+
+    @property
+    def tokenizer_location(self) -> str:
+        """Where its tokenizer lies: an adapter may leave it to its base."""
+        if self.base is None or any(self._has(name) for name in _TOKENIZER_FILES):
+            return self.location
+        return self.base.tokenizer_location
+
+    def _has(self, name: str) -> bool:
+        return (Path(self.location) / name).is_file() if self.is_local else hub_file(self.location, name) is not None
+
+    @property
+    def gguf_parts(self) -> list[Path]:
+        """The files of a GGUF: one, or the parts that it was split into. Raises ``UserError`` where one is missing."""
+        assert self.gguf_file is not None
+        return gguf_files.parts(Path(self.location) / self.gguf_file)
 
     @property
     def path(self) -> str:
@@ -71,9 +111,13 @@ class ModelSource:
 
     def fingerprint(self) -> str:
         """What tells this model from any other: sha256 over its files (a workspace model: over its manifest)."""
+        if self.base is not None:
+            own = replace(self, base=None).fingerprint()
+            return hashlib.sha256(f"{own} on {self.base.fingerprint()}\n".encode()).hexdigest()
         folder = Path(self.location)
         if self.gguf_file:
-            return sha256_file(folder / self.gguf_file)
+            of_parts = [sha256_file(part) for part in self.gguf_parts]
+            return of_parts[0] if len(of_parts) == 1 else hashlib.sha256("\n".join(of_parts).encode()).hexdigest()
         if (folder / MANIFEST).is_file():
             return sha256_file(folder / MANIFEST)
         if not folder.is_dir():
@@ -98,7 +142,7 @@ def _hub_commit(repo_id: str) -> str:
     """The commit of a hub model in the local cache; loading it first puts it there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(repo_id, name) for name in ("config.json", MODULES))
+    found = (try_to_load_from_cache(repo_id, name) for name in ("config.json", MODULES, PEFT_CONFIG))
     return next((Path(cached).parent.name for cached in found if isinstance(cached, str)), "main")
 
 
@@ -110,33 +154,44 @@ def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -
     """
     if artifact := workspace.find("models", argument):
         return ModelSource(argument, str(artifact.path), None, read_recipe(artifact.path), remote_code)
+    if not Path(argument).expanduser().exists() and (workspace.root / "models" / argument).is_dir():
+        raise UserError(f"model {argument!r} is unfinished: run the command that began it again")
+    return resolve_outside(argument, remote_code)
+
+
+def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
+    """A model that is none of the workspace: a file, a folder, or a hub id."""
     path = Path(argument).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return ModelSource(slug(path.stem), str(path.parent), path.name)
+        first = gguf_files.parts(path)[0]
+        return ModelSource(slug(Path(gguf_files.without_part(path.name)).stem), str(path.parent), first.name)
     if path.is_dir():
         return _from_folder(path, remote_code)
     if path.suffix == ".gguf" or path.is_absolute() or argument.startswith((".", "~")) or argument.count("/") > 1:
         raise UserError(f"no such model: {argument}")
     if not _HUB_ID.fullmatch(argument):
         raise UserError(f"{argument!r} is not a model name, folder, .gguf file or hub id")
-    if (workspace.root / "models" / argument).is_dir():
-        raise UserError(f"model {argument!r} is unfinished: run the command that began it again")
-    return ModelSource(slug(argument.rpartition("/")[2]), argument, None, _hub_recipe(argument), remote_code)
+    go_offline_if_unreachable()
+    source = ModelSource(slug(argument.rpartition("/")[2]), argument, None, _hub_recipe(argument), remote_code)
+    config = hub_file(argument, PEFT_CONFIG)
+    return source if config is None else _on_base(source, config, _FULL_WEIGHTS)
+
+
+def hub_file(repo_id: str, name: str) -> Path | None:
+    """A file of a hub model, fetched or found in the hub's cache; None where there is none, or no hub to ask."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(repo_id, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # no such repository, or the hub is out of reach: loading it will say so
+        return None
+    return Path(path) if path else None
 
 
 def _hub_recipe(repo_id: str) -> Recipe | None:
     """The recipe of a hub model: its small files are fetched (or found in the hub's cache) and read like a folder's."""
-    go_offline_if_unreachable()
-    from transformers.utils.hub import cached_file
-
-    found = None
-    for name in RECIPE_SOURCES:
-        try:
-            path = cached_file(repo_id, name, _raise_exceptions_for_missing_entries=False)
-        except OSError:  # no such repository, or the hub is out of reach: loading it will say so
-            return None
-        found = path or found
-    return read_recipe(Path(found).parent) if found else None
+    found = [path for name in RECIPE_SOURCES if (path := hub_file(repo_id, name)) is not None]
+    return read_recipe(found[-1].parent) if found else None
 
 
 def go_offline_if_unreachable(timeout: float = 3.0) -> None:
@@ -160,6 +215,70 @@ def go_offline_if_unreachable(timeout: float = 3.0) -> None:
 
 
 def _from_folder(path: Path, remote_code: bool) -> ModelSource:
-    if not any((path / name).is_file() for name in ("config.json", MODULES)):
+    if not any((path / name).is_file() for name in ("config.json", MODULES, PEFT_CONFIG)):
         raise UserError(f"{path}: not a model folder (no config.json)")
-    return ModelSource(slug(path.resolve().name), str(path), None, read_recipe(path), remote_code)
+    source = ModelSource(slug(path.resolve().name), str(path), None, read_recipe(path), remote_code)
+    if not (path / PEFT_CONFIG).is_file() or source.has_modules:
+        return source
+    return _on_base(source, path / PEFT_CONFIG, (file.name for file in path.glob("*")))
+
+
+def _on_base(source: ModelSource, config: Path, files: Iterable[str]) -> ModelSource:
+    """An adapter that peft saved, with the model that it names as its base.
+
+    Args:
+        config: the adapter's ``adapter_config.json``.
+        files: names that may lie beside it.
+
+    Raises:
+        UserError: full weights lie beside the adapter; the base is not named, not there, or an adapter itself.
+    """
+    full = [name for name in files if _is_full_weights(name) and source._has(name)]
+    if full:
+        raise UserError(_both(source, min(full)))
+    named = _base_named(config)
+    try:
+        base = resolve_outside(_beside(named, config.parent), source.remote_code)
+    except UserError as error:
+        raise UserError(f"{source.path}: an adapter whose base model is not there: {error}") from error
+    if base.base is not None or base.is_adapter:
+        raise UserError(f"{source.path}: an adapter on {named!r}, which is an adapter itself: merge that one first")
+    return replace(source, base=base, saved_recipe=source.saved_recipe or base.saved_recipe)
+
+
+def _both(source: ModelSource, full: str) -> str:
+    return (
+        f"{source.path}: holds full weights ({full}) and an adapter ({PEFT_CONFIG}), and nothing says whether the "
+        "adapter is merged into the weights already: move one of them to a folder of its own"
+    )
+
+
+def refuse_adapter_beside(source: ModelSource) -> None:
+    """Raise ``UserError`` for full weights beside an adapter: transformers would attach it without a word."""
+    if source.base is None and source._has(PEFT_CONFIG):
+        raise UserError(_both(source, "config.json"))
+
+
+def _is_full_weights(name: str) -> bool:
+    return name in _FULL_WEIGHTS or re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) is not None
+
+
+def _base_named(config: Path) -> str:
+    """The model that an ``adapter_config.json`` names."""
+    try:
+        fields: Any = json.loads(config.read_text(encoding="utf-8"))
+        named = fields["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)") from error
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)")
+    if Path(named).is_dir() and Path(named).resolve() == config.parent.resolve():
+        raise UserError(f"{config}: names its own folder as the base model of its adapter")
+    return named
+
+
+def _beside(named: str, folder: Path) -> str:
+    """A relative path is one from the working directory, as peft has it, or else from the adapter's folder."""
+    if Path(named).is_absolute() or Path(named).exists() or not (folder / named).is_dir():
+        return named
+    return str(folder / named)

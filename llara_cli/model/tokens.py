@@ -46,10 +46,10 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         if source.gguf_file:
             tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **options)
-        elif cached_file(source.location, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location)
+        elif cached_file(source.tokenizer_location, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_location, **options)
     except (OSError, ValueError, ImportError) as error:
         hint = " (a tokenizer.model file needs: pip install sentencepiece protobuf)" if "tiktoken" in str(error) else ""
         raise UserError(f"{source.location}: cannot load its tokenizer: {first_line(error)}{hint}") from error

@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from llara_cli.artifacts import input_record
-from llara_cli.console import Console
+from llara_cli.console import Console, UserError
 from llara_cli.data.corpus import corpus_files
 from llara_cli.model.facts import ModelFacts
+from llara_cli.model.loading import has_projection, lacks_projection
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import PromptIds
 from llara_cli.settings import PretrainSettings
@@ -93,6 +94,22 @@ class Pretraining(TrainingRun[Example]):
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Example]:
         """The same texts in every epoch."""
         return [self.table[number] for number in numbers]
+
+    def _check_weights(self) -> None:
+        if not has_projection(self.source):
+            raise self._no_projection()
+
+    def _prepare(self, source: ModelSource) -> Prepared:
+        prepared = super()._prepare(source)
+        if lacks_projection(prepared.model):
+            raise self._no_projection()
+        return prepared
+
+    def _no_projection(self) -> UserError:
+        return UserError(
+            f"{self.source.path}: the checkpoint has no vocabulary projection (LM head), through which EBAE and EBAR "
+            "predict tokens: a random one would be trained. Take the language model that it was made from"
+        )
 
     def objective(self, prepared: Prepared) -> PretextObjective:
         """EBAE and EBAR in one forward where the model honours a mask and positions, else in two."""

@@ -23,7 +23,7 @@ from llara_cli.console import Console
 from llara_cli.model.allocator import keep_freed_memory
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
 from llara_cli.model.facts import ModelFacts
-from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.loading import has_projection, quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
@@ -113,6 +113,7 @@ class TrainingRun(ABC, Generic[ItemT]):
     def run(self, *, restart: bool) -> dict[str, Any]:
         """Train, or take up where an earlier run stopped, or give the finished run's result again."""
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
+        self._check_weights()
         team = Team(self.accelerator.process_index, self.accelerator.num_processes)
         with team.share(lambda: self.workspace.build("models", self.name, self.blueprint, restart=restart)) as build:
             if isinstance(build, Artifact):
@@ -122,6 +123,10 @@ class TrainingRun(ABC, Generic[ItemT]):
                 result = self._train(build)
         self.accelerator.end_training()
         return result
+
+    def _check_weights(self) -> None:
+        """Raise ``UserError`` for a checkpoint that is not whole, before any work."""
+        has_projection(self.source)
 
     def plan(self) -> Plan:
         """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""

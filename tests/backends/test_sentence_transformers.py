@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tiny import TEXTS
 from tiny_sentences import KINDS, QUERY_PROMPT, make_router_model, make_sentence_model, make_static_model
@@ -170,3 +171,38 @@ def test_a_model_with_a_way_for_each_role(tmp_path: Path) -> None:
     weights = folder / "query_0_Transformer" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert ModelSource("router", str(folder)).fingerprint() != before
+
+
+def _rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    save_file({name: weight.contiguous() for name, weight in change(load_file(path)).items()}, path)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
+def test_weights_that_are_missing_are_named(tmp_path: Path, kind: str) -> None:
+    folder = make_sentence_model(tmp_path / kind, kind)
+    wanted = load(folder).encode(["a text"], "passage").vectors
+    _rewritten(folder, lambda old: {f"module._orig_mod.{name}": weight for name, weight in old.items()})
+    np.testing.assert_array_equal(load(folder).encode(["a text"], "passage").vectors, wanted)
+    _rewritten(folder, lambda old: {name.removeprefix("module._orig_mod."): weight for name, weight in old.items()})
+    _rewritten(folder, lambda old: {name: weight for name, weight in old.items() if not name.startswith("pooler.")})
+    np.testing.assert_array_equal(load(folder).encode(["a text"], "passage").vectors, wanted)
+    first = next(iter(sorted(load_file(folder / "model.safetensors"))))
+    _rewritten(folder, lambda old: {name: weight for name, weight in old.items() if name != first})
+    with pytest.raises(UserError, match=rf"1 missing: {first}$"):
+        load(folder)
+
+
+@pytest.mark.parametrize("route", ["query", "document"])
+def test_a_missing_weight_of_a_route_is_named(tmp_path: Path, route: str) -> None:
+    folder = make_router_model(tmp_path / "router")
+    _rewritten(folder / f"{route}_0_Transformer", lambda old: dict(list(old.items())[1:]))
+    with pytest.raises(UserError, match="1 missing: "):
+        load(folder)
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
+    folder = make_sentence_model(tmp_path / "bert")
+    _rewritten(folder, lambda old: old | {"embeddings.LayerNorm.bias": torch.zeros(5)})
+    with pytest.raises(UserError, match=r"1 of another shape: embeddings\.LayerNorm\.bias \(5,\) instead of \(32,\)$"):
+        load(folder)

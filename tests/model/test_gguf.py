@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -42,12 +43,20 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
-@pytest.fixture
-def gguf_file(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny Llama as GGUF, in float32."""
-    source = ModelSource("tiny", str(tiny_model))
+def write_gguf(
+    model: Path,
+    path: Path,
+    *,
+    without: str = "",
+    split: int = 0,
+    more: dict[str, np.ndarray] | None = None,
+    scaling: str | None = None,
+    theta: float = 10000.0,
+) -> Path:
+    """A tiny Llama as GGUF, in float32; in parts of so many tensors each, as llama.cpp splits a file."""
+    source = ModelSource("tiny", str(model))
     tokenizer = TextTokenizer.load(source).hf
-    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_context_length(SHAPE["max_position_embeddings"])
     writer.add_embedding_length(SHAPE["hidden_size"])
     writer.add_block_count(SHAPE["num_hidden_layers"])
@@ -55,10 +64,13 @@ def gguf_file(tiny_model: Path, tmp_path: Path) -> Path:
     writer.add_head_count(SHAPE["num_attention_heads"])
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(theta)
+    if scaling is not None:
+        writer.add_string("llama.rope.scaling.type", scaling)
+        writer.add_rope_scaling_factor(4.0)
     writer.add_vocab_size(len(tokenizer))
-    model = tokenizer.backend_tokenizer.to_str()
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in json.loads(model)["model"]["merges"]]
+    state = tokenizer.backend_tokenizer.to_str()
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in json.loads(state)["model"]["merges"]]
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
@@ -70,12 +82,28 @@ def gguf_file(tiny_model: Path, tmp_path: Path) -> Path:
         array = weight.numpy()
         if "q_proj" in name or "k_proj" in name:
             array = permuted(array, SHAPE["num_attention_heads"] if "q_proj" in name else 2)
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+        if gguf_name(name) != without:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+    for name, array in (more or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tmp_path / "small.gguf"
+    return path
+
+
+@pytest.fixture
+def gguf_file(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny Llama as GGUF, in float32."""
+    return write_gguf(tiny_model, tmp_path / "small.gguf")
+
+
+def logits(source: ModelSource) -> torch.Tensor:
+    """Of a few tokens."""
+    with torch.no_grad():
+        found: torch.Tensor = load_causal_lm(source, torch.float32).eval()(torch.arange(3, 40)[None]).logits
+    return found
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -100,4 +128,81 @@ def test_what_is_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUFnot really")
     with pytest.raises(UserError, match=r"x\.gguf: cannot load the model"):
+        load_causal_lm(resolve(str(path), Workspace(tmp_path / "ws")), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("named", [1, 3])
+def test_all_parts_of_a_split_gguf_are_read(tiny_model: Path, tmp_path: Path, named: int) -> None:
+    write_gguf(tiny_model, tmp_path / "big.gguf", split=5)
+    assert len(list(tmp_path.glob("big-0000?-of-00005.gguf"))) == 5
+    workspace = Workspace(tmp_path / "ws")
+    source = resolve(str(tmp_path / f"big-0000{named}-of-00005.gguf"), workspace)
+    assert source.name == "big"
+    torch.testing.assert_close(logits(source), logits(ModelSource("t", str(tiny_model))), atol=1e-5, rtol=1e-4)
+    assert TextTokenizer.load(source).encode(["The river"]) == TextTokenizer.load(
+        ModelSource("t", str(tiny_model))
+    ).encode(["The river"])
+    before = source.fingerprint()
+    last = tmp_path / "big-00005-of-00005.gguf"
+    last.write_bytes(last.read_bytes()[:-1] + b"?")
+    assert source.fingerprint() != before
+    last.unlink()
+    with pytest.raises(UserError, match=r"parts of this split GGUF are missing: big-00005-of-00005\.gguf$"):
+        resolve(str(tmp_path / "big-00001-of-00005.gguf"), workspace)
+
+
+def test_a_part_under_another_name_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    write_gguf(tiny_model, tmp_path / "big.gguf", split=5)
+    (tmp_path / "big-00001-of-00005.gguf").rename(tmp_path / "model.gguf")
+    with pytest.raises(UserError, match="one of 5 parts of a split GGUF: keep the names"):
+        load_causal_lm(resolve(str(tmp_path / "model.gguf"), Workspace(tmp_path / "ws")), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tensor_that_is_missing_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_gguf(tiny_model, tmp_path / "small.gguf", without="blk.1.ffn_up.weight")
+    with pytest.raises(UserError, match=r"1 missing: model\.layers\.1\.mlp\.up_proj\.weight$"):
+        load_causal_lm(resolve(str(path), Workspace(tmp_path / "ws")), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tensor_that_has_no_place_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_gguf(tiny_model, tmp_path / "small.gguf", more={"blk.0.attn_gate.weight": np.ones(4, np.float32)})
+    with pytest.raises(UserError, match=r"1 unexpected: blk\.0\.attn_gate\.weight$"):
+        load_causal_lm(resolve(str(path), Workspace(tmp_path / "ws")), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_rope_scaling_of_llama_3_is_read(tiny_model: Path, tmp_path: Path) -> None:
+    """llama.cpp keeps it as a tensor, which transformers leaves out."""
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    rope = {"scaled": scaling, "plain": {"rope_type": "default", "rope_theta": 5e5}}
+    for name, parameters in rope.items():
+        shutil.copytree(tiny_model, tmp_path / name)
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": parameters}))
+    wanted, unscaled = (ModelSource(name, str(tmp_path / name)) for name in rope)
+    plain, scaled = (load_causal_lm(source, torch.float32) for source in (unscaled, wanted))
+    factors = (plain.model.rotary_emb.inv_freq / scaled.model.rotary_emb.inv_freq).numpy()
+    assert factors.max() == 8
+    path = write_gguf(tiny_model, tmp_path / "small.gguf", more={"rope_freqs.weight": factors}, theta=5e5)
+    source = resolve(str(path), Workspace(tmp_path / "ws"))
+    torch.testing.assert_close(logits(source), logits(wanted), atol=1e-5, rtol=1e-4)
+    loaded = load_causal_lm(source, torch.float32)
+    loaded.save_pretrained(tmp_path / "saved")
+    for model in (loaded, load_causal_lm(ModelSource("s", str(tmp_path / "saved")), torch.float32)):
+        torch.testing.assert_close(model.model.rotary_emb.inv_freq, scaled.model.rotary_emb.inv_freq)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["metadata", "tensor"])
+def test_a_rope_scaling_that_cannot_be_read_is_refused(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    more = {"rope_freqs.weight": np.array([1, 2, 1, 2], np.float32)} if kind == "tensor" else {}
+    scaling = "yarn" if kind == "metadata" else None
+    path = write_gguf(tiny_model, tmp_path / "small.gguf", more=more, scaling=scaling)
+    with pytest.raises(UserError, match=r"its RoPE scaling \(.*\).* cannot be read from a GGUF"):
         load_causal_lm(resolve(str(path), Workspace(tmp_path / "ws")), torch.float32)

@@ -1,0 +1,242 @@
+"""What lies in a checkpoint's files, and whether it is all of the model: a missing weight would start at random.
+
+Nothing here reads a weight: names and shapes are in the files' headers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from llara_cli.console import UserError
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import first_line
+from llara_cli.registry import install_hint
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+NAMED = 5
+"""Tensors that an error names; the others are counted."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LFS_POINTER = b"version https://git-lfs"
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""What DistributedDataParallel and torch.compile write before every name."""
+_COMPILED = "_orig_mod."
+_OTHER_HEADS = frozenset(
+    ("lm_head", "embed_out", "score", "classifier", "cls", "qa_outputs", "v_head", "value_head", "pooler")
+)
+"""Heads of other tasks: a checkpoint may hold them beside the body, which does not need them."""
+_OLD_BUFFERS = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|attn\.bias)$")
+"""Constants that older versions of transformers saved."""
+BITSANDBYTES = "bitsandbytes"
+
+
+def refuse_quantized(source: ModelSource, config: Mapping[str, Any] | Any) -> None:
+    """Raise ``UserError`` for weights quantized in a way that cannot be trained from, nor saved again.
+
+    ``config``: the configuration, as transformers' object or as the JSON object of ``config.json``.
+    """
+    found = config.get("quantization_config") if isinstance(config, Mapping) else _attribute(config)
+    method = quantization_method(found)
+    if source.gguf_file or method in (None, BITSANDBYTES):
+        return
+    raise UserError(
+        f"{source.path}: its weights are quantized with {method}, which cannot be read here: "
+        "name the model that it was quantized from (bf16, fp16 and fp32 weights, GGUF files and bitsandbytes are read)"
+    )
+
+
+def _attribute(config: Any) -> Any:
+    return getattr(config, "quantization_config", None)
+
+
+def quantization_method(found: Any) -> str | None:
+    """What quantized a checkpoint, by the ``quantization_config`` of its configuration; None: nothing did."""
+    if not found:
+        return None
+    told = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
+    if told is None:  # written by old versions of bitsandbytes
+        fields = found if isinstance(found, Mapping) else vars(found)
+        return BITSANDBYTES if fields.get("load_in_4bit") or fields.get("load_in_8bit") else "an unknown method"
+    return str(getattr(told, "value", told))
+
+
+@dataclass(frozen=True)
+class Header:
+    """The names in a checkpoint's files, in the files' order."""
+
+    names: frozenset[str]
+
+    @property
+    def renaming(self) -> dict[str, str] | None:
+        """Patterns and replacements (transformers' ``key_mapping``) that undo a wrapper; None: nothing to undo."""
+        patterns = {}
+        if self.names and all(_WRAPPERS.match(name) for name in self.names):
+            patterns[_WRAPPERS.pattern] = ""
+        if any(_COMPILED in _WRAPPERS.sub("", name) for name in self.names):  # layers that were compiled one by one
+            patterns[re.escape(_COMPILED)] = ""
+        return patterns or None
+
+
+def read_header(source: ModelSource, folder: str = "") -> Header | None:
+    """The header of the weights in ``folder`` of a model; None where the hub has no safetensors of it.
+
+    Raises ``UserError`` that names the file where one is missing, cut short, no safetensors file, or a pickle.
+    """
+    files = _weight_files(source, folder)
+    return None if files is None else Header(frozenset(name for file in files for name in _names(file)))
+
+
+def _weight_files(source: ModelSource, folder: str) -> list[Path] | None:
+    prefix = f"{folder}/" if folder else ""
+    whole = _file(source, prefix + WEIGHTS)
+    if whole is not None:
+        return [whole]
+    index = _file(source, prefix + INDEX)
+    if index is not None:
+        return _shards(source, index, folder)
+    if not source.is_local:
+        return None
+    place = Path(source.location) / folder
+    pickles = sorted(file.name for pattern in _PICKLES for file in place.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{place / pickles[0]} is a pickle, which could run code when it is read: "
+            f"save the model as safetensors (transformers: model.save_pretrained(FOLDER))"
+        )
+    raise UserError(f"{place}: no weights in it: {WEIGHTS} (or {INDEX}) is missing")
+
+
+def _file(source: ModelSource, name: str) -> Path | None:
+    """A file of the model, from its folder or the hub."""
+    if source.is_local:
+        path = Path(source.location) / name
+        return path if path.is_file() else None
+    found = cached_file(
+        source.location,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return Path(found) if found is not None else None
+
+
+def _shards(source: ModelSource, index: Path, folder: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: {why_unreadable(index, error)}") from error
+    if not source.is_local:
+        paths, _ = get_checkpoint_shard_files(source.location, str(index), subfolder=folder)
+        return [Path(path) for path in paths]
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{source.path}: {listed(missing)} of the {len(names)} files in {index.name} missing: copy or download them"
+        )
+    return [index.parent / name for name in names]
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: {why_unreadable(file, error)}") from error
+
+
+def why_unreadable(file: Path, error: Exception) -> str:
+    """What to tell of a file that is not what its name says."""
+    with file.open("rb") as opened:
+        start = opened.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        return "a git-lfs pointer, not the file itself: run git lfs pull, or download it"
+    return f"damaged or cut short ({first_line(error)}): copy or download it again"
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a, b, c, d, e and 7 more``."""
+    every = sorted(names)
+    more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
+    return ", ".join(every[:NAMED]) + more
+
+
+def refuse_incomplete(source: ModelSource, model: PreTrainedModel, loaded: Mapping[str, Any]) -> frozenset[str]:
+    """Compare the weights in a checkpoint's files with those of the model.
+
+    Args:
+        model: a body, or a body with its vocabulary projection.
+        loaded: what transformers tells of loading it (``output_loading_info``).
+
+    Returns:
+        Names of the vocabulary projection's weights, where the files have none of it: only what lies before it can
+        be used then.
+
+    Raises:
+        UserError: a weight is missing, of another shape, or has no place in the model; the message names them.
+    """
+    missing = {name for name in loaded["missing_keys"] if _first_part(model, name) != "pooler"}  # BERT's, used nowhere
+    unexpected = set(loaded["unexpected_keys"])
+    shapes = {str(name): (tuple(file), tuple(here)) for name, file, here in loaded["mismatched_keys"]}
+    head = {name for name in missing if not _in_body(model, name)}
+    whole = {name for name in _outside_body(model) if not _OLD_BUFFERS.search(name)}
+    if head < whole - set(_tied(model)):  # a part of the projection is there, another is not
+        head = set()
+    faults = [
+        _counted("missing", missing - head),
+        _counted("unexpected", {name for name in unexpected if not _is_unused(model, name)}),
+        _counted("of another shape", [f"{name} {file} instead of {here}" for name, (file, here) in shapes.items()]),
+        *(str(message) for message in loaded.get("error_msgs") or ()),
+    ]
+    told = "; ".join(fault for fault in faults if fault)
+    if told:
+        raise UserError(f"{source.path}: its weights are not those that its configuration describes: {told}")
+    return frozenset(head)
+
+
+def _counted(what: str, names: Iterable[str]) -> str:
+    every = list(names)
+    return f"{len(every)} {what}: {listed(every)}" if every else ""
+
+
+def _in_body(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight is of the body, which turns tokens into hidden states."""
+    prefix = model.base_model_prefix
+    return not hasattr(model, prefix) or name.startswith(f"{prefix}.")
+
+
+def _outside_body(model: PreTrainedModel) -> set[str]:
+    return {name for name, _ in model.named_parameters(remove_duplicate=False) if not _in_body(model, name)}
+
+
+def _tied(model: PreTrainedModel) -> Iterable[str]:
+    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", {})
+    return tied
+
+
+def _first_part(model: PreTrainedModel, name: str) -> str:
+    """The outermost module that a weight is in, the body apart."""
+    return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+
+
+def _is_unused(model: PreTrainedModel, name: str) -> bool:
+    """Whether a model can do without a weight that it has no place for: another task's head, or a constant."""
+    first = _first_part(model, name)
+    return _OLD_BUFFERS.search(name) is not None or (first in _OTHER_HEADS and not hasattr(model, first))
+
+
+def missing_library(source: ModelSource, error: ImportError) -> UserError:
+    """The error for a checkpoint that a library is needed for which is not installed."""
+    if source.gguf_file:
+        return UserError(f"{source.path}: reading GGUF files needs gguf: {install_hint('gguf')}")
+    if BITSANDBYTES in str(error).lower():
+        return UserError(f"{source.path}: its weights are quantized with bitsandbytes: {install_hint('qlora')}")
+    return UserError(f"{source.path}: cannot load the model: {first_line(error)}")
