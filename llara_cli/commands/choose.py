@@ -7,9 +7,33 @@ from pathlib import Path
 from llara_cli.artifacts import Artifact, Kind
 from llara_cli.commands.options import Session, default_model
 from llara_cli.console import UserError
-from llara_cli.model.source import ModelSource, resolve
+from llara_cli.model.source import MODULES, ModelSource, resolve
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.indexing import Indexing
+
+DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
+
+
+def named_model(session: Session, given: str, remote_code: bool = False) -> ModelSource:
+    """The model that an argument names; that it is an adapter is said."""
+    return said(session, resolve(given, session.workspace, remote_code=remote_code))
+
+
+def said(session: Session, source: ModelSource) -> ModelSource:
+    """The source itself, with a note where it is put together from two places."""
+    if source.base is not None:
+        session.console.note(f"{source.name}: an adapter, put on its base {source.base.path}")
+    return source
+
+
+def chosen_encoder(session: Session, given: str | None, source: ModelSource) -> str:
+    """``--encoder``, else the one that the model was made for; which is said where it is not the usual one."""
+    if given is not None:
+        return given
+    if source.saved_recipe is None and source.has_modules:
+        session.console.note(f"encoder: {SENTENCE_TRANSFORMERS} ({source.name} has a {MODULES})")
+        return SENTENCE_TRANSFORMERS
+    return DEFAULT_ENCODER
 
 
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
@@ -17,7 +41,7 @@ def model_to_finetune(session: Session, given: str | None, remote_code: bool = F
     if given is None:
         adapted = [a for a in session.workspace.artifacts("models") if a.manifest["settings"].get("task") == "pretrain"]
         given = adapted[-1].name if adapted else default_model(session.workspace.root)
-    return resolve(given, session.workspace, remote_code=remote_code)
+    return named_model(session, given, remote_code)
 
 
 def model_to_use(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
@@ -25,7 +49,7 @@ def model_to_use(session: Session, given: str | None, remote_code: bool = False)
     if given is None:
         given = newest(session, "models", "pretrain or finetune one, or name one with --model").name
         session.console.note(f"model: {given} (the newest)")
-    return resolve(given, session.workspace, remote_code=remote_code)
+    return named_model(session, given, remote_code)
 
 
 def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:

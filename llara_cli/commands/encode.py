@@ -43,7 +43,7 @@ def encode(
     shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
     layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
     dim: o.Dim = None,
-    encoder: o.Encoder = "torch",
+    encoder: o.Encoder = None,
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
     restart: o.Restart = False,
@@ -59,12 +59,13 @@ def encode(
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
     if from_ is not None and dim is not None:
         raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
-    from llara_cli.commands.choose import model_to_use
+    from llara_cli.commands.choose import chosen_encoder, model_to_use
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
 
     chosen: Any = role
-    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim)
     source = model_to_use(session, model, trust_remote_code)
+    encoder = chosen_encoder(session, encoder, source)
+    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim)
     run: Encoding | Importing
     if corpus is not None:
         run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")

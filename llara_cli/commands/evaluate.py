@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +66,7 @@ def evaluate(
     query_length: o.QueryLength = None,
     index_backend: Annotated[str, typer.Option(help="exact, faiss, hnsw, ...")] = "exact",
     dim: o.Dim = None,
-    encoder: o.Encoder = "torch",
+    encoder: o.Encoder = None,
     batch_tokens: o.BatchTokens = None,
     drop_identical_ids: Annotated[
         bool, typer.Option("--drop-identical-ids", help="Drop a hit with the query's own id (ArguAna, Quora: always).")
@@ -97,8 +97,8 @@ def evaluate(
     assert benchmark is not None
     _check_known(benchmark)
     asked = _Asked(benchmark, datasets, data_root, split, yes)
-    dense = Dense(max_length, query_length, dtype, index_backend, encoder, batch_tokens, dim)
-    ranker = _ranker(session, model, run, name, dense, trust_remote_code)
+    dense = Dense(max_length, query_length, dtype, index_backend, batch_tokens=batch_tokens, dim=dim)
+    ranker = _ranker(session, model, run, name, dense, encoder, trust_remote_code)
     _measure(session, asked, ranker, EvaluateSettings(top_k, wanted, drop_identical_ids, restart), format_)
 
 
@@ -162,10 +162,16 @@ def _measure_run(session: o.Session, run: Path, qrels: Path, metrics: tuple[str,
 
 
 def _ranker(
-    session: o.Session, model: str | None, run: Path | None, name: str | None, dense: Dense, remote_code: bool
+    session: o.Session,
+    model: str | None,
+    run: Path | None,
+    name: str | None,
+    dense: Dense,
+    encoder: str | None,
+    remote_code: bool,
 ) -> Ranker:
     """A run, BM25, or a model."""
-    from llara_cli.commands.choose import model_to_use
+    from llara_cli.commands.choose import chosen_encoder, model_to_use
     from llara_cli.evaluation.rankers import Bm25Ranker, ModelRanker, RunRanker
 
     if (run is not None or model == "bm25") and (dense.max_length or dense.query_length or dense.dim):
@@ -176,7 +182,9 @@ def _ranker(
         raise UserError("--name is for --run: a model goes by its own name")
     if model == "bm25":
         return Bm25Ranker(session.console)
-    return ModelRanker(session.workspace, session.console, model_to_use(session, model, remote_code), dense)
+    source = model_to_use(session, model, remote_code)
+    dense = replace(dense, encoder=chosen_encoder(session, encoder, source))
+    return ModelRanker(session.workspace, session.console, source, dense)
 
 
 def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:

@@ -43,7 +43,7 @@ def mine(
     query_length: o.QueryLength = None,
     seed: o.Seed = 42,
     name: o.Name = None,
-    encoder: o.Encoder = "torch",
+    encoder: o.Encoder = None,
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
     restart: o.Restart = False,
@@ -63,7 +63,7 @@ def mine(
     words = model == "bm25"
     if words and (max_length is not None or query_length is not None):
         session.console.note("--max-length and --query-length are for a model: BM25 reads whole texts")
-    from llara_cli.commands.choose import corpus_index, model_to_use
+    from llara_cli.commands.choose import chosen_encoder, corpus_index, model_to_use
     from llara_cli.data.training_rows import training_files
     from llara_cli.retrieval.encoding import EncodeSettings
     from llara_cli.retrieval.finders import Bm25Finder, DenseFinder
@@ -86,6 +86,7 @@ def mine(
         else:
             assert corpus is not None
             source = model_to_use(session, model, trust_remote_code)
+            encoder = chosen_encoder(session, encoder, source)
             encode = EncodeSettings(max_length=max_length, dtype=dtype, encoder=encoder)
             artifact, model = corpus_index(session, source, corpus, encode, "mine"), None
         searching = Searching(session.workspace, session.console, artifact, query_length, (), model, trust_remote_code)

@@ -106,7 +106,14 @@ Dim = Annotated[
     int | None,
     typer.Option("--dim", help="Keep the first N dimensions (Matryoshka). (default: all)", show_default=False),
 ]
-Encoder = Annotated[str, typer.Option("--encoder", help="Encoder backend.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="torch, sentence-transformers, ... (default: sentence-transformers for its models, else torch)",
+        show_default=False,
+    ),
+]
 TableFormat = Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")]
 QueryLength = Annotated[
     int | None,

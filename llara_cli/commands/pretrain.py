@@ -62,7 +62,7 @@ def pretrain(
 ) -> None:
     """Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.model.source import resolve
+    from llara_cli.commands.choose import named_model
     from llara_cli.settings import AdapterSettings, OptimiserSettings, PretrainSettings, apply_preset
     from llara_cli.training.pretrain import Pretraining
 
@@ -73,7 +73,7 @@ def pretrain(
     adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge)
     chosen: Any = targets
     settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimiser)
-    source = resolve(model or o.default_model(session.workspace.root), session.workspace, remote_code=trust_remote_code)
+    source = named_model(session, model or o.default_model(session.workspace.root), trust_remote_code)
     run = Pretraining.of(session.workspace, session.console, source, corpus, apply_preset(settings, preset), name)
     if dry_run:
         show_plan(session.console, run.name, run.plan())

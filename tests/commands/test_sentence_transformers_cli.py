@@ -69,3 +69,28 @@ def test_pooling_that_nobody_chose_is_said_once(llara: Llara, beir: Path, tiny_m
     said = llara("encode", beir, "--model", tiny_model, *USED).err
     assert said.count("has no modules.json: sentence-transformers takes the mean of its hidden states") == 1
     assert "modules.json" not in llara("encode", beir, "--model", model, *USED).err
+
+
+def test_a_model_of_the_library_takes_its_encoder_by_itself(
+    llara: Llara, beir: Path, model: Path, tmp_path: Path
+) -> None:
+    told = "encoder: sentence-transformers ("
+    encoded = llara("encode", beir, "--model", model)
+    assert encoded.code == 0, encoded.err
+    assert encoded.err.count(told) == 1
+    (made,) = (tmp_path / "ws/embeddings").iterdir()
+    settings = json.loads((made / "manifest.json").read_text())["settings"]
+    assert settings["encoder"] == "sentence-transformers"
+    assert llara("encode", beir, "--model", model, *USED).err.count("nothing to do") == 1
+    measured = llara("evaluate", beir, "--model", model)
+    assert measured.code == 0, measured.err
+    assert measured.err.count(told) == 1
+    by_hand = llara("evaluate", beir, "--model", model, *USED)
+    assert "nothing to do" in by_hand.err
+    assert told not in by_hand.err
+
+
+def test_a_model_of_llaras_own_stays_with_torch(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert llara("encode", beir, "--model", tiny_model).code == 0
+    (made,) = (tmp_path / "ws/embeddings").iterdir()
+    assert json.loads((made / "manifest.json").read_text())["settings"]["encoder"] == "torch"
