@@ -209,7 +209,7 @@ class TrainingSetup:
     """What a training backend is told: tokens whose embedding rows must train, the seed of their start, the adapter.
 
     ``dtype`` is the compute dtype: frozen weights may be kept in it, trainable ones are fp32; all are bf16 where
-    ``bf16_weights`` says that the optimiser rounds stochastically.
+    ``bf16_weights`` says that the optimiser rounds stochastically. ``note`` is told what the user should hear.
     """
 
     dtype: torch.dtype
@@ -217,6 +217,7 @@ class TrainingSetup:
     seed: int = 0
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     bf16_weights: bool = False
+    note: Callable[[str], None] = field(default=warnings.warn, compare=False)
 
 
 class TrainingBackend(ABC):

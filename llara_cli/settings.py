@@ -27,12 +27,18 @@ def refuse_nonpositive(flag: str, value: float | None) -> None:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """LoRA, on all linear layers (RepLLaMA's values); ``merge``: save a merged checkpoint beside the adapter."""
+    """LoRA (RepLLaMA's values).
+
+    Attributes:
+        merge: save a merged checkpoint beside the adapter.
+        targets: names of the layers that get an adapter, as peft takes them (``q_proj``); None: all linear layers.
+    """
 
     rank: int = 64
     alpha: int = 16
     dropout: float = 0.1
     merge: bool = True
+    targets: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -40,6 +46,8 @@ class AdapterSettings:
             raise UserError(f"--lora-rank and --lora-alpha must be positive, not {self.rank} and {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--lora-dropout must lie in [0, 1), not {self.dropout}")
+        if self.targets is not None and not all(self.targets):
+            raise UserError("--lora-targets: write names of layers, separated by commas, as in q_proj,v_proj")
 
 
 @dataclass(frozen=True)

@@ -6,33 +6,77 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from llara_cli.console import UserError
 from llara_cli.model.adapted import save_base
 from llara_cli.model.source import ADAPTER, ModelSource
+from llara_cli.model.tokens import first_line
 from llara_cli.protocols import TrainingSetup
 
 
 def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any:
-    """The peft model around ``model``: adapters on all linear layers, and the embeddings' rows ``fresh``, in fp32."""
+    """The peft model around ``model``: adapters on its linear layers, and the embeddings' rows ``fresh``, in fp32.
+
+    Raises ``UserError`` where peft cannot put an adapter on a layer that ``setup`` names.
+    """
+    targets = list(setup.adapter.targets) if setup.adapter.targets is not None else _usual_targets(model, setup)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=setup.adapter.rank,
         lora_alpha=setup.adapter.alpha,
         lora_dropout=setup.adapter.dropout,
-        target_modules="all-linear",
+        target_modules=targets,
         trainable_token_indices=fresh or None,
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        known = ", ".join(sorted(_linear_layers(model)))
+        raise UserError(f"--lora-targets {','.join(targets)}: {first_line(error)} (linear layers: {known})") from error
     # peft makes a set of the names, whose order differs from process to process: equal runs save equal files
     adapted.peft_config["default"].target_modules = sorted(adapted.peft_config["default"].target_modules)
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     return adapted
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Last name of the linear layers, the vocabulary projection apart -> their whole names."""
+    head, found = model.get_output_embeddings(), dict[str, list[str]]()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head:
+            found.setdefault(name.rpartition(".")[2], []).append(name)
+    return found
+
+
+def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
+    """The linear layers that peft takes, by their whole names; those that it refuses are told of."""
+    layers = _linear_layers(model)
+    refused = sorted(name for name in layers if not _is_accepted(model, name))
+    if refused:
+        setup.note(f"no adapter on {', '.join(refused)}: peft takes none there ({model.config.model_type})")
+    targets = sorted(whole for name, every in layers.items() if name not in refused for whole in every)
+    if not targets:
+        raise UserError(f"no linear layer of {model.config.model_type} can get an adapter: take --backend full")
+    return targets
+
+
+def _is_accepted(model: PreTrainedModel, name: str) -> bool:
+    """Whether peft puts an adapter on a layer of this name in a model of this kind: tried on a small stand-in."""
+    stand_in = nn.Module()
+    stand_in.config = model.config
+    stand_in.add_module(name, nn.Linear(2, 2))
+    try:
+        inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), stand_in)
+    except ValueError:
+        return False
+    return True
 
 
 def save(

@@ -102,6 +102,7 @@ def finetune(
     lora_rank: o.LoraRank = 64,
     lora_alpha: o.LoraAlpha = 16,
     lora_dropout: o.LoraDropout = 0.1,
+    lora_targets: o.LoraTargets = None,
     merge: o.Merge = True,
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
@@ -129,7 +130,7 @@ def finetune(
         backend, recipe, query_length, passage_length, negatives, temperature, chunk_size, in_batch_negatives,
         mask_false_negatives, mask_margin, distillation, o.parse_dims(dims), symmetric, (),
         dev_every, patience, dtype,
-        AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge), optimiser,
+        AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets)), optimiser,
     )  # fmt: skip
     source = model_to_finetune(session, model, trust_remote_code)
     sets = [TrainingSet.parse(each) for each in train]

@@ -98,6 +98,14 @@ SaveEvery = Annotated[
 LoraRank = Annotated[int, typer.Option(help="Rank of the adapters.", rich_help_panel=_ADAPTER)]
 LoraAlpha = Annotated[int, typer.Option(help="Scale of the adapters.", rich_help_panel=_ADAPTER)]
 LoraDropout = Annotated[float, typer.Option(help="Dropout before the adapters.", rich_help_panel=_ADAPTER)]
+LoraTargets = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers that get an adapter, as q_proj,v_proj. (default: all linear layers)",
+        show_default=False,
+        rich_help_panel=_ADAPTER,
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A backend's own setting, key=value; repeatable.", show_default=False)
 ]
@@ -161,6 +169,11 @@ def default_model(workspace_root: Path) -> str:
     from llara_cli.settings import DEFAULT_MODEL
 
     return str(read_toml(workspace_root).get("model", DEFAULT_MODEL))
+
+
+def parse_targets(given: str | None) -> tuple[str, ...] | None:
+    """``q_proj,v_proj``."""
+    return tuple(name.strip() for name in given.split(",")) if given is not None else None
 
 
 def parse_dims(given: str | None) -> tuple[int, ...]:

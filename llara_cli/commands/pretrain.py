@@ -50,6 +50,7 @@ def pretrain(
     lora_rank: o.LoraRank = 64,
     lora_alpha: o.LoraAlpha = 16,
     lora_dropout: o.LoraDropout = 0.1,
+    lora_targets: o.LoraTargets = None,
     merge: o.Merge = True,
     dtype: o.Dtype = "auto",
     trust_remote_code: o.RemoteCode = False,
@@ -70,7 +71,7 @@ def pretrain(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
         max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
     )  # fmt: skip
-    adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge)
+    adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets))
     chosen: Any = targets
     settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimiser)
     source = named_model(session, model or o.default_model(session.workspace.root), trust_remote_code)

@@ -268,7 +268,9 @@ class TrainingRun(ABC, Generic[ItemT]):
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"
-        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, adapter, bf16)
+        # a plan loads models of the same shape: what is to be said of it is said of the model itself
+        note = self.console.note if source is self.source else _nothing
+        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, adapter, bf16, note)
         torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(source, tokenizer, setup)
         model.to(self.device)
@@ -283,6 +285,10 @@ class TrainingRun(ABC, Generic[ItemT]):
         if alone and not (optimiser.gradient_checkpointing or optimiser.compile):
             backbone.train_lean()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
+
+
+def _nothing(message: str) -> None:
+    """Say nothing."""
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:

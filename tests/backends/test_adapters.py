@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from program import Llara, write_jsonl
-from tiny import TEXTS, make_model
+from tiny import TEXTS, make_model, make_tokenizer
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from llara_cli import registry
 from llara_cli.console import LlaraError, UserError
@@ -212,3 +213,36 @@ def test_a_workspace_may_move_and_an_adapter_may_leave_it(folder: Path, tmp_path
             shutil.rmtree(gone)
         again = load_causal_lm(ModelSource("mine", str(place)), torch.float32).eval()
         torch.testing.assert_close(trained.logits(again), wanted, atol=2e-5, rtol=1e-4)
+
+
+def save_mamba(folder: Path) -> Path:
+    """A tiny random Mamba, on whose ``out_proj`` peft refuses to put an adapter."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=400, hidden_size=16, state_size=4, num_hidden_layers=2, eos_token_id=2)
+    with quiet_transformers():
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_layers_that_peft_refuses_are_left_out_and_told(llara: Llara, tmp_path: Path, corpus: Path) -> None:
+    flags = ("--model", save_mamba(tmp_path / "mamba"), "--backend", "lora", "--max-steps", 1, "--batch-size", 2)
+    trained = llara("pretrain", corpus, *flags, "--name", "m")
+    assert trained.code == 0, trained.err
+    assert trained.err.count("no adapter on out_proj: peft takes none there (mamba)") == 1
+    saved = json.loads((tmp_path / "ws/models/m/adapter/adapter_config.json").read_text())
+    assert {name.rpartition(".")[2] for name in saved["target_modules"]} == {"in_proj", "x_proj", "dt_proj"}
+
+
+def test_targets_may_be_chosen(llara: Llara, tmp_path: Path, corpus: Path, tiny_model: Path) -> None:
+    flags = ("--model", tiny_model, "--backend", "lora", "--max-steps", 1, "--batch-size", 2, "--name", "m")
+    chosen = llara("pretrain", corpus, *flags, "--lora-targets", "q_proj, v_proj")
+    assert chosen.code == 0, chosen.err
+    saved = json.loads((tmp_path / "ws/models/m/adapter/adapter_config.json").read_text())
+    assert saved["target_modules"] == ["q_proj", "v_proj"]
+    unknown = llara("pretrain", corpus, *flags, "--lora-targets", "query", "--restart")
+    assert unknown.code == 2
+    assert "--lora-targets query: " in unknown.error
+    assert "linear layers: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in unknown.error
+    assert llara("pretrain", corpus, *flags, "--lora-targets", "q_proj,,v_proj", "--restart").code == 2
+    assert "adapter.targets was ['q_proj', 'v_proj'], now None" in llara("pretrain", corpus, *flags).error
