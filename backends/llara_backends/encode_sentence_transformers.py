@@ -25,7 +25,7 @@ from llara_cli.model.checkpoint import (
     INDEX,
     WEIGHTS,
     Header,
-    quantization_method,
+    is_quantized,
     read_header,
     refuse_incomplete,
     refuse_quantized,
@@ -159,9 +159,12 @@ def _headers(source: ModelSource) -> dict[str, Header]:
 def _folders(source: ModelSource) -> list[str]:
     """The folders of a model's modules, those of its routes too; none where it was not made with the library."""
     modules, routes = _file(source, MODULES), _file(source, "router_config.json")
-    named = json.loads(modules.read_text(encoding="utf-8")) if modules else []
-    types = json.loads(routes.read_text(encoding="utf-8")).get("types", {}) if routes else {}
-    return [*(str(module["path"]) for module in named), *map(str, types)]
+    try:
+        named = json.loads(modules.read_text(encoding="utf-8")) if modules else []
+        types = json.loads(routes.read_text(encoding="utf-8")).get("types", {}) if routes else {}
+        return [*(str(module["path"]) for module in named), *map(str, types)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source.path}: {MODULES} or router_config.json is damaged: {first_line(error)}") from error
 
 
 def _header(source: ModelSource, folder: str) -> Header | None:
@@ -186,7 +189,7 @@ def _refuse_quantized(source: ModelSource, folder: str) -> None:
     """Raise ``UserError`` for quantized weights: they cannot be cast to the dtype asked for."""
     config = _config(source, folder)
     refuse_quantized(source, config)
-    if quantization_method(config.get("quantization_config")) is not None:
+    if is_quantized(config):
         raise UserError(f"{source.path}: weights quantized with bitsandbytes run with --encoder torch only")
 
 

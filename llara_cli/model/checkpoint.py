@@ -38,13 +38,12 @@ _OLD_BUFFERS = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|attn\.bias)
 BITSANDBYTES = "bitsandbytes"
 
 
-def refuse_quantized(source: ModelSource, config: Mapping[str, Any] | Any) -> None:
+def refuse_quantized(source: ModelSource, config: Any) -> None:
     """Raise ``UserError`` for weights quantized in a way that cannot be trained from, nor saved again.
 
     ``config``: the configuration, as transformers' object or as the JSON object of ``config.json``.
     """
-    found = config.get("quantization_config") if isinstance(config, Mapping) else _attribute(config)
-    method = quantization_method(found)
+    method = _quantization_method(config)
     if source.gguf_file or method in (None, BITSANDBYTES):
         return
     raise UserError(
@@ -53,19 +52,22 @@ def refuse_quantized(source: ModelSource, config: Mapping[str, Any] | Any) -> No
     )
 
 
-def _attribute(config: Any) -> Any:
-    return getattr(config, "quantization_config", None)
+def is_quantized(config: Any) -> bool:
+    """Whether weights are quantized, by the configuration: transformers' object or a JSON object."""
+    return _quantization_method(config) is not None
 
 
-def quantization_method(found: Any) -> str | None:
-    """What quantized a checkpoint, by the ``quantization_config`` of its configuration; None: nothing did."""
+def _quantization_method(config: Any) -> str | None:
+    """What quantized a checkpoint; None: nothing did."""
+    fields = config if isinstance(config, Mapping) else vars(config)
+    found = fields.get("quantization_config")
     if not found:
         return None
-    told = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
-    if told is None:  # written by old versions of bitsandbytes
-        fields = found if isinstance(found, Mapping) else vars(found)
-        return BITSANDBYTES if fields.get("load_in_4bit") or fields.get("load_in_8bit") else "an unknown method"
-    return str(getattr(told, "value", told))
+    told = found if isinstance(found, Mapping) else getattr(found, "__dict__", {})
+    method = told.get("quant_method")
+    if method is None:  # written by old versions of bitsandbytes
+        return BITSANDBYTES if told.get("load_in_4bit") or told.get("load_in_8bit") else "an unknown method"
+    return str(getattr(method, "value", method))
 
 
 @dataclass(frozen=True)

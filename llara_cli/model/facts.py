@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.loading import load_config, quiet_transformers
+from llara_cli.model.loading import model_of_shapes
 from llara_cli.model.source import ModelSource
 
 
@@ -26,9 +25,7 @@ class ModelFacts:
     @classmethod
     def of(cls, source: ModelSource) -> ModelFacts:
         """Read the configuration and build the module without weights."""
-        config = load_config(source)
-        with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.remote_code)
+        model = model_of_shapes(source)
         body = Backbone(model)
         head = model.get_output_embeddings()
         linears = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]

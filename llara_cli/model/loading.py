@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -17,17 +16,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llara_cli.console import UserError
+from llara_cli.data.lines import one_line
 from llara_cli.model import gguf_files
 from llara_cli.model.adapted import adapter_folder, base_of, embedding_rows, put_together, refuse_changed
 from llara_cli.model.checkpoint import (
+    is_quantized,
     missing_library,
-    quantization_method,
     read_header,
     refuse_incomplete,
     refuse_quantized,
 )
 from llara_cli.model.source import ADAPTER, ModelSource, refuse_adapter_beside
-from llara_cli.model.tokens import TextTokenizer, first_line
+from llara_cli.model.tokens import TextTokenizer
 
 
 @contextmanager
@@ -57,7 +57,9 @@ def load_config(source: ModelSource) -> Any:
             gguf_files.complete_config(config, source.gguf_parts)
     except ImportError as error:
         raise missing_library(source, error) from error
-    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:  # a damaged GGUF ends in any of them
+    except UserError:
+        raise
+    except Exception as error:  # whatever an odd config.json, or a damaged GGUF, makes of transformers
         raise UserError(_cannot_load(source, error)) from error
     refuse_quantized(source, config)
     return config
@@ -65,10 +67,10 @@ def load_config(source: ModelSource) -> Any:
 
 def _cannot_load(source: ModelSource, error: Exception) -> str:
     if source.is_local:
-        return f"{source.path}: cannot load the model: {first_line(error)}"
+        return f"{source.path}: cannot load the model: {one_line(error)}"
     return (
         f"no model {source.location!r} in the workspace, on this disk or (as far as it can be reached) on the hub:"
-        f" {first_line(error)}"
+        f" {one_line(error)}"
     )
 
 
@@ -104,6 +106,20 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def model_of_shapes(source: ModelSource) -> PreTrainedModel:
+    """The model without weights, on the ``meta`` device.
+
+    Raises ``UserError`` where the configuration describes no causal language model that could be built.
+    """
+    config = load_config(source)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=source.remote_code)
+    except Exception as error:  # whatever odd numbers in a config.json make of a model's constructor
+        raise UserError(_cannot_load(source, error)) from error
+    return model
+
+
 def has_projection(source: ModelSource) -> bool:
     """Whether a checkpoint on this disk has its vocabulary projection; True where that takes more than its headers.
 
@@ -114,7 +130,7 @@ def has_projection(source: ModelSource) -> bool:
     if source.is_adapter or source.gguf_file or not source.is_local:
         return True
     config = load_config(source)
-    if quantization_method(getattr(config, "quantization_config", None)) is not None:
+    if is_quantized(config):
         return True  # its layers cannot be made without memory
     try:
         with quiet_transformers():
@@ -147,7 +163,7 @@ def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype, **mor
         source.location, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     missing = refuse_incomplete(source, model, loaded)
-    if quantization_method(getattr(config, "quantization_config", None)) is not None:
+    if is_quantized(config):
         model = _as_plain(model.dequantize(), dtype)
     if missing:
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *missing}

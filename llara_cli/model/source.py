@@ -125,7 +125,7 @@ class ModelSource:
         if (folder / MODULES).is_file():
             named = _module_files(folder)
         else:
-            files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+            files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()})
             named = [(file.name, file) for file in files]
         digests = "".join(f"{name} {sha256_file(file)}\n" for name, file in named)
         return hashlib.sha256(digests.encode()).hexdigest()

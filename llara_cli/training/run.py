@@ -130,6 +130,7 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     def plan(self) -> Plan:
         """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""
+        self._check_weights()
         schedule, load = self.schedule, self.load
         wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
         samples = [self.pick(0, numbers[:wanted]) for _, numbers in islice(schedule.batches(), SAMPLE_BATCHES)]

@@ -370,3 +370,31 @@ def test_full_weights_beside_an_adapter_are_refused_before_any_work(
     outcome = llara(verb, data, "--model", both)
     assert outcome.code == 2
     assert "full weights (model.safetensors) and an adapter (adapter_config.json)" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_attention_heads": 0}, "cannot load the model"),
+        ({"hidden_size": "32"}, "'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+        ({"model_type": "made-up"}, "made-up"),
+        ({"quantization_config": "awq"}, "cannot load the model"),
+    ],
+)
+def test_a_configuration_that_describes_no_model(
+    llara: Llara, tiny_model: Path, beir: Path, fields: dict[str, Any], message: str
+) -> None:
+    saved = changed(tiny_model, beir.parent / "m", lambda old: old, fields)
+    for arguments in (("encode", beir), ("pretrain", beir, "--dry-run")):
+        outcome = llara(*arguments, "--model", saved)
+        assert outcome.code == 2
+        assert outcome.error.startswith(f"error: {saved}: ")
+        assert message in outcome.error
+
+
+def test_a_plan_finds_missing_weights_too(llara: Llara, tiny_model: Path, tmp_path: Path, corpus: Path) -> None:
+    torn = shards(changed(tiny_model, tmp_path / "torn", lambda old: old), "model-00002-of-00003.safetensors")
+    outcome = llara("pretrain", corpus, "--model", torn, "--dry-run")
+    assert outcome.code == 2
+    assert "model-00002-of-00003.safetensors of the 3 files" in outcome.error
