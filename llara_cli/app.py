@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from types import FrameType
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llara_cli import __version__
-from llara_cli.console import LlaraError, is_follower
+from llara_cli.console import LlaraError, Terminated, is_follower
 
 SUMMARY = "Turn a language model into a dense retriever."
 
@@ -68,8 +73,18 @@ class Verbs(TyperGroup):
             return args[0], load_verb(args[0]), args[1:]
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; Typer would turn every interrupt into exit code 130, without a word."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, typer.Abort) as error:
+            # at a question, Click turns the first into the second
+            cause = error.__context__ if isinstance(error, typer.Abort) else error
+            if not isinstance(cause, KeyboardInterrupt):
+                raise
+            raise typer.Exit(interrupted(cause)) from error
 
-INTERRUPTED = 130
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT = {"help_option_names": ["--help", "-h"]}
 app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, no_args_is_help=True, context_settings=CONTEXT)
@@ -103,7 +118,7 @@ def top(
 
 
 def main() -> None:
-    """Run the program and exit: 0 done, 1 the work failed, 2 the caller's mistake, 130 on Ctrl-C."""
+    """Run the program and exit: 0 done, 1 the work failed, 2 the caller's mistake, 128 + number on a signal."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -115,18 +130,46 @@ def run(arguments: list[str]) -> int:
     try:
         if not verbose:
             silence_libraries()
-        code = int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
+        with termination_as_interrupt():
+            return int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
     except Exception as error:
         if verbose:
             sys.excepthook(type(error), error, error.__traceback__)
         message, code = explain(error)
         sys.stderr.write(f"error: {message}\n" if message and not is_follower() else "")
         return code
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    if code == INTERRUPTED and not is_follower():
-        sys.stderr.write("interrupted; what is finished is kept, and the same command goes on from there\n")
-    return code
+    except KeyboardInterrupt as error:
+        return interrupted(error)
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM (Slurm's preemption) and SIGHUP (a closed terminal) raise ``Terminated``, a ``KeyboardInterrupt``.
+
+    A signal that is ignored (``nohup``) or has a handler already is left as it is, and so are threads.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _raise_terminated)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated(number)
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Say that the run was interrupted, and what that leaves; the exit code, 128 + the signal's number."""
+    if not is_follower():
+        sys.stderr.write("; ".join(["interrupted", *getattr(error, "__notes__", ())]) + "\n")
+    return 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def silence_libraries() -> None:

@@ -26,6 +26,14 @@ class UserError(LlaraError):
     exit_code = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a run as Ctrl-C does; ``signal``: the number of the one received."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
+
+
 def launched_processes() -> int:
     """How many processes ``accelerate launch`` or ``torchrun`` started; 1 where none did."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -34,6 +34,9 @@ from llara_cli.console import Console, UserError
 _SWAP_SECONDS = 2
 """How long to wait for another process that is swapping folders: far more than two renames take."""
 
+RESUMED: tuple[Kind, ...] = ("models", "embeddings", "mined")
+"""Kinds whose builds keep what is finished when they are interrupted; the others start again."""
+
 
 class Workspace:
     """One directory that holds every artifact."""
@@ -115,7 +118,12 @@ class Workspace:
                 _refuse_difference(target, read_json(target / PENDING), blueprint)
             elif target.exists() and any(target.iterdir()):
                 raise UserError(f"{target} exists and is not an artifact of llara; choose another --name")
-            yield Build(kind, name, blueprint, folder, target)
+            try:
+                yield Build(kind, name, blueprint, folder, target)
+            except KeyboardInterrupt as interrupt:
+                if kind in RESUMED and (folder / PENDING).is_file():
+                    interrupt.add_note("what is finished is kept, and the same command goes on from there")
+                raise
 
     def _mend(self, kind: Kind, name: str) -> None:
         """End a swap in whose middle a kill fell: bring back the artifact that it hid, or drop what it replaced.
