@@ -60,19 +60,24 @@ class Bar:
 
 @dataclass
 class Console:
-    """Where a command prints. ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere."""
+    """Where a command prints.
+
+    ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere; ``taken``: stdout is the user's
+    ``--output``, so no result is printed there.
+    """
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
     muted: bool = False
+    taken: bool = False
 
     def __post_init__(self) -> None:
         self.quiet |= self.muted
 
     def result(self, payload: Mapping[str, Any], render: Callable[[], RenderableType]) -> None:
         """Print the command's result: ``payload`` under ``--json``, else what ``render`` draws."""
-        if self.muted:
+        if self.muted or self.taken:
             return
         if self.as_json:
             import json  # milliseconds that --help need not pay

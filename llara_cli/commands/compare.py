@@ -45,7 +45,7 @@ def compare(
 
     check_format(format_, as_json=as_json)
     if plot is not None:
-        check_chart(plot)
+        check_chart(plot, session.workspace)
     comparing = Comparing(session.workspace, session.console, models, benchmark, metric, test)
     result = comparing.run()
     stem = comparison_path(session.workspace, comparing.benchmark, models)

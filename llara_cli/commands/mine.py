@@ -75,8 +75,8 @@ def mine(
     if words:
         settings = replace(settings, query_length=None)
     training_files(train)
-    if corpus is not None:
-        check_request(session.workspace, train, corpus, output, restart=restart)
+    o.yield_standard_output(session.console, output)
+    check_request(session.workspace, train, corpus, output, restart=restart)
     finder: Finder
     if corpus is not None and words:
         finder = Bm25Finder(corpus)

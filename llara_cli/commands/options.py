@@ -163,6 +163,20 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
     return Session(Workspace(root), Console(as_json, quiet, verbose, muted=is_follower()))
 
 
+def yield_standard_output(console: Console, output: Path | None) -> None:
+    """Print no result where ``--output`` is standard output itself, so that nothing else comes between.
+
+    Raises ``UserError`` under ``--json``, which is one object on standard output.
+    """
+    from llara_cli.outputs import is_standard_output
+
+    if output is None or not is_standard_output(output):
+        return
+    if console.as_json:
+        raise UserError(f"--json prints on standard output, and so does --output {output}: leave one of them out")
+    console.taken = True
+
+
 def default_model(workspace_root: Path) -> str:
     """``model`` of ``llara.toml``, else the project's default base model."""
     from llara_cli.commands.defaults import read_toml

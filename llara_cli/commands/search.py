@@ -44,9 +44,13 @@ def search(
         raise UserError("give one of: a query, --queries FILE with --output FILE, --interactive")
     if (queries is None) != (output is None):
         raise UserError("--queries FILE and --output FILE go together")
+    o.yield_standard_output(session.console, output)
     from llara_cli.commands.choose import newest
+    from llara_cli.outputs import check_output
     from llara_cli.retrieval.searching import Searching
 
+    if queries is not None and output is not None:
+        check_output(output, session.workspace.root, [queries])
     artifact = session.workspace.get("indexes", index) if index else newest(session, "indexes", "run llara index first")
     searching = Searching(
         session.workspace, session.console, artifact, query_length, set_ or (), model, trust_remote_code, device

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from llara_cli.artifacts import KINDS
 from llara_cli.console import UserError
+from llara_cli.outputs import check_output, open_output
+from llara_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +23,11 @@ _BAR, _GAP = 0.24, 0.22
 """Inches."""
 
 
-def check_chart(path: Path) -> None:
+def check_chart(path: Path, workspace: Workspace) -> None:
     """Raise ``UserError`` where no picture can be written to ``path``."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--plot {path}: write it as {' or '.join(SUFFIXES)}")
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"--plot {path}: no such folder to write into")
+    check_output(path, workspace.root, flag="--plot", own=KINDS)
 
 
 def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> None:
@@ -42,7 +44,9 @@ def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> None:
         for path in paths:
             # neither the date nor the library's version: the same figures are the same bytes
             kind = path.suffix.lower().removeprefix(".")
-            chart.savefig(path, dpi=160, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            with open_output(path) as file:
+                chart.savefig(file, dpi=160, format=kind, metadata=metadata)
 
 
 def _bars(axes: Axes, rows: Mapping[str, Any], name: str, place: int, count: int) -> None:

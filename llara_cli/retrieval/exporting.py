@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llara_cli.artifacts import atomic_file
 from llara_cli.console import Console, UserError
+from llara_cli.outputs import check_output, is_stream, open_output
 from llara_cli.protocols import Progress
 from llara_cli.retrieval.store import IDS, VectorStore
+from llara_cli.workspace import Workspace
 
 ENDINGS = (".npy", ".parquet")
 ROW_GROUP = 4096
@@ -38,6 +39,7 @@ def refuse_ending(file: Path) -> None:
 class Exporting:
     """One run of ``export``; ``force``: an existing file is replaced."""
 
+    workspace: Workspace
     store: VectorStore
     file: Path
     console: Console
@@ -62,11 +64,9 @@ class Exporting:
         }
 
     def _refuse_place(self, files: list[Path]) -> None:
-        if not self.file.resolve().parent.is_dir():
-            raise UserError(f"{self.file}: no such folder to write into")
-        if self.file.is_dir():
-            raise UserError(f"{self.file} is a folder: name a file in it")
-        there = [str(file) for file in files if file.exists()]
+        for file in files:
+            check_output(file, self.workspace.root, flag="FILE")
+        there = [str(file) for file in files if file.exists() and not is_stream(file)]
         if there and not self.force:
             raise UserError(f"{', '.join(there)}: there already; --force replaces it")
 
@@ -74,7 +74,7 @@ class Exporting:
         """(count, dim) float32 behind NumPy's header, and the ids."""
         shape = (self.store.count, self.store.dim)
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        with atomic_file(self.file) as file, atomic_file(ids_path(self.file)) as names:
+        with open_output(self.file) as file, open_output(ids_path(self.file)) as names:
             np.lib.format.write_array_header_1_0(file, header)
             for block in self._blocks(progress):
                 file.write(np.ascontiguousarray(block, "<f4").data)
@@ -88,7 +88,7 @@ class Exporting:
         schema = pa.schema([("id", pa.string()), ("vector", vector), ("title", pa.string()), ("text", pa.string())])
         names = iter(self.store.ids)
         with (
-            atomic_file(self.file) as file,
+            open_output(self.file) as file,
             pq.ParquetWriter(file, schema, use_dictionary=False) as writer,
         ):
             row = 0

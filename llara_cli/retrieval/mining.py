@@ -19,7 +19,6 @@ from llara_cli.artifacts import (
     Artifact,
     Blueprint,
     Build,
-    atomic_file,
     input_record,
     input_stem,
     slug,
@@ -29,6 +28,7 @@ from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder, Document
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
 from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
+from llara_cli.outputs import check_output, is_stream, open_output
 from llara_cli.retrieval.finders import Finder
 from llara_cli.retrieval.ranking import RowRanking
 from llara_cli.settings import refuse_nonpositive
@@ -116,36 +116,40 @@ def choose_negatives(
     return [left[place] for place in sorted(draw)]
 
 
-def check_request(workspace: Workspace, train: Path, corpus: Path, output: Path | None, *, restart: bool) -> None:
-    """Raise ``UserError`` for what would stop the mining only after ``corpus`` was encoded.
+def check_request(
+    workspace: Workspace, train: Path, corpus: Path | None, output: Path | None, *, restart: bool
+) -> None:
+    """Raise ``UserError`` for what would stop the mining only after much work: ``corpus`` encoded, an index loaded.
 
     A file that is a copy of rows mined in this workspace may yet turn out to be the output wanted.
     """
+    if output is not None:
+        check_place(output, workspace, train, corpus)
     for _ in read_training_rows(train):
         pass
     if output is None:
         return
-    check_output(output, train, corpus)
     copies = (workspace.root / "mined").glob("*/rows.*")
-    if output.exists() and not restart and not any(filecmp.cmp(path, output, shallow=False) for path in copies):
-        raise _exists(output)
+    if not restart:
+        _refuse_another(output, copies)
 
 
-def check_output(output: Path, train: Path, corpus: Path | None = None) -> None:
+def check_place(output: Path, workspace: Workspace, train: Path, corpus: Path | None = None) -> None:
     """Raise ``UserError`` for a place that the rows cannot be written to, or that what they are made of lies at."""
-    if output.suffix != output_suffix(train):
-        raise UserError(f"{output}: rows of {train} are written as *{output_suffix(train)}")
-    if not output.resolve().parent.is_dir():
-        raise UserError(f"{output}: no such folder to write into")
     read = [*training_files(train)]
     if corpus is not None:
         read.append(BeirFolder(corpus).corpus if corpus.is_dir() else corpus)
-    if output.exists() and any(file.exists() and output.samefile(file) for file in read):
-        raise UserError(f"{output} is what the rows are made of: choose another --output")
+    check_output(output, workspace.root, read)
+    if output.suffix != output_suffix(train) and not is_stream(output):
+        raise UserError(f"{output}: rows of {train} are written as *{output_suffix(train)}")
 
 
-def _exists(output: Path) -> UserError:
-    return UserError(f"{output} exists; choose another --output, or --restart to replace it")
+def _refuse_another(output: Path, copies: Iterable[Path]) -> None:
+    """Raise ``UserError`` where a file lies at ``output`` that equals none of ``copies``."""
+    if not output.exists() or is_stream(output):
+        return
+    if not any(path.is_file() and filecmp.cmp(path, output, shallow=False) for path in copies):
+        raise UserError(f"{output} exists; choose another --output, or --restart to replace it")
 
 
 @dataclass(frozen=True)
@@ -247,11 +251,10 @@ class Mining:
         return result
 
     def _check_output(self, output: Path, restart: bool) -> None:
-        check_output(output, self.train)
-        same = output.is_file() and self.rows_file.is_file() and filecmp.cmp(self.rows_file, output, shallow=False)
-        if output.exists() and not restart and not same:
-            raise _exists(output)
+        check_place(output, self.workspace, self.train)
+        if not restart:
+            _refuse_another(output, [self.rows_file])
 
     def _copy(self, rows: Path, output: Path) -> None:
-        with rows.open("rb") as source, atomic_file(output) as file:
+        with rows.open("rb") as source, open_output(output) as file:
             shutil.copyfileobj(source, file)

@@ -6,8 +6,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -27,19 +27,21 @@ Qrels = dict[str, dict[str, int]]
 """query id -> document id -> grade."""
 Answers = Iterable[tuple[str, Sequence[tuple[str, float]]]]
 """For each query its id and its hits, best first."""
+Opener = Callable[[Path], AbstractContextManager[IO[bytes]]]
+"""Opens a file to write: ``atomic_file`` in the workspace, ``open_output`` where the user names the file."""
 Hit = tuple[str, str, str, float]
 """Where it stands, query id, document id, score."""
 _SPACE = re.compile(r"\s")
 _COLUMNS = "a TREC run has six: query Q0 document rank score tag"
 
 
-def write_trec_run(path: Path, answers: Answers, tag: str) -> None:
-    """Stream a TREC run into ``path``, which is there only when it is complete.
+def write_trec_run(path: Path, answers: Answers, tag: str, opener: Opener = atomic_file) -> None:
+    """Stream a TREC run into ``path``; a regular file is there only when it is complete.
 
     Raises ``UserError`` for an id that a column cannot hold. White space in ``tag`` becomes ``-``.
     """
     tag = _SPACE.sub("-", tag) or "llara"
-    with _aside(path) as file:
+    with _opened(path, opener) as file:
         for query, hits in answers:
             _check_column("query", query)
             for rank, (document, score) in enumerate(hits, start=1):
@@ -47,9 +49,9 @@ def write_trec_run(path: Path, answers: Answers, tag: str) -> None:
                 file.write(f"{query} Q0 {document} {rank} {_short(score)} {tag}\n")
 
 
-def write_jsonl_run(path: Path, answers: Answers, tag: str = "") -> None:
+def write_jsonl_run(path: Path, answers: Answers, tag: str = "", opener: Opener = atomic_file) -> None:
     """The same as one JSON object a line: ``{"query_id", "hits": [{"id", "rank", "score"}]}``, which has no ``tag``."""
-    with _aside(path) as file:
+    with _opened(path, opener) as file:
         for query, hits in answers:
             listed = [
                 {"id": document, "rank": rank, "score": float(_short(score))}
@@ -119,18 +121,18 @@ def read_qrels(path: Path) -> Qrels:
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[IO[str]]:
-    """A file that takes the place of ``path`` when all is written, and vanishes when it is not."""
+def _opened(path: Path, opener: Opener) -> Iterator[IO[str]]:
+    """The file that ``opener`` gives, as UTF-8 text."""
     with ExitStack() as stack:
         try:
-            binary = stack.enter_context(atomic_file(path))
+            binary = stack.enter_context(opener(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
         try:
             yield text
         finally:
-            text.detach()
+            text.detach()  # which flushes; the opener closes what is below
 
 
 def _short(score: float) -> str:

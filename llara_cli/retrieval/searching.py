@@ -17,6 +17,7 @@ from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
 from llara_cli.model.backbone import choose_device
 from llara_cli.model.source import ModelSource, resolve
+from llara_cli.outputs import check_output, open_output
 from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend, Role, Vectors
 from llara_cli.retrieval.indexing import open_index, parse_parameters
 from llara_cli.retrieval.members import Members
@@ -99,12 +100,11 @@ class Searching:
         """Search every query of a file and write a run. Raises ``UserError`` for a bad file or format."""
         if form not in RUN_FORMATS:
             raise UserError(f"unknown --format {form!r}: known are {', '.join(RUN_FORMATS)}")
-        if not output.resolve().parent.is_dir():
-            raise UserError(f"{output}: no such folder to write into")
+        check_output(output, self.workspace.root, [path, Path(self.source.path)])
         queries = [(document.id, document.passage) for document in read_documents(path)]
         started = time.monotonic()
         with self.console.bar("searching", len(queries), unit="queries") as bar:
-            RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name)
+            RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name, open_output)
         seconds = round(time.monotonic() - started, 3)
         return {
             "index": self.index.name,

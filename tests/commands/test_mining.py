@@ -216,8 +216,8 @@ def test_what_cannot_be_is_refused(
     for more, told in (
         (("--per-query", 300), "leaves no room"),
         (("--skip-top", -1), "must not be negative"),
-        (("--output", train), "is what the rows are made of"),
-        (("--output", documents, "--restart"), "is what the rows are made of"),
+        (("--output", train), "is an input of this command"),
+        (("--output", documents, "--restart"), "is an input of this command"),
         (("--margin", "nan"), "finite"),
         (("--output", foreign), "exists; choose another"),
         (("--output", tmp_path / "x.csv"), "are written as *.jsonl"),
@@ -272,7 +272,7 @@ def test_a_folder_that_is_trained_on_is_never_written_into(
         done = llara(
             "mine", beir, "--corpus", beir, "--model", tiny_model, "--output", beir / name, "--restart", "--depth", 20
         )
-        assert (done.code, "is what the rows are made of" in done.error) == (2, True)
+        assert (done.code, "is an input of this command" in done.error) == (2, True)
     assert tree(beir) == before
 
 
