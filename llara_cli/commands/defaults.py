@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from typer.core import TyperCommand
 
@@ -13,45 +16,134 @@ from llara_cli.commands.options import workspace_path
 from llara_cli.console import UserError
 
 FILE = "llara.toml"
+TOP = "model"
+"""The one setting that stands above the tables."""
+_WANTED: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    Path: "a path in quotes",
+}
+_TAKEN: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), Path: (str,)}
+YIELDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretrain": {"max_steps": ("epochs",), "epochs": ("max_steps",)},
+    "finetune": {"max_steps": ("epochs",), "epochs": ("max_steps",), "rounds=1": ("corpus",)},
+    "encode": {"corpus": ("from_",), "from_": ("corpus", "dim")},
+    "index": {"append": ("remove",), "remove": ("append", "embeddings"), "embeddings": ("remove",)},
+    "search": {
+        "query": ("queries", "output", "interactive"),
+        "queries": ("query", "interactive"),
+        "output": ("query", "interactive"),
+        "interactive": ("query", "queries", "output"),
+    },
+    "mine": {"index": ("corpus", "max_length", "model"), "corpus": ("index",), "model=bm25": ("index",)},
+    "evaluate": {
+        "benchmark": ("qrels",),
+        "qrels": ("benchmark",),
+        "model": ("run", "qrels", "name"),
+        "run": ("model",),
+        "as_json": ("format_",),
+        "format_": ("as_json",),
+    },
+    "compare": {"as_json": ("format_",), "format_": ("as_json",)},
+}
+"""By command: a parameter (or a value of it) that was typed -> parameters that it excludes.
+
+Values of those in the file are then passed over: a flag wins, also over the settings that it excludes.
+"""
 
 
-class Flag(NamedTuple):
-    """The parameter behind a flag; ``negated``: the flag says no (``--no-...``, ``--keep-stop-words``)."""
+class Setting(NamedTuple):
+    """What a key of a table sets; ``negated``: its flag says no (``--no-...``, ``--keep-stop-words``)."""
 
     parameter: str
-    negated: bool
+    kind: Any
+    negated: bool = False
     repeatable: bool = False
 
     def value(self, told: Any) -> Any:
-        """What the table's value means for the parameter."""
-        if self.repeatable and not isinstance(told, list):
-            return [told]
+        """What the table's value means for the parameter. Raises ``TypeError`` saying what is wanted."""
+        if self.repeatable:
+            items = told if isinstance(told, list) else [told]
+            if not all(self._fits(item) for item in items):
+                raise TypeError(f"{_WANTED[self.kind]}, or a list of such")
+            return items
+        if not self._fits(told):
+            raise TypeError(_WANTED[self.kind])
         return not told if self.negated else told
+
+    def _fits(self, told: Any) -> bool:
+        # to Python, true is a whole number
+        return isinstance(told, _TAKEN[self.kind]) and isinstance(told, bool) == (self.kind is bool)
 
 
 def read_toml(workspace: Path) -> dict[str, Any]:
-    """The workspace's defaults. Raises ``UserError`` where the file is no TOML."""
+    """The workspace's defaults. Raises ``UserError`` where the file is no TOML, or has a ``model`` that is no name."""
     path = workspace / FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}") from error
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+    if not isinstance(found.get(TOP, ""), str):
+        raise UserError(f"{path}: {TOP} must be a text in quotes, not {_shown(found[TOP])}")
+    return found
 
 
-def command_defaults(workspace: Path, command: str, known: Mapping[str, Flag]) -> dict[str, Any]:
+def command_table(workspace: Path, command: str, commands: Collection[str]) -> dict[str, Any]:
+    """The table of a command. Raises ``UserError`` for what is neither a command's table nor ``model``."""
+    path, found = workspace / FILE, read_toml(workspace)
+    for key, value in found.items():
+        if isinstance(value, dict) and key not in commands:
+            raise UserError(f"{path}: unknown table [{key}]{_meant(key, commands)}")
+        if not isinstance(value, dict) and key in commands:
+            raise UserError(f"{path}: [{key}] must be a table")
+        if key not in commands and key != TOP:
+            raise UserError(
+                f"{path}: unknown setting {key!r} above the tables{_meant(key, (TOP, *commands))};"
+                f" a flag's default belongs below its command, as in [{command}]"
+            )
+    return dict(found.get(command, {}))
+
+
+def command_defaults(
+    workspace: Path, command: str, table: Mapping[str, Any], known: Mapping[str, Setting]
+) -> dict[str, Any]:
     """A command's table as parameter names and values. ``known``: flag or parameter name -> what it sets.
 
-    Raises ``UserError`` for a key that is no flag of the command.
+    Raises ``UserError`` for a key that is no flag of the command, and for a value that is none for it.
     """
-    table = read_toml(workspace).get(command, {})
-    if not isinstance(table, dict):
-        raise UserError(f"{workspace / FILE}: [{command}] must be a table")
-    unknown = [key for key in table if key not in known]
-    if unknown:
-        raise UserError(f"{workspace / FILE}: [{command}] has no setting {', '.join(unknown)}")
-    return {known[key].parameter: known[key].value(value) for key, value in table.items()}
+    where = f"{workspace / FILE}: [{command}]"
+    found: dict[str, Any] = {}
+    for key, told in table.items():
+        if key not in known:
+            raise UserError(f"{where} has no setting {key}{_meant(key, [name for name in known if '_' not in name])}")
+        setting = known[key]
+        try:
+            value = setting.value(told)
+        except TypeError as error:
+            raise UserError(f"{where} {key} must be {error}, not {_shown(told)}") from error
+        if found.setdefault(setting.parameter, value) != value:
+            raise UserError(f"{where} {key} contradicts another setting of the table: leave one of them out")
+    return found
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """A guess at the name that a mistyped one stands for."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, 1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 class Command(TyperCommand):
@@ -62,17 +154,65 @@ class Command(TyperCommand):
         if not {"--help", "-h"} & set(args):
             given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
             root = workspace_path(given.get("workspace"), ctx)
-            ctx.default_map = command_defaults(root, str(self.name), self._flags())
+            commands = ctx.parent.command.commands if ctx.parent is not None else [str(self.name)]
+            if table := command_table(root, str(self.name), commands):
+                found = command_defaults(root, str(self.name), table, self._settings())
+                excluded = self._excluded(given)
+                ctx.default_map = {name: value for name, value in found.items() if name not in excluded}
         return super().parse_args(ctx, args)
 
-    def _flags(self) -> dict[str, Flag]:
-        """Long flags (as TOML keys, with dashes or underscores) -> the parameter that they set."""
-        found: dict[str, Flag] = {}
+    def invoke(self, ctx: Any) -> Any:
+        """As Typer does; an error about a flag that nobody typed says where its value is from."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if keys := self._blamed(ctx, str(error)):
+                root = workspace_path(ctx.params.get("workspace"), ctx)
+                raise UserError(f"{error} ({', '.join(keys)}: from [{self.name}] in {root / FILE})") from error
+            raise
+
+    def _blamed(self, ctx: Any, message: str) -> list[str]:
+        """The flags in a message whose values come from the file."""
+        found = []
+        for parameter in self.params:
+            flags = [flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--")]
+            named = [flag for flag in flags if re.search(rf"{flag}(?![\w-])", message)]
+            if named and str(parameter.name) in (ctx.default_map or {}):
+                source = ctx.get_parameter_source(str(parameter.name))
+                found += named if source is not None and source.name == "DEFAULT_MAP" else []
+        return found
+
+    def _excluded(self, given: Mapping[str, Any]) -> set[str]:
+        """Parameters that cannot go with what was typed, and were not typed themselves."""
+        typed = {name for name, value in given.items() if value not in (None, (), [])}
+        excluded: set[str] = set()
+        for name, others in YIELDS.get(str(self.name), {}).items():
+            parameter, _, value = name.partition("=")
+            if parameter in typed and value in ("", str(given[parameter])):
+                excluded.update(others)
+        return excluded - typed
+
+    def _settings(self) -> dict[str, Setting]:
+        """Long flags (as TOML keys, with dashes or underscores) -> what they set; not the place of the file itself."""
+        found: dict[str, Setting] = {}
+        hints = get_type_hints(self.callback)
         for parameter in self.params:
             name = str(parameter.name)
+            if name not in hints or name == "workspace":
+                continue
+            kind, repeatable = _kind(hints[name])
             names = [(flag, False) for flag in (name, *parameter.opts)]
             for flag, negated in [*names, *((flag, True) for flag in parameter.secondary_opts)]:
                 key = flag.removeprefix("--")
-                flagged = Flag(name, negated, bool(getattr(parameter, "multiple", False)))
-                found |= dict.fromkeys((key, key.replace("-", "_")), flagged)
+                if not key.startswith("-"):
+                    setting = Setting(name, kind, negated, repeatable)
+                    found |= dict.fromkeys((key, key.replace("-", "_")), setting)
         return found
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of a parameter's values, and whether it takes several: ``list[str] | None`` is (str, True)."""
+    if get_origin(hint) is list:
+        return get_args(hint)[0], True
+    given = [kind for kind in get_args(hint) if kind is not NoneType]
+    return _kind(given[0]) if given else (hint, False)
