@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.
 _PARTS = ("settings", "parents", "counts", "files")
 """What is in every manifest."""
 _CHUNK = 1 << 20
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
-"""Names of artifacts; short enough for a lock file's name beside."""
 
 
 @contextmanager
@@ -47,7 +44,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` in one step: a reader sees the old file or the new one, never a part."""
     with atomic_file(path) as file:
-        file.write(text.encode())
+        # a file name that is not UTF-8 has lone surrogates in it: written as \udcXX, which JSON reads back alike
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -74,30 +72,6 @@ def input_record(path: Path) -> dict[str, Any]:
 def dump(data: Mapping[str, Any]) -> str:
     """The one JSON form of manifests, so that equal data give equal bytes."""
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def slug(text: str) -> str:
-    """A name that is safe as a folder on every file system."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-._+")[:100].rstrip("-._+") or "unnamed"
-
-
-def input_stem(path: Path) -> str:
-    """What an input is called in derived names: ``wiki.v2.jsonl.gz`` -> ``wiki.v2``; a folder keeps its whole name."""
-    path = path.expanduser().resolve()
-    name = path.name
-    if not path.is_dir():
-        name = re.sub(r"\.(gz|bz2|zst)$", "", name)
-        name = name.rpartition(".")[0] or name
-    return slug(name)
-
-
-def check_name(name: str) -> str:
-    """``name`` itself. Raises ``UserError`` where it could not be one folder inside the workspace."""
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"bad name {name!r}: use at most 200 letters, digits, '.', '_', '+', '-', starting with a letter or digit"
-        )
-    return name
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,17 @@ from filelock import FileLock, Timeout
 
 from llara_cli.artifacts import (
     MANIFEST,
-    NAME,
     PENDING,
     Artifact,
     Blueprint,
     Build,
     Kind,
-    check_name,
     finish_swap,
     old_folder,
     read_json,
 )
 from llara_cli.console import Console, UserError
+from llara_cli.names import check_name, is_name, normal
 
 _SWAP_SECONDS = 2
 """How long to wait for another process that is swapping folders: far more than two renames take."""
@@ -55,7 +54,8 @@ class Workspace:
 
     def find(self, kind: Kind, name: str) -> Artifact | None:
         """The finished artifact of that name, if there is one."""
-        if not NAME.fullmatch(name):
+        name = normal(name)
+        if not is_name(name):
             return None
         path = self.root / kind / name
         self._mend(kind, name)
@@ -101,7 +101,8 @@ class Workspace:
         Raises ``UserError`` where an artifact of that name, finished or not, came from other settings, and where
         another process is building it. ``restart`` builds aside; the old artifact stays until ``finish``.
         """
-        target = self.root / kind / check_name(name)
+        name = check_name(name)
+        target = self.root / kind / name
         with self._lock(kind, name):
             finish_swap(target)
             folder = target

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llara_cli.artifacts import Artifact, Blueprint, Build, check_name, input_stem, slug
+from llara_cli.artifacts import Artifact, Blueprint, Build
 from llara_cli.console import LlaraError, UserError
+from llara_cli.names import check_name, folder_name, input_stem, slug
 from llara_cli.workspace import Workspace
 
 
@@ -135,15 +136,43 @@ def test_unknown_and_damaged_artifacts(workspace: Workspace) -> None:
         _ = made.manifest
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "-x", "a b", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", ".hidden", "-x", "a b", "a\n", "\u0301a", "a\ud800", "基" * 67]
+)
 def test_names_that_could_leave_the_workspace(name: str) -> None:
     with pytest.raises(UserError, match="bad name"):
         check_name(name)
 
 
-@pytest.mark.parametrize("text", ["a b/c", "..", "Übung", "x" * 300, "-"])
+@pytest.mark.parametrize("text", ["a b/c", "..", "Übung", "x" * 300, "-", "基" * 300, "\u0301", "\ud800", ""])
 def test_slugs_are_names(text: str) -> None:
     assert check_name(slug(text)) == slug(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a b/c", "a-b-c"),
+        ("基线", "基线"),
+        ("हिन्दी 2", "हिन्दी-2"),
+        ("U\u0308bung", "\xdcbung"),
+        ("my: wiki!", "my-wiki"),
+        ("x" * 101, "x" * 91 + "-c675a2e6"),
+        ("?", "unnamed-8a8de823"),
+    ],
+)
+def test_slugs_keep_letters_of_every_script(text: str, name: str) -> None:
+    assert slug(text) == name
+
+
+def test_every_name_has_a_folder_of_its_own() -> None:
+    alike = ["org/model", "org-model", "org model", "org--model", "基线", "微调", "微/调", "?", "!", "", "x" * 250]
+    alike += ["x" * 251]
+    folders = [folder_name(name) for name in alike]
+    assert len(set(folders)) == len(alike)
+    assert all(check_name(folder) == folder for folder in folders)
+    assert [folder_name(name) for name in ("org-model", "基线", "nDCG_1.5+x")] == ["org-model", "基线", "nDCG_1.5+x"]
+    assert folder_name("e\u0301") == folder_name("\xe9") == "\xe9"
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,12 @@ def compare(
         check_chart(plot, session.workspace)
     comparing = Comparing(session.workspace, session.console, models, benchmark, metric, test)
     result = comparing.run()
-    stem = comparison_path(session.workspace, comparing.benchmark, models)
+    stem = comparison_path(session.workspace, comparing.benchmark, comparing.names)
     paths = [plot] if plot is not None else [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
-    draw(result, paths)
+    if not draw(result, paths):
+        session.console.warn(
+            "the plot has boxes for letters of the names that no font here has; Noto Sans CJK has most"
+        )
     session.console.note(f"drawn: {', '.join(map(str, paths))}")
     result["plots"] = list(map(str, paths))
     show_grids(session.console, result, comparison_grids(result), format_, lambda: comparison_csv(result))

@@ -176,6 +176,8 @@ def _ranker(
 
     if (run is not None or model == "bm25") and (dense.max_length or dense.query_length or dense.dim):
         session.console.note("--max-length, --query-length and --dim are for a model: BM25 reads whole texts")
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UserError(f"--name {name!r}: use letters that can be printed")
     if run is not None:
         return RunRanker(run, name or "")
     if name is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llara_cli.console import Console, UserError, is_follower, launched_processes
+from llara_cli.names import check_name
 
 if TYPE_CHECKING:
     from llara_cli.workspace import Workspace
@@ -25,8 +26,17 @@ Workspace_ = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes, and a traceback on an error.")]
+
+
+def _checked_name(name: str | None) -> str | None:
+    return None if name is None else check_name(name)
+
+
 Name = Annotated[
-    str | None, typer.Option(help="The artifact's name; derived from the inputs if left out.", show_default=False)
+    str | None,
+    typer.Option(
+        help="The artifact's name; derived from the inputs if left out.", show_default=False, callback=_checked_name
+    ),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Build anew beside the old artifact and swap when finished.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (memory, steps, time, disk) and stop.")]

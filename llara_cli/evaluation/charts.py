@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from llara_cli.artifacts import KINDS
 from llara_cli.console import UserError
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 _COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#bab0ac")
+_FONT = "DejaVu Sans"
+_WIDE = ("Noto Sans CJK", "Noto Sans SC", "Noto Sans JP", "Arial Unicode MS", "WenQuanYi", "Unifont")
+_MISSING = r"Glyph .* missing from font"
+_STYLE: dict[str, Any] = {
+    "svg.hashsalt": "llara",
+    "svg.fonttype": "path",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+}
 _BAR, _GAP = 0.24, 0.22
 """Inches."""
 
@@ -30,8 +42,30 @@ def check_chart(path: Path, workspace: Workspace) -> None:
     check_output(path, workspace.root, flag="--plot", own=KINDS)
 
 
-def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> None:
-    """Draw one picture and write it to each path; equal results give equal files."""
+def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> bool:
+    """Draw one picture and write it to each path; equal results give equal files.
+
+    Whether the fonts had every letter of the names; boxes stand for those that they lack.
+    """
+    # names are shown as they are: a $ starts no formula
+    with mpl.rc_context(_STYLE | {"font.sans-serif": _fonts()}), warnings.catch_warnings(record=True) as told:
+        warnings.filterwarnings("always", _MISSING)
+        chart = _chart(result)
+        for path in paths:
+            # neither the date nor the library's version: the same figures are the same bytes
+            kind = path.suffix.lower().removeprefix(".")
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            with open_output(path) as file:
+                chart.savefig(file, dpi=160, format=kind, metadata=metadata)
+    return not any(re.match(_MISSING, str(warning.message)) for warning in told)
+
+
+def _fonts() -> list[str]:
+    """The usual font, and after it those with the letters of most scripts that are installed."""
+    return [_FONT, *sorted(name for name in set(fontManager.get_font_names()) if name.startswith(_WIDE))]
+
+
+def _chart(result: Mapping[str, Any]) -> Figure:
     rows = dict(result["datasets"]) | ({"mean": result["mean"]} if "mean" in result else {})
     names = result["models"]
     height = 1.3 + len(rows) * (len(names) * _BAR + _GAP)
@@ -40,13 +74,7 @@ def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> None:
     for place, name in enumerate(names):
         _bars(axes, rows, name, place, len(names))
     _label(axes, result, rows)
-    with mpl.rc_context({"svg.hashsalt": "llara", "svg.fonttype": "path"}):
-        for path in paths:
-            # neither the date nor the library's version: the same figures are the same bytes
-            kind = path.suffix.lower().removeprefix(".")
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            with open_output(path) as file:
-                chart.savefig(file, dpi=160, format=kind, metadata=metadata)
+    return chart
 
 
 def _bars(axes: Axes, rows: Mapping[str, Any], name: str, place: int, count: int) -> None:
@@ -61,11 +89,16 @@ def _bars(axes: Axes, rows: Mapping[str, Any], name: str, place: int, count: int
     ]
     colour = _COLOURS[place % len(_COLOURS)]
     error = {"elinewidth": 1, "ecolor": "#333333", "capsize": 2}
-    axes.barh(middles, values, height=0.92 * share, color=colour, label=name, xerr=spread, error_kw=error)
+    axes.barh(middles, values, height=0.92 * share, color=colour, label=_legend(name), xerr=spread, error_kw=error)
     for middle, value, (_, high) in zip(middles, values, ends, strict=True):
         axes.annotate(
             f"{value:.1f}", (max(value, high), middle), (4, 0), textcoords="offset points", va="center", fontsize=7
         )
+
+
+def _legend(name: str) -> str:
+    """The name as a label: to Matplotlib, one that begins with ``_`` is none."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _label(axes: Axes, result: Mapping[str, Any], rows: Mapping[str, Any]) -> None:

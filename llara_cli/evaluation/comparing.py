@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llara_cli.artifacts import slug
 from llara_cli.console import Console, UserError
 from llara_cli.evaluation.benchmarks import BENCHMARKS
-from llara_cli.evaluation.results import FOLDER, Result, models, of_model
+from llara_cli.evaluation.results import FOLDER, Result, find_name, kept, of_folder
 from llara_cli.evaluation.significance import Stratum, figure, holm, interval, named_test, wins
 from llara_cli.retrieval.metrics import DEFAULT_METRICS
 from llara_cli.workspace import Workspace
@@ -35,23 +35,23 @@ class Comparing:
 
     workspace: Workspace
     console: Console
-    names: Sequence[str]
+    given_names: Sequence[str]
     given_benchmark: str | None = None
     metric: str | None = None
     test: str = "t-test"
 
     def run(self) -> dict[str, Any]:
         """Figures with intervals, and each later model against the first; the command's result."""
-        if len(dict.fromkeys(map(slug, self.names))) < 2:
-            raise UserError("name two models at least: llara compare MODEL_A MODEL_B")
         test = named_test(self.test)
+        if len(set(self.given_names)) < 2 or len(set(self.names)) < 2:
+            raise UserError("name two models at least: llara compare MODEL_A MODEL_B")
         units = self._units()
         scores = {unit.name: self._scores(unit) for unit in units}
         compared = self._corrected([self._against(name, units, test) for name in self.names[1:]])
         mean = scores.pop(MEAN, None)
         return {
             "benchmark": self.benchmark,
-            "models": list(self.names),
+            "models": self.names,
             "test": self.test,
             "datasets": scores,
             **({"mean": mean} if mean else {}),
@@ -59,21 +59,31 @@ class Comparing:
         }
 
     @cached_property
-    def benchmark(self) -> str:
-        """The one on which all have results. Raises ``UserError`` where that is none, or several."""
-        folder = self.workspace.root / FOLDER
-        every = {path.name: models(self.workspace, path.name) for path in sorted(folder.glob("*")) if path.is_dir()}
-        known = sorted({name for names in every.values() for name in names})
-        if unknown := [name for name in self.names if slug(name) not in known]:
+    def names(self) -> list[str]:
+        """The models' own names, each once. Raises ``UserError`` where one has no results at all."""
+        known = sorted({name for folders in self._kept.values() for name in folders})
+        found = {given: find_name(given, known) for given in self.given_names}
+        if unknown := [given for given, name in found.items() if name is None]:
+            folder = self.workspace.root / FOLDER
             raise UserError(
                 f"no results of {', '.join(unknown)} in {folder}; there are: {', '.join(known) or 'none yet'}"
             )
-        shared = [name for name, names in every.items() if {slug(model) for model in self.names} <= set(names)]
+        return list(dict.fromkeys(name for name in found.values() if name is not None))
+
+    @cached_property
+    def _kept(self) -> dict[str, dict[str, Path]]:
+        """What there is: benchmark -> model -> folder."""
+        return kept(self.workspace)
+
+    @cached_property
+    def benchmark(self) -> str:
+        """The one on which all have results. Raises ``UserError`` where that is none, or several."""
+        shared = [name for name, folders in self._kept.items() if folders.keys() >= set(self.names)]
         if self.given_benchmark is not None:
-            if slug(self.given_benchmark) not in shared:
+            if (found := find_name(self.given_benchmark, shared)) is None:
                 have = ", ".join(shared) or "none"
                 raise UserError(f"--benchmark {self.given_benchmark}: not all have results on it; on all: {have}")
-            return self.given_benchmark
+            return found
         if len(shared) != 1:
             raise UserError(
                 f"several benchmarks have results of all: choose with --benchmark: {', '.join(shared)}"
@@ -88,10 +98,8 @@ class Comparing:
 
         Raises ``UserError`` where there is none, and where models were measured on different data.
         """
-        found = {
-            name: {result.dataset: result for result in of_model(self.workspace, self.benchmark, name)}
-            for name in self.names
-        }
+        folders = self._kept[self.benchmark]
+        found = {name: {result.dataset: result for result in of_folder(folders[name])} for name in self.names}
         every = list(dict.fromkeys(dataset for results in found.values() for dataset in results))
         shared = [name for name in every if all(name in results for results in found.values())]
         if not shared:
@@ -112,7 +120,7 @@ class Comparing:
         for name, result in results.items():
             if result.data != first.data or result.per_query.keys() != first.per_query.keys():
                 raise UserError(
-                    f"{dataset}: {first.model} and {name} were measured on different data: evaluate one again"
+                    f"{dataset}: {self.names[0]} and {name} were measured on different data: evaluate one again"
                 )
         return results
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llara_cli.artifacts import input_stem
 from llara_cli.console import Console
 from llara_cli.evaluation.benchmarks import Task
 from llara_cli.evaluation.finding import Found
 from llara_cli.evaluation.rankers import Ranker, check_is_one
 from llara_cli.evaluation.results import Identity, Result, Results
 from llara_cli.evaluation.summary import summarised
+from llara_cli.names import input_stem
 from llara_cli.retrieval.judged import DataSet
 from llara_cli.retrieval.measures import cutoff
 from llara_cli.retrieval.metrics import Evaluation, PerQuery, averaged, evaluate, score_queries
@@ -88,6 +88,7 @@ class Evaluating:
             self._check(data)
         self.workspace.create()
         results = Results(self.workspace, self.benchmark, self.ranker.name)
+        results.check()
         evaluations = {task: self._evaluate(results, task, data) for task, data in found}
         result = summarised(self.benchmark, self.ranker.name, evaluations)
         for name, figures in result["datasets"].items():

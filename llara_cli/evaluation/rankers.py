@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llara_cli import registry
-from llara_cli.artifacts import input_stem, sha256_file
+from llara_cli.artifacts import sha256_file
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.source import ModelSource
+from llara_cli.names import input_stem
 from llara_cli.protocols import EncoderBackend, IndexBackend, IndexOptions, Role
 from llara_cli.retrieval import bm25
 from llara_cli.retrieval.bm25 import Bm25

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llara_cli import __version__
-from llara_cli.artifacts import dump, read_json, sha256_file, slug, write_atomically
-from llara_cli.console import LlaraError
+from llara_cli.artifacts import dump, read_json, sha256_file, write_atomically
+from llara_cli.console import LlaraError, UserError
+from llara_cli.names import NAME_BYTES, folder_name, normal, slug
 from llara_cli.retrieval.metrics import Evaluation, PerQuery, averaged
 from llara_cli.workspace import Workspace
 
@@ -87,13 +89,21 @@ class Results:
     """The results of one model on one benchmark."""
 
     def __init__(self, workspace: Workspace, benchmark: str, model: str) -> None:
-        self._benchmark = benchmark
-        self._model = model
-        self.folder = workspace.root / FOLDER / slug(benchmark) / slug(model)
+        self._benchmark = normal(benchmark)
+        self._model = normal(model)
+        self.folder = workspace.root / FOLDER / folder_name(benchmark) / folder_name(model)
+
+    def check(self) -> None:
+        """Raise ``UserError`` where the folder has results of another name, as where case does not tell names apart."""
+        first = _first(self.folder)
+        if first is not None and first.model != self._model:
+            raise UserError(
+                f"{self.folder} holds the results of {first.model!r}: move it away to measure {self._model!r}"
+            )
 
     def path(self, dataset: str) -> Path:
         """Where a data set's result is; a part of a group lies in the group's folder."""
-        *groups, name = map(slug, dataset.split("/"))
+        *groups, name = map(folder_name, dataset.split("/"))
         return self.folder.joinpath(*groups, f"{name}.json")
 
     def load(self, dataset: str) -> Result | None:
@@ -135,23 +145,57 @@ def load(path: Path) -> Result | None:
     return Result(path, fields) if whole else None
 
 
-def models(workspace: Workspace, benchmark: str) -> list[str]:
-    """Folder names of the models that have results on a benchmark."""
-    return sorted(
-        path.name for path in (workspace.root / FOLDER / slug(benchmark)).glob("*") if any(path.rglob("*.json"))
-    )
+def kept(workspace: Workspace) -> dict[str, dict[str, Path]]:
+    """Benchmark -> model -> folder with results, by their own names, of which a folder's may be a short form.
+
+    A folder that was renamed by hand goes by its new name.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for folder in sorted((workspace.root / FOLDER).glob("*/*")):
+        if folder.is_dir() and (first := _first(folder)) is not None:
+            benchmark = _own_name(folder.parent, str(first.fields.get("benchmark", folder.parent.name)))
+            models_ = found.setdefault(benchmark, {})
+            model = _own_name(folder, first.model)
+            if model not in models_ or folder.name == folder_name(model):
+                models_[model] = folder
+    return found
 
 
-def of_model(workspace: Workspace, benchmark: str, model: str) -> list[Result]:
+def of_folder(folder: Path) -> list[Result]:
     """Every result of a model on a benchmark."""
-    folder = workspace.root / FOLDER / slug(benchmark) / slug(model)
     found = (load(path) for path in sorted(folder.rglob("*.json")))
     return [result for result in found if result is not None]
 
 
+def find_name(given: str, known: Collection[str]) -> str | None:
+    """The name that the user means: itself, or the one whose folder is called so."""
+    given = normal(given)
+    return given if given in known else next((name for name in known if folder_name(name) == given), None)
+
+
 def comparison_path(workspace: Workspace, benchmark: str, names: Sequence[str]) -> Path:
     """Where a comparison is drawn, without the ending."""
-    return workspace.root / FOLDER / slug(benchmark) / f"compare-{'-'.join(map(slug, names))}"[:150]
+    folders = list(map(folder_name, names))
+    # a hyphen alone would not tell where a name ends that has some itself
+    joined = ("--" if any("-" in name for name in folders) else "-").join(folders)
+    return workspace.root / FOLDER / folder_name(benchmark) / slug(f"compare-{joined}", NAME_BYTES)
+
+
+def _first(folder: Path) -> Result | None:
+    """A result in a folder, which tells whose they are."""
+    return next((result for path in sorted(folder.rglob("*.json")) if (result := load(path)) is not None), None)
+
+
+def _own_name(folder: Path, recorded: str) -> str:
+    """What the results in a folder say that they are of, unless the folder was called otherwise since."""
+    recorded = normal(recorded)
+    called = {folder_name(recorded), _former_folder(recorded)}
+    return recorded if folder.name in called else normal(folder.name)
+
+
+def _former_folder(name: str) -> str:
+    """The folder that earlier versions had for a name, which kept ASCII letters only."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")[:100].rstrip("-._+") or "unnamed"
 
 
 def versions() -> dict[str, str]:

@@ -53,10 +53,15 @@ def t_test(differences: Sequence[Stratum]) -> float | None:
 
 
 def randomisation(differences: Sequence[Stratum]) -> float | None:
-    """Two-sided p of the paired randomisation test: the two systems' values of a query are swapped by chance."""
+    """Two-sided p of the paired randomisation test: the two systems' values of a query are swapped by chance.
+
+    None where there is one query in all: swapping it tells nothing.
+    """
     if all((np.abs(stratum.values) <= _EQUAL).all() for stratum in differences):
         return 1.0
     shares = np.concatenate([s.weight * s.values / len(s.values) for s in differences])
+    if len(shares) < 2:
+        return None
     found = stats.permutation_test(
         (shares, np.zeros_like(shares)),
         lambda mine, theirs, axis: (mine - theirs).sum(axis=axis),

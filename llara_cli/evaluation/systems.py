@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from llara_cli.evaluation.results import Results, models, of_model
+from llara_cli.evaluation.results import Results, kept, of_folder
 from llara_cli.evaluation.summary import Figures, counted, main_metric
 from llara_cli.workspace import Workspace
 
@@ -79,16 +79,16 @@ def _others(workspace: Workspace, result: Mapping[str, Any]) -> Iterator[System]
     """Other models' figures, where they were measured on the very same data."""
     benchmark = str(result["benchmark"])
     own = Results(workspace, benchmark, str(result["model"]))
-    for folder in models(workspace, benchmark):
-        if folder == own.folder.name:
+    for name, folder in kept(workspace).get(benchmark, {}).items():
+        if folder == own.folder:
             continue
         found: dict[str, dict[str, float]] = {}
-        for other in of_model(workspace, benchmark, folder):
+        for other in of_folder(folder):
             mine = own.load(other.dataset)
             if mine is not None and mine.data == other.data and mine.fields["split"] == other.fields["split"]:
                 found[other.dataset] = other.metrics
         if found:
-            yield System(folder, found | _groups(found, result["datasets"]))
+            yield System(name, found | _groups(found, result["datasets"]))
 
 
 def _groups(found: Mapping[str, Mapping[str, float]], datasets: Mapping[str, Figures]) -> dict[str, dict[str, float]]:

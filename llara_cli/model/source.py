@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llara_cli.artifacts import MANIFEST, sha256_file, slug
+from llara_cli.artifacts import MANIFEST, sha256_file
 from llara_cli.console import UserError
 from llara_cli.model import gguf_files
 from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
+from llara_cli.names import slug
 from llara_cli.workspace import Workspace
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

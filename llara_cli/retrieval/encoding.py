@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build, input_record, input_stem, slug
+from llara_cli.artifacts import Artifact, Blueprint, Build, input_record
 from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
 from llara_cli.data.table import Table
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
+from llara_cli.names import input_stem, slug
 from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
 from llara_cli.retrieval.shards import Shards
@@ -31,6 +32,8 @@ from llara_cli.workspace import Workspace, told_again
 
 SAMPLE = 512
 """Texts of which a plan counts the tokens."""
+_DERIVED_BYTES = 180
+"""Of a derived name: what is appended to it has room."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class EncodeSettings:
 
 def derived_name(source: ModelSource, path: Path, role: Role) -> str:
     """``MODEL-INPUT``, with the role where it is not the usual one."""
-    return f"{slug(source.name)}-{input_stem(path)}{'-query' if role == 'query' else ''}"
+    return slug(f"{slug(source.name)}-{input_stem(path)}", _DERIVED_BYTES) + ("-query" if role == "query" else "")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build
 from llara_cli.console import Console, UserError
+from llara_cli.names import NAME_BYTES, slug
 from llara_cli.protocols import IndexBackend, IndexOptions, Parameters, Vectors
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace, told_again
@@ -54,7 +55,7 @@ class Indexing:
     def run(self, *, restart: bool = False) -> dict[str, Any]:
         """Build the index, or give the finished one's result again."""
         backend: type[IndexBackend] = registry.load("index", self.backend)
-        name = self.name or f"{self.embeddings.name}-{self.backend}"
+        name = self.name or slug(f"{self.embeddings.name}-{self.backend}", NAME_BYTES)
         with self.workspace.build("indexes", name, self.blueprint(), restart=restart) as build:
             if isinstance(build, Artifact):
                 return told_again(self.console, build)
@@ -63,7 +64,7 @@ class Indexing:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do."""
         store = VectorStore(self.embeddings)
-        name = self.name or f"{self.embeddings.name}-{self.backend}"
+        name = self.name or slug(f"{self.embeddings.name}-{self.backend}", NAME_BYTES)
         plain = store.count * store.dim * 4
         return {
             "name": name,

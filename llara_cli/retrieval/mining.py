@@ -20,14 +20,13 @@ from llara_cli.artifacts import (
     Blueprint,
     Build,
     input_record,
-    input_stem,
-    slug,
     write_atomically,
 )
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder, Document
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
 from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
+from llara_cli.names import NAME_BYTES, input_stem, slug
 from llara_cli.outputs import check_output, is_stream, open_output
 from llara_cli.retrieval.finders import Finder
 from llara_cli.retrieval.ranking import RowRanking
@@ -187,7 +186,7 @@ class Mining:
     @cached_property
     def artifact_name(self) -> str:
         """``MODEL-INPUT`` unless named."""
-        return self.name or f"{slug(self.finder.name)}-{input_stem(self.train)}"
+        return self.name or slug(f"{slug(self.finder.name)}-{input_stem(self.train)}", NAME_BYTES)
 
     @cached_property
     def blueprint(self) -> Blueprint:

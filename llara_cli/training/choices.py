@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llara_cli import registry
-from llara_cli.artifacts import input_stem, slug
 from llara_cli.console import UserError
 from llara_cli.model.recipe import PAPER, Recipe, by_name
 from llara_cli.model.source import ModelSource
+from llara_cli.names import input_stem, slug
 from llara_cli.settings import FinetuneSettings, PretrainSettings, refuse_nonpositive
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged_sets import FORUMS, random_set
+from judged_sets import FORUMS, random_set, write_set
 from program import Llara
 from scipy import stats
 from tiny import make_model
@@ -219,6 +219,50 @@ def test_sets_that_not_all_have_are_left_out_and_named(llara: Llara, measured: P
     outcome = llara("compare", "bm25", "tiny")
     assert outcome.code == 2
     assert "have no data set of beir in common" in outcome.error
+
+
+def test_names_in_any_script_stay_apart_and_are_shown(llara: Llara, root: Path, measured: Path, tmp_path: Path) -> None:
+    queries = [f"q{number}" for number in range(8)]
+    names = ("基线", "微调", "org/model", "org-model", "$a$ _b", "_hidden")
+    for rank, name in enumerate(names):
+        run = tmp_path / f"run{rank}.trec"
+        run.write_text("".join(f"{query} Q0 d{rank} 1 1.0 t\n" for query in queries))
+        call = ("evaluate", root / "scifact", "--run", run, "--name", name, "--json")
+        assert llara(*call).json["model"] == name
+    assert len(list((tmp_path / "ws/results/scifact").iterdir())) == len(names)
+    result = llara("compare", *names, "--json").json
+    assert result["models"] == list(names)
+    assert len({plot for plot in result["plots"] if Path(plot).is_file()}) == 2
+    assert result["datasets"]["scifact"]["scores"].keys() == set(names)
+    shown = llara("evaluate", root / "scifact", "--run", tmp_path / "run0.trec", "--name", "基线").out
+    assert all(name in shown for name in ("微调", "org/model", "$a$ _b"))
+    svg = tmp_path / "bars.svg"
+    assert llara("compare", "org/model", "$a$ _b", "--plot", svg).code == 0
+    assert not llara("compare", "org/model", "org-model", "--plot", svg).err.count("warning")
+
+
+def test_a_renamed_folder_goes_by_its_new_name_and_is_not_written_into(
+    llara: Llara, root: Path, measured: Path, tmp_path: Path
+) -> None:
+    (measured / "other").rename(measured / "first")
+    assert llara("compare", "first", "bm25", "--json").json["models"] == ["first", "bm25"]
+    run = tmp_path / "first.trec"
+    run.write_text("q0 Q0 d0 1 1.0 t\n")
+    call = ("evaluate", "beir", "--datasets", "scifact", "--data-root", root, "--run", run)
+    outcome = llara(*call)
+    assert (outcome.code, "holds the results of 'other'" in outcome.error) == (2, True)
+
+
+def test_one_query_is_no_test(llara: Llara, tmp_path: Path) -> None:
+    write_set(tmp_path / "sets/one", {"d0": "sea", "d1": "boat"}, {"q0": "sea"}, [("q0", "d0", 1)])
+    for number, document in enumerate(("d0", "d1")):
+        run = tmp_path / f"run{number}.trec"
+        run.write_text(f"q0 Q0 {document} 1 1.0 t\n")
+        assert llara("evaluate", tmp_path / "sets/one", "--run", run).code == 0
+    for test in ("t-test", "randomisation"):
+        outcome = llara("compare", "run0", "run1", "--test", test, "--json")
+        assert outcome.code == 0, outcome.err
+        assert outcome.json["comparisons"][0]["rows"]["one"]["p"] is None
 
 
 def test_nothing_to_compare(llara: Llara, tmp_path: Path) -> None:
