@@ -18,7 +18,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llara_cli import __version__
-from llara_cli.console import LlaraError, Terminated, is_follower
+from llara_cli.console import FULL, LlaraError, Terminated, is_follower
+from llara_cli.streams import prepare_streams
 
 SUMMARY = "Turn a language model into a dense retriever."
 
@@ -85,7 +86,6 @@ class Verbs(TyperGroup):
             raise typer.Exit(interrupted(cause)) from error
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT = {"help_option_names": ["--help", "-h"]}
 app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, no_args_is_help=True, context_settings=CONTEXT)
 
@@ -119,6 +119,7 @@ def top(
 
 def main() -> None:
     """Run the program and exit: 0 done, 1 the work failed, 2 the caller's mistake, 128 + number on a signal."""
+    prepare_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -133,9 +134,9 @@ def run(arguments: list[str]) -> int:
         with termination_as_interrupt():
             return int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
     except Exception as error:
-        if verbose:
-            sys.excepthook(type(error), error, error.__traceback__)
         message, code = explain(error)
+        if verbose and message:
+            sys.excepthook(type(error), error, error.__traceback__)
         sys.stderr.write(f"error: {message}\n" if message and not is_follower() else "")
         return code
     except KeyboardInterrupt as error:
@@ -192,13 +193,21 @@ def explain(error: Exception) -> tuple[str, int]:
         return "aborted", 130
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
-        return f"{format_message().rstrip('.')} (llara --help shows what there is)", 2
+        told = format_message().rstrip(".")  # nothing where there was no argument, and the help is the answer
+        return f"{told} (llara --help shows what there is)" if told else "", 2
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
-    if getattr(error, "errno", None) in _FULL or "no space left on device" in str(error).lower():
-        place = getattr(error, "filename", None) or "the workspace"
-        return f"no space left on the disk ({place}); finished parts are kept", 1
+    if getattr(error, "errno", None) in FULL or "no space left on device" in str(error).lower():
+        return _full_disk(error), 1
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return "", 1
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return f"{type(error).__name__}: {first.strip()} (-v shows where)", 1
+
+
+def _full_disk(error: Exception) -> str:
+    temporary = os.environ.get("TMPDIR", "/tmp")
+    place = getattr(error, "filename", None) or f"of the workspace, or of temporary files, {temporary}"
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return f"a file grew larger than this system or its limit (ulimit -f) allows ({place})"
+    return f"no space left on the disk ({place}): free some, and run the same command again"

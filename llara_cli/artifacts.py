@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from llara_cli import __version__
-from llara_cli.console import LlaraError, UserError
+from llara_cli.console import FULL, LlaraError, UserError
 
 Kind = Literal["models", "embeddings", "indexes", "mined", "datasets"]
 KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined", "datasets")
@@ -37,6 +37,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)  # a write does not say where
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, Task, TaskID
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a file that is too large."""
 
 
 class LlaraError(Exception):
@@ -42,6 +47,15 @@ def launched_processes() -> int:
 def is_follower() -> bool:
     """Whether ``accelerate launch`` or ``torchrun`` started this process beside a first one, which does the talking."""
     return int(os.environ.get("RANK", "0")) > 0
+
+
+def _can_hold(stream: TextIO, text: str) -> bool:
+    """Whether the stream's encoding has every letter of the text."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass
@@ -82,7 +96,8 @@ class Console:
         if self.as_json:
             import json  # milliseconds that --help need not pay
 
-            sys.stdout.write(json.dumps(payload, ensure_ascii=False) + "\n")
+            text = json.dumps(payload, ensure_ascii=False)
+            sys.stdout.write((text if _can_hold(sys.stdout, text) else json.dumps(payload)) + "\n")
         else:
             self._rich(stderr=False).print(render())
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 
 from llara_cli.commands import options as o
 from llara_cli.commands.show import show_facts, show_hits
-from llara_cli.console import UserError
+from llara_cli.console import Terminated, UserError
 
 if TYPE_CHECKING:
     from llara_cli.console import Console
@@ -72,7 +73,13 @@ def _converse(console: Console, searching: Searching, top_k: int) -> None:
     while True:
         sys.stderr.write(prompt)
         sys.stderr.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt as error:
+            if isinstance(error, Terminated):
+                raise
+            sys.stderr.write("\n")  # at the prompt, Ctrl-C says that it is over: nothing was interrupted
+            raise typer.Exit(128 + signal.SIGINT) from error
         if not line:
             return
         if not line.strip():
