@@ -194,7 +194,8 @@ def explain(error: Exception) -> tuple[str, int]:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         told = format_message().rstrip(".")  # nothing where there was no argument, and the help is the answer
-        return f"{told} (llara --help shows what there is)" if told else "", 2
+        command = getattr(getattr(error, "ctx", None), "command_path", "llara")
+        return f"{told} ({command} --help shows what there is)" if told else "", 2
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
     if getattr(error, "errno", None) in FULL or "no space left on device" in str(error).lower():

@@ -9,6 +9,7 @@ import typer
 
 from llara_cli.commands import options as o
 from llara_cli.commands.score_tables import show_grids
+from llara_cli.console import LlaraError
 
 
 def compare(
@@ -50,10 +51,14 @@ def compare(
     result = comparing.run()
     stem = comparison_path(session.workspace, comparing.benchmark, comparing.names)
     paths = [plot] if plot is not None else [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
-    if not draw(result, paths):
-        session.console.warn(
-            "the plot has boxes for letters of the names that no font here has; Noto Sans CJK has most"
-        )
-    session.console.note(f"drawn: {', '.join(map(str, paths))}")
+    try:
+        if not draw(result, paths):
+            session.console.warn("the plot has boxes for letters that no font here has; Noto Sans CJK has most")
+        session.console.note(f"drawn: {', '.join(map(str, paths))}")
+    except LlaraError as error:
+        if plot is not None:
+            raise
+        session.console.warn(f"no plot: {error}")  # a workspace that is only read still has figures to show
+        paths = []
     result["plots"] = list(map(str, paths))
     show_grids(session.console, result, comparison_grids(result), format_, lambda: comparison_csv(result))

@@ -153,6 +153,7 @@ class Command(TyperCommand):
         """As Typer does, with the workspace's defaults known."""
         if not {"--help", "-h"} & set(args):
             given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            self._refuse_empty(given)
             root = workspace_path(given.get("workspace"), ctx)
             commands = ctx.parent.command.commands if ctx.parent is not None else [str(self.name)]
             if table := command_table(root, str(self.name), commands):
@@ -170,6 +171,14 @@ class Command(TyperCommand):
                 root = workspace_path(ctx.params.get("workspace"), ctx)
                 raise UserError(f"{error} ({', '.join(keys)}: from [{self.name}] in {root / FILE})") from error
             raise
+
+    def _refuse_empty(self, given: Mapping[str, Any]) -> None:
+        """Raise ``UserError`` for an empty argument, which a shell makes of an unset variable; a query may be one."""
+        for parameter in self.params:
+            value = given.get(str(parameter.name))
+            if parameter.name != "query" and "" in (value if isinstance(value, (list, tuple)) else [value]):
+                name = parameter.opts[0]
+                raise UserError(f"{name if name.startswith('-') else name.upper()} is empty: name something")
 
     def _blamed(self, ctx: Any, message: str) -> list[str]:
         """The flags in a message whose values come from the file."""

@@ -61,6 +61,8 @@ def search(
     if queries is not None and output is not None:
         show_facts(session.console, searching.queries(queries, output, top_k, format_))
     elif query is not None:
+        if not query.strip():
+            session.console.warn("the query is empty: the bare prompt is searched for")
         show_hits(session.console, searching.query(query, top_k))
     else:
         _converse(session.console, searching, top_k)

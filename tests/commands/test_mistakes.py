@@ -128,6 +128,25 @@ def test_a_wrong_flag_is_answered_without_the_heavy_libraries(llara: Llara, tmp_
     assert "'pretrian'. Did you mean 'pretrain'" in refused(llara, tmp_path / "ws", "pretrian", "x")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("pretrain", ""), "CORPUS is empty"),
+        (("finetune", "a", ""), "TRAIN is empty"),
+        (("encode", "c", "--model", ""), "--model is empty"),
+        (("search", "x", "--index", ""), "--index is empty"),
+        (("index", "--set", ""), "--set is empty"),
+        (("export", "", "x.npy"), "EMBEDDINGS is empty"),
+        (("index", "--spec="), "--spec is empty"),
+        (("search", "x", "--topk", "3"), "(llara search --help shows what there is)"),
+    ],
+)
+def test_what_an_unset_variable_leaves_is_refused(
+    llara: Llara, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    assert told in refused(llara, tmp_path / "ws", *arguments)
+
+
 def test_an_unwritable_workspace(llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

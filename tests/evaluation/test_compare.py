@@ -160,6 +160,13 @@ def test_the_plot_goes_where_it_is_wanted(llara: Llara, measured: Path, tmp_path
     assert not list(measured.glob("compare-*"))
 
 
+def test_figures_are_shown_where_no_plot_can_be_written(llara: Llara, measured: Path) -> None:
+    (measured / "compare-tiny-bm25.png").mkdir()  # stands for a workspace that is only read
+    outcome = llara("compare", "tiny", "bm25", "--json")
+    assert (outcome.code, outcome.json["plots"]) == (0, [])
+    assert "warning: no plot: " in outcome.err
+
+
 def test_the_formats(llara: Llara, measured: Path) -> None:
     call = ("compare", "tiny", "bm25")
     result = llara(*call, "--json").json
