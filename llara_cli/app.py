@@ -83,6 +83,8 @@ class Verbs(TyperGroup):
             cause = error.__context__ if isinstance(error, typer.Abort) else error
             if not isinstance(cause, KeyboardInterrupt):
                 raise
+            if cause is not error:
+                sys.stderr.write("\n")  # after the question
             raise typer.Exit(interrupted(cause)) from error
 
 
@@ -137,7 +139,7 @@ def run(arguments: list[str]) -> int:
         message, code = explain(error)
         if verbose and message:
             sys.excepthook(type(error), error, error.__traceback__)
-        sys.stderr.write(f"error: {message}\n" if message and not is_follower() else "")
+        sys.stderr.write(f"error: {_on_one_line(message)}\n" if message and not is_follower() else "")
         return code
     except KeyboardInterrupt as error:
         return interrupted(error)
@@ -204,6 +206,11 @@ def explain(error: Exception) -> tuple[str, int]:
         return "", 1
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return f"{type(error).__name__}: {first.strip()} (-v shows where)", 1
+
+
+def _on_one_line(message: str) -> str:
+    """The message with line ends, and what else could control a terminal, written as escapes."""
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in message)
 
 
 def _full_disk(error: Exception) -> str:

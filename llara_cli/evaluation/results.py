@@ -96,10 +96,11 @@ class Results:
     def check(self) -> None:
         """Raise ``UserError`` where the folder has results of another name, as where case does not tell names apart."""
         first = _first(self.folder)
-        if first is not None and first.model != self._model:
-            raise UserError(
-                f"{self.folder} holds the results of {first.model!r}: move it away to measure {self._model!r}"
-            )
+        if first is None:
+            return
+        for own, found in ((self._model, first.model), (self._benchmark, str(first.fields.get("benchmark", "")))):
+            if found and normal(found) != own:
+                raise UserError(f"{self.folder} holds the results of {found!r}: move it away to measure {own!r}")
 
     def path(self, dataset: str) -> Path:
         """Where a data set's result is; a part of a group lies in the group's folder."""

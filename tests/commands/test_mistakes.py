@@ -147,6 +147,11 @@ def test_what_an_unset_variable_leaves_is_refused(
     assert told in refused(llara, tmp_path / "ws", *arguments)
 
 
+def test_a_strange_path_stays_on_one_line(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    error = refused(llara, tmp_path / "ws", "encode", "no\n\x1b[31msuch/基 file", "--model", tiny_model)
+    assert r"no\n\x1b[31msuch/基 file" in error
+
+
 def test_an_unwritable_workspace(llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
