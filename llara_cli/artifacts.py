@@ -102,7 +102,7 @@ class Blueprint:
     @property
     def fingerprint(self) -> str:
         """Tells runs of different settings, inputs or parents apart."""
-        return hashlib.sha256(dump(self.as_json()).encode()).hexdigest()
+        return hashlib.sha256(dump(self.as_json()).encode(errors="backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True)

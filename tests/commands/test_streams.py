@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,14 +66,20 @@ def test_no_argument_gives_the_help() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
 def test_a_file_name_that_is_not_utf8(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
-    (beir / "corpus.jsonl").rename(corpus)
+    corpus, folder = tmp_path / os.fsdecode(b"caf\xe9.jsonl"), tmp_path / os.fsdecode(b"set\xe9")
+    shutil.copy(beir / "corpus.jsonl", corpus)
+    beir.rename(folder)
     command = ("encode", corpus, "--model", tiny_model, "--json")
     made = llara(*command)
     assert made.code == 0, made.err
     assert made.json["name"] == "tiny-caf"
     assert llara(*command).json == made.json
     assert llara("status", "--json").json["artifacts"][0]["name"] == "tiny-caf"
+    measure = ("evaluate", folder, "--model", tiny_model, "--json", "-q")
+    measured = llara(*measure)
+    assert measured.code == 0, measured.err
+    assert measured.json["benchmark"] == folder.name
+    assert llara(*measure).out == measured.out
 
 
 def test_ctrl_c_at_the_prompt_ends_quietly(
