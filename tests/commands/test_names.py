@@ -1,0 +1,30 @@
+"""Names of artifacts: letters of every script, one spelling, and room for what is derived from long ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from program import Llara
+
+COMPOSED, DECOMPOSED = "\xdcbung-基线", "U\u0308bung-基线"
+
+
+def test_a_name_in_any_script_goes_through_every_command(
+    llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    made = llara("encode", beir, "--model", tiny_model, "--name", DECOMPOSED, "--json")
+    assert made.json["name"] == COMPOSED, made.err
+    assert llara("index", DECOMPOSED, "--json").json["name"] == f"{COMPOSED}-exact"
+    assert llara("search", "bees", "--index", f"{DECOMPOSED}-exact").code == 0
+    assert {path.name for path in (tmp_path / "ws").glob("*/*") if path.is_dir()} == {COMPOSED, f"{COMPOSED}-exact"}
+    named = beir.rename(beir.with_name("коллекция"))
+    assert llara("encode", named, "--model", tiny_model, "--json").json["name"] == "tiny-коллекция"
+
+
+def test_derived_names_of_long_ones_fit(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / ("m" * 150))
+    named = beir.rename(beir.with_name("c" * 150))
+    assert llara("evaluate", named, "--model", model).code == 0
+    assert llara("encode", named, "--model", model).code == 0
+    assert llara("index").code == 0
