@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -191,17 +193,36 @@ class Build:
         the artifact by float noise at most, so that runs which differ in them alone are equal. ``measured``: of this
         run, for ``run.json``.
         """
-        run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": os.uname().nodename}
+        run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": platform.node()}
         run |= {"made_for": made_for, "versions": {"llara": __version__}, **(measured or {})}
         write_atomically(self.folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         manifest = {"kind": self.kind, "version": 1, "name": self.name, "counts": dict(counts)}
         manifest |= self.blueprint.as_json() | {"files": self._checksums()}
         manifest |= {"execution": dict(execution)} if execution else {}
+        self._settle()
         write_atomically(self.folder / MANIFEST, dump(manifest))
         (self.folder / PENDING).unlink(missing_ok=True)
+        sync(self.folder)
         if self.folder != self.target:
             swap(self.folder, self.target)
+            sync(self.target.parent)
         return Artifact(self.kind, self.name, self.target)
+
+    def _settle(self) -> None:
+        """Give all files one mode and put them on the disk, so that a manifest never speaks of files that are not.
+
+        The mode is what the umask gives a new file: some libraries write through a private temporary file.
+        """
+        usual = (self.folder / RUN).stat().st_mode & 0o777
+        folders = {self.folder}
+        for file in _lasting_files(self.folder):
+            if file.stat().st_mode & 0o777 != usual:
+                with suppress(PermissionError):  # a file of another user, linked to here
+                    file.chmod(usual)
+            sync(file)
+            folders |= {folder for folder in file.parents if self.folder in folder.parents}
+        for folder in folders:
+            sync(folder)
 
     def _checksums(self) -> dict[str, dict[str, Any]]:
         return {
@@ -219,8 +240,28 @@ def emptied(folder: Path) -> Path:
 
 def hashed_files(folder: Path) -> list[Path]:
     """The files of an artifact whose checksums its manifest holds."""
-    every = (file for file in folder.rglob("*") if file.is_file() and file.name not in _UNHASHED)
+    return [file for file in _lasting_files(folder) if file.name not in _UNHASHED]
+
+
+def _lasting_files(folder: Path) -> list[Path]:
+    """The files of an artifact, those that are gone soon apart."""
+    every = (file for file in folder.rglob("*") if file.is_file())
     return sorted(file for file in every if file.parent.name not in _PASSING)
+
+
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's list of files, on the disk: a power cut does not take them back."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # cannot be opened there, and need not be
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what file systems say that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:

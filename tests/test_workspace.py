@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import shutil
 import threading
 from collections.abc import Callable
@@ -107,6 +110,50 @@ def test_what_a_kill_after_a_swap_left_is_swept_away(workspace: Workspace) -> No
         shutil.copytree(made.path, made.path.with_name(".a.old"))
         look()
         assert [path.name for path in made.path.parent.iterdir()] == ["a"]
+
+
+def test_every_file_of_an_artifact_has_the_mode_that_the_umask_gives(workspace: Workspace) -> None:
+    with workspace.build("models", "a", Blueprint({})) as build:
+        assert isinstance(build, Build)
+        inner = build.open_folder() / "adapter"
+        inner.mkdir()
+        for place in (build.folder / "model.safetensors", inner / "weights"):  # as safetensors and tempfile write them
+            place.touch(mode=0o600)
+        (build.folder / "plain").write_text("")
+        made = build.finish({}, {})
+    plain = (made.path / "plain").stat().st_mode
+    assert {file.stat().st_mode for file in made.path.rglob("*") if file.is_file()} == {plain}
+
+
+def test_all_of_an_artifact_is_on_the_disk_before_its_manifest_is(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may come right after the manifest."""
+    synced: list[int] = []
+    sync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with workspace.build("models", "a", Blueprint({})) as build:
+        assert isinstance(build, Build)
+        inner = build.open_folder() / "adapter"
+        inner.mkdir()
+        files = [build.folder / "model.safetensors", inner / "weights"]
+        for file in files:
+            file.write_text("tensors")
+        wanted = [place.stat().st_ino for place in (*files, inner, build.folder)]
+        made = build.finish({}, {})
+    before = synced[: synced.index((made.path / "manifest.json").stat().st_ino)]
+    assert set(wanted) <= set(before)
+
+
+def test_the_run_log_names_the_machine_on_every_system(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "uname", raising=False)  # as on Windows
+    run = json.loads((make(workspace, "a").path / "run.json").read_text())
+    assert run["host"] == platform.node()
 
 
 def test_a_second_builder_is_refused(workspace: Workspace) -> None:

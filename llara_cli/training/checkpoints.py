@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llara_cli.artifacts import finish_swap, swap, write_atomically
+from llara_cli.artifacts import finish_swap, swap, sync, write_atomically
 
 FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
@@ -87,7 +87,9 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], step: int) -> No
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file(tensors, aside / _STATE)
+    sync(aside / _STATE)  # before the old checkpoint goes
     write_atomically(aside / _STEP, json.dumps({"step": step}))
+    sync(aside)
     swap(aside, folder / name)
 
 

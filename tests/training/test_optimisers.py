@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def drop(folder: Path, name: str, weights: str, dtype: torch.dtype) -> float:
     before = run.total()
     run.steps(0, 200, dtype)
     return before - run.total()
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut leaves the old one or the new one."""
+    synced: list[int] = []
+    sync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    for step in (1, 2):
+        checkpoints.keep_best(tmp_path, torch.nn.Linear(2, 2), step)
+    assert {file.stat().st_ino for file in (tmp_path / "best").iterdir()} <= set(synced)
 
 
 def test_full_training_in_bf16_learns_as_in_fp32(tiny_model: Path) -> None:
