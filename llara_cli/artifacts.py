@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -139,7 +140,21 @@ class Artifact:
     @property
     def is_users_own(self) -> bool:
         """Whether the user asked for it, rather than a stage that needed it for itself."""
-        return bool(self.run.get("made_for", "user") == "user")
+        return bool(self._log.get("made_for", "user") == "user")
+
+    @property
+    def finished(self) -> float:
+        """When it was finished, in seconds since 1970; before all others where the run log does not say."""
+        finished = self._log.get("finished")
+        return float(finished) if isinstance(finished, int | float) else -math.inf
+
+    @property
+    def _log(self) -> dict[str, Any]:
+        """``run``, or nothing where it is damaged."""
+        try:
+            return self.run
+        except LlaraError:
+            return {}
 
     @property
     def fingerprint(self) -> str:

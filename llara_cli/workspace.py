@@ -27,7 +27,7 @@ from llara_cli.artifacts import (
     old_folder,
     read_json,
 )
-from llara_cli.console import Console, UserError
+from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.names import check_name, is_name, normal
 
 _SWAP_SECONDS = 2
@@ -42,6 +42,7 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._warned: set[Path] = set()
 
     def create(self) -> None:
         """Make the directory. Raises ``UserError`` where that is not possible."""
@@ -72,17 +73,39 @@ class Workspace:
         )
 
     def artifacts(self, kind: Kind) -> list[Artifact]:
-        """Finished artifacts, oldest first."""
+        """Finished artifacts, damaged ones too, oldest first: by the run log, as files get new times when copied."""
         for old in (self.root / kind).glob(".*.old"):
             self._mend(kind, old.name[1:].removesuffix(".old"))
         folders = (self.root / kind).glob(f"*/{MANIFEST}")
-        made = sorted((path for path in folders if not path.parent.name.startswith(".")), key=_mtime)
-        return [Artifact(kind, path.parent.name, path.parent) for path in made]
+        names = [path.parent.name for path in folders if not path.parent.name.startswith(".")]
+        made = [Artifact(kind, name, self.root / kind / name) for name in names]
+        return sorted(made, key=lambda artifact: (artifact.finished, artifact.name))
 
-    def find_equal(self, kind: Kind, blueprint: Blueprint) -> Artifact | None:
-        """A finished artifact of any name that an equal run made."""
+    def sound(self, kind: Kind, console: Console) -> list[Artifact]:
+        """Finished artifacts whose manifests can be read, oldest first; a damaged file is warned of, once."""
+        return [artifact for artifact in self.artifacts(kind) if self._is_sound(artifact, console)]
+
+    def _is_sound(self, artifact: Artifact, console: Console) -> bool:
+        try:
+            _ = artifact.manifest
+        except LlaraError as error:
+            self._warn(console, artifact, f"{error}; left out")
+            return False
+        try:
+            _ = artifact.run
+        except LlaraError as error:
+            self._warn(console, artifact, f"{error}; taken for the oldest")
+        return True
+
+    def _warn(self, console: Console, artifact: Artifact, message: str) -> None:
+        if artifact.path not in self._warned:
+            console.warn(message)
+        self._warned.add(artifact.path)
+
+    def find_equal(self, kind: Kind, blueprint: Blueprint, console: Console) -> Artifact | None:
+        """A finished artifact of any name that an equal run made; damaged ones are warned of and left out."""
         wanted = blueprint.as_json()
-        for artifact in self.artifacts(kind):
+        for artifact in self.sound(kind, console):
             made = artifact.manifest
             if all(made.get(part) == value for part, value in wanted.items()):
                 return artifact
@@ -147,10 +170,6 @@ class Workspace:
                 yield
         except Timeout as error:
             raise UserError(f"{kind}/{name} is being built by another process") from error
-
-
-def _mtime(path: Path) -> tuple[float, str]:
-    return path.stat().st_mtime, path.parent.name
 
 
 def _began_equal(folder: Path, blueprint: Blueprint) -> bool:

@@ -156,6 +156,19 @@ def test_the_run_log_names_the_machine_on_every_system(workspace: Workspace, mon
     assert run["host"] == platform.node()
 
 
+def test_the_run_log_tells_what_is_newest_and_not_the_files_times(workspace: Workspace) -> None:
+    made = {name: make(workspace, name) for name in ("b", "c", "a")}
+    for name, artifact in made.items():
+        os.utime(artifact.path / "manifest.json", (ord(name), ord(name)))
+    assert [artifact.name for artifact in workspace.artifacts("models")] == ["b", "c", "a"]
+    for name, finished in (("b", 5), ("c", 7), ("a", 7)):
+        (made[name].path / "run.json").write_text(json.dumps({"finished": finished}))
+    assert [artifact.name for artifact in workspace.artifacts("models")] == ["b", "a", "c"]
+    (made["c"].path / "run.json").unlink()
+    (made["a"].path / "run.json").write_text('{"finished": "now"}')
+    assert [artifact.name for artifact in workspace.artifacts("models")] == ["a", "c", "b"]
+
+
 def test_a_second_builder_is_refused(workspace: Workspace) -> None:
     with (
         workspace.build("models", "a", Blueprint({})),

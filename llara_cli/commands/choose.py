@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from llara_cli.artifacts import Artifact, Kind
@@ -39,7 +40,7 @@ def chosen_encoder(session: Session, given: str | None, source: ModelSource) -> 
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
     """The model named, else the newest pre-trained one, else the default base model."""
     if given is None:
-        adapted = [a for a in session.workspace.artifacts("models") if a.manifest["settings"].get("task") == "pretrain"]
+        adapted = [a for a in users_own(session, "models") if a.manifest["settings"].get("task") == "pretrain"]
         given = adapted[-1].name if adapted else default_model(session.workspace.root)
     return named_model(session, given, remote_code)
 
@@ -53,22 +54,30 @@ def model_to_use(session: Session, given: str | None, remote_code: bool = False)
 
 
 def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:
-    """The newest finished artifact of a kind. Raises ``UserError`` saying what to do where there is none."""
-    found = session.workspace.artifacts(kind)
+    """The newest artifact of a kind that the user made. Raises ``UserError`` saying what to do where there is none."""
+    found = users_own(session, kind)
     if not found:
-        raise UserError(f"no {kind} in {session.workspace.root} yet: {otherwise}")
+        raise _nothing(session, kind, kind, otherwise)
     return found[-1]
+
+
+def users_own(session: Session, kind: Kind) -> list[Artifact]:
+    """Sound artifacts that the user asked for, oldest first: not those that a stage made for itself."""
+    return [artifact for artifact in session.workspace.sound(kind, session.console) if artifact.is_users_own]
+
+
+def _nothing(session: Session, kind: Kind, what: str, otherwise: str) -> UserError:
+    """The error where the user made none, which names those that stages made for themselves."""
+    others = [artifact.name for artifact in session.workspace.sound(kind, session.console) if not artifact.is_users_own]
+    named = f". Other commands made these for themselves; to use one, name it: {', '.join(others)}" if others else ""
+    return UserError(f"no {what} in {session.workspace.root} yet: {otherwise}{named}")
 
 
 def newest_passages(session: Session) -> Artifact:
     """The newest embeddings of passages."""
-    found = [
-        a
-        for a in session.workspace.artifacts("embeddings")
-        if a.is_users_own and a.manifest["settings"]["as"] == "passage"
-    ]
+    found = [a for a in users_own(session, "embeddings") if a.manifest["settings"].get("as") == "passage"]
     if not found:
-        raise UserError(f"no embeddings of passages in {session.workspace.root} yet: run llara encode first")
+        raise _nothing(session, "embeddings", "embeddings of passages", "run llara encode first")
     session.console.note(f"embeddings: {found[-1].name} (the newest of passages)")
     return found[-1]
 
@@ -78,7 +87,9 @@ def corpus_index(
 ) -> Artifact:
     """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
     made = encoded(Encoding(session.workspace, session.console, source, corpus, settings), made_for)
-    indexing = Indexing(session.workspace, session.console, made)
-    if found := session.workspace.find_equal("indexes", indexing.blueprint()):
+    indexing = Indexing(session.workspace, session.console, made, made_for=made_for)
+    blueprint = indexing.blueprint()
+    if found := session.workspace.find_equal("indexes", blueprint, session.console):
         return found
-    return session.workspace.get("indexes", str(indexing.run()["name"]))
+    name = f"{made.name[:180]}-{blueprint.fingerprint[:8]}"  # not one that `llara index` gives
+    return session.workspace.get("indexes", str(replace(indexing, name=name).run()["name"]))

@@ -79,10 +79,11 @@ def _refuse_building(ctx: typer.Context, embeddings: str | None, append: bool, r
 
 def _change(session: o.Session, embeddings: str | None, remove: Path | None, name: str | None) -> dict[str, Any]:
     """Add to a finished index, or remove from it."""
+    from llara_cli.commands.choose import users_own
     from llara_cli.retrieval.changing import Changing
 
     workspace = session.workspace
-    there = workspace.artifacts("indexes")
+    there = users_own(session, "indexes") if name is None else []
     if name is None and len(there) != 1:
         raise UserError(f"--name the index to change: there are {', '.join(index.name for index in there) or 'none'}")
     index = workspace.get("indexes", name) if name else there[0]

@@ -59,7 +59,8 @@ def run_rounds(
     for number in range(1, rounds + 1):
         session.console.note(f"round {number} of {rounds}")
         run = make(sets, name if number == rounds else f"{name}-round{number}")
-        result = run.run(restart=restart)
+        # the models before the last are not what the user asked for, and never taken for the newest
+        result = run.run(restart=restart, made_for="user" if number == rounds else "finetune")
         if number < rounds:
             sets = _mined(session, run, train, corpus, restart=restart)
     return result

@@ -257,7 +257,7 @@ class Encoding:
 
 def encoded(encoding: Encoding, made_for: str) -> Artifact:
     """The embeddings of an equal run, whatever their name; made now where there are none."""
-    if made := encoding.workspace.find_equal("embeddings", encoding.blueprint):
+    if made := encoding.workspace.find_equal("embeddings", encoding.blueprint, encoding.console):
         return made
     name = f"{encoding.derived_name()}-{encoding.blueprint.fingerprint[:8]}"
     replace(encoding, name=name, made_for=made_for).run()

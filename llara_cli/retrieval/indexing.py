@@ -51,6 +51,7 @@ class Indexing:
     backend: str = "exact"
     options: IndexOptions = field(default_factory=IndexOptions)
     name: str = ""
+    made_for: str = "user"
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
         """Build the index, or give the finished one's result again."""
@@ -101,10 +102,10 @@ class Indexing:
                 folder = build.open_folder() / FILES
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.replace(folder)
-        return finish(build, {"count": index.count, "dim": index.dim}, started)
+        return finish(build, {"count": index.count, "dim": index.dim}, started, self.made_for)
 
 
-def finish(build: Build, counts: Mapping[str, int], started: float) -> dict[str, Any]:
+def finish(build: Build, counts: Mapping[str, int], started: float, made_for: str = "user") -> dict[str, Any]:
     """Finish an index whose files are in place; the command's result. ``started``: of the monotonic clock."""
     result = {
         "name": build.name,
@@ -115,7 +116,7 @@ def finish(build: Build, counts: Mapping[str, int], started: float) -> dict[str,
         "bytes": folder_bytes(build.folder / FILES),
         "seconds": round(time.monotonic() - started, 3),
     }
-    build.finish(counts, result)
+    build.finish(counts, result, made_for)
     return result
 
 

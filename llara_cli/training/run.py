@@ -110,8 +110,11 @@ class TrainingRun(ABC, Generic[ItemT]):
         """Scores on a dev set while it trains, for kinds of training that have one."""
         return None
 
-    def run(self, *, restart: bool) -> dict[str, Any]:
-        """Train, or take up where an earlier run stopped, or give the finished run's result again."""
+    def run(self, *, restart: bool, made_for: str = "user") -> dict[str, Any]:
+        """Train, or take up where an earlier run stopped, or give the finished run's result again.
+
+        ``made_for``: who needs the model, as ``Build.finish`` has it.
+        """
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
         self._check_weights()
         team = Team(self.accelerator.process_index, self.accelerator.num_processes)
@@ -120,7 +123,7 @@ class TrainingRun(ABC, Generic[ItemT]):
                 result = told_again(self.console, build)
                 checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
             else:
-                result = self._train(build)
+                result = self._train(build, made_for)
         self.accelerator.end_training()
         return result
 
@@ -207,7 +210,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         """Tokens of one forward."""
         return self.settings.optimiser.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
 
-    def _train(self, build: Build) -> dict[str, Any]:
+    def _train(self, build: Build, made_for: str) -> dict[str, Any]:
         flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
         seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
         warn_if_long(self.console, seconds, self.schedule.steps)
@@ -234,7 +237,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             result["dev"] = trainer.watch.restore_best()
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
-            self._finish(build, prepared, result, trainer.objective.execution)
+            self._finish(build, prepared, result, trainer.objective.execution, made_for)
         self.accelerator.wait_for_everyone()
         return result
 
@@ -243,13 +246,15 @@ class TrainingRun(ABC, Generic[ItemT]):
         config = {key: value for key, value in self.blueprint.settings.items() if isinstance(value, int | float | str)}
         self.accelerator.init_trackers("llara", config=config)
 
-    def _finish(self, build: Build, prepared: Prepared, result: dict[str, Any], execution: dict[str, Any]) -> None:
+    def _finish(
+        self, build: Build, prepared: Prepared, result: dict[str, Any], execution: dict[str, Any], made_for: str
+    ) -> None:
         """Save the model, close the artifact, and only then forget the checkpoint."""
         prepared.save(build.folder, self.dtype)
         draw_curve(result["history"], build.folder / CURVE)
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
         measured = {"peak_memory": peak_memory(self.device)}
-        artifact = build.finish(counts, result, execution=self.execution | execution, measured=measured)
+        artifact = build.finish(counts, result, made_for, execution=self.execution | execution, measured=measured)
         checkpoints.discard(artifact.path)
 
     @property

@@ -99,7 +99,7 @@ def test_a_damaged_manifest_stops_nothing(llara: Llara, workspace: Path, content
     verified = llara("status", "--verify", "--json")
     assert verified.code == 1
     assert len(verified.json["damaged"]) == 2
-    for command in (("index", "first"), ("index",), ("export", "first", workspace / "x.npy")):
+    for command in (("index", "first"), ("export", "first", workspace / "x.npy")):
         stopped = llara(*command)
         assert (stopped.code, "embeddings/first/manifest.json: " in stopped.error) == (1, True)
 
