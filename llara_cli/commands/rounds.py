@@ -74,7 +74,10 @@ def _mined(
     source = resolve(run.name, session.workspace, remote_code=run.source.remote_code)
     encode = EncodeSettings(max_length=settings.passage_length, dtype=settings.dtype)
     index = corpus_index(session, source, corpus, encode, "finetune")
-    finder = DenseFinder(Searching(session.workspace, session.console, index, settings.query_length))
+    searching = Searching(
+        session.workspace, session.console, index, settings.query_length, remote_code=source.remote_code
+    )
+    finder = DenseFinder(searching)
     wanted = max(MINED, settings.negatives)
     depth, seed = max(MineSettings.depth, wanted), settings.optimiser.seed
     mine = MineSettings(depth, wanted, seed=seed, query_length=settings.query_length)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from program import Llara, write_jsonl
-from tiny import TEXTS
+from tiny import TEXTS, make_model
 
 TRAINING = ("--backend", "full", "--max-steps", 1, "--negatives", 1, "--batch-size", 2)
 
@@ -126,3 +127,28 @@ def test_a_damaged_run_log_makes_an_artifact_the_oldest(
     assert done.json["name"] == "older-exact"
     assert f"warning: {tmp_path}/ws/embeddings/newer/run.json: unreadable" in done.err
     assert [row["name"] for row in llara("status", "--json").json["artifacts"][:2]] == ["newer", "older"]
+
+
+def make_remote_model(folder: Path) -> Path:
+    """A model that brings Python code of its own."""
+    make_model(folder)
+    (folder / "own_code.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        'class OwnConfig(LlamaConfig):\n    model_type = "own"\n\n\n'
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_rounds_trust_a_models_own_code_to_the_end(llara: Llara, train: Path, beir: Path, tmp_path: Path) -> None:
+    model = make_remote_model(tmp_path / "own")
+    rounds = ("--model", model, *TRAINING, "--rounds", 2, "--corpus", beir, "--name", "m")
+    done = llara("finetune", train, *rounds, "--trust-remote-code")
+    assert done.code == 0, done.err
