@@ -7,7 +7,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ _MODULE_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt", ".bin", ".
 """Endings of what makes a sentence-transformers model, in its folder and in those of its modules."""
 MODULES = "modules.json"
 """Names the modules of a sentence-transformers model and their folders."""
+_HUB, _UNKNOWN_COMMIT = "hub:", "main"
+"""What the fingerprint of a hub model begins with, and how it ends where none of its files is in the local cache."""
 ADAPTER, BASE = "adapter", "base.json"
 """In a model that was saved as an adapter only: the adapter's folder, and what is written down of its base."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -113,8 +115,12 @@ class ModelSource:
     def fingerprint(self) -> str:
         """What tells this model from any other: sha256 over its files (a workspace model: over its manifest)."""
         if self.base is not None:
-            own = replace(self, base=None).fingerprint()
-            return hashlib.sha256(f"{own} on {self.base.fingerprint()}\n".encode()).hexdigest()
+            own, base = replace(self, base=None).fingerprint(), self.base.fingerprint()
+            return (
+                f"{own} on {base}"
+                if own.startswith(_HUB)
+                else hashlib.sha256(f"{own} on {base}\n".encode()).hexdigest()
+            )
         folder = Path(self.location)
         if self.gguf_file:
             of_parts = [sha256_file(part) for part in self.gguf_parts]
@@ -122,7 +128,7 @@ class ModelSource:
         if (folder / MANIFEST).is_file():
             return sha256_file(folder / MANIFEST)
         if not folder.is_dir():
-            return f"hub:{self.location}@{_hub_commit(self.location)}"
+            return f"{_HUB}{self.location}@{_hub_commit(self.location)}"
         if (folder / MODULES).is_file():
             named = _module_files(folder)
         else:
@@ -139,12 +145,16 @@ def _module_files(folder: Path) -> list[tuple[str, Path]]:
     return [(path.as_posix(), file) for path, file in named if not any(part.startswith(".") for part in path.parts)]
 
 
+_DATED = ("config.json", MODULES, PEFT_CONFIG)
+"""Files of a hub model of which one at least is there: where it lies in the cache tells the commit."""
+
+
 def _hub_commit(repo_id: str) -> str:
     """The commit of a hub model in the local cache; loading it first puts it there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(repo_id, name) for name in ("config.json", MODULES, PEFT_CONFIG))
-    return next((Path(cached).parent.name for cached in found if isinstance(cached, str)), "main")
+    found = (try_to_load_from_cache(repo_id, name) for name in _DATED)
+    return next((Path(cached).parent.name for cached in found if isinstance(cached, str)), _UNKNOWN_COMMIT)
 
 
 def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -> ModelSource:
@@ -189,10 +199,40 @@ def hub_file(repo_id: str, name: str) -> Path | None:
     return Path(path) if path else None
 
 
+def resolve_recorded(
+    argument: str, fingerprint: str, workspace: Workspace, *, remote_code: bool = False
+) -> ModelSource:
+    """The model that an artifact was made with; ``argument`` and ``fingerprint``: as its manifest has them.
+
+    A model of the workspace, or a folder, is looked for there only, never on the hub. Raises ``UserError`` where it is
+    gone, saying what was looked for.
+    """
+    if not fingerprint.startswith(_HUB):
+        is_path = Path(argument).is_absolute()
+        if is_path and not Path(argument).exists():
+            raise UserError(f"no such folder or file: {argument}")
+        if not is_path and workspace.find("models", argument) is None:
+            raise UserError(f"no finished model {workspace.root / 'models' / argument}")
+        return resolve(argument, workspace, remote_code=remote_code)
+    source = resolve(argument, workspace, remote_code=remote_code)
+    unknown = f"{_HUB}{argument}@{_UNKNOWN_COMMIT}"
+    if source.fingerprint() == unknown != fingerprint:
+        _fetch(argument, _DATED)
+        if source.fingerprint() == unknown:
+            raise UserError(f"{argument} is neither in the hub's cache on this machine nor to be had from the hub")
+    return source
+
+
 def _hub_recipe(repo_id: str) -> Recipe | None:
     """The recipe of a hub model: its small files are fetched (or found in the hub's cache) and read like a folder's."""
-    found = [path for name in RECIPE_SOURCES if (path := hub_file(repo_id, name)) is not None]
+    found = _fetch(repo_id, RECIPE_SOURCES)
     return read_recipe(found[-1].parent) if found else None
+
+
+def _fetch(repo_id: str, names: Sequence[str]) -> list[Path]:
+    """Small files of a hub model, from the hub's cache or fetched into it; those that are there."""
+    go_offline_if_unreachable()
+    return [path for name in names if (path := hub_file(repo_id, name)) is not None]
 
 
 def go_offline_if_unreachable(timeout: float = 3.0) -> None:

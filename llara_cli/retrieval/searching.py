@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from llara_cli.artifacts import Artifact
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
 from llara_cli.model.backbone import choose_device
-from llara_cli.model.source import ModelSource, resolve
+from llara_cli.model.source import ModelSource, resolve, resolve_recorded
 from llara_cli.outputs import check_output, open_output
 from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend, Role, Vectors
 from llara_cli.retrieval.indexing import open_index, parse_parameters
@@ -47,15 +47,30 @@ class Searching:
 
     @cached_property
     def source(self) -> ModelSource:
-        """The model recorded in the index. Raises ``UserError`` where another is asked for, or it has changed since."""
+        """The model recorded in the index.
+
+        Raises ``UserError`` where another is asked for, and where it is gone or has changed since.
+        """
         settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
-        source = resolve(self.model or settings["source"], self.workspace, remote_code=self.remote_code)
+        if self.model:
+            source = resolve(self.model, self.workspace, remote_code=self.remote_code)
+        else:
+            source = self._recorded_model(settings, parents)
         if source.fingerprint() != parents["model"]:
             other = f"not with {source.name!r}" if self.model else "which has changed since"
             raise UserError(
                 f"index {self.index.name!r} was made with model {settings['model']!r}, {other}; encode and index again"
             )
         return source
+
+    def _recorded_model(self, settings: Mapping[str, Any], parents: Mapping[str, str]) -> ModelSource:
+        try:
+            return resolve_recorded(settings["source"], parents["model"], self.workspace, remote_code=self.remote_code)
+        except UserError as error:
+            raise UserError(
+                f"index {self.index.name!r} was made with model {settings['model']!r}, which is not there: {error};"
+                " bring it back, or encode and index again"
+            ) from error
 
     @cached_property
     def members(self) -> Members:

@@ -233,6 +233,37 @@ def test_a_model_that_changed_since(llara: Llara, beir: Path, tiny_model: Path, 
     assert "changed since" in refused(llara, tmp_path / "ws", "search", "x")
 
 
+def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(
+    llara: Llara, beir: Path, train: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one of the workspace, whose name might be a hub id, nor a folder."""
+    from llara_cli.model import source
+
+    workspace, elsewhere = tmp_path / "ws", shutil.copytree(tiny_model, tmp_path / "elsewhere")
+    assert llara("finetune", train, "--model", tiny_model, "--max-steps", 1, "--name", "tuned").code == 0
+    for model in ("tuned", elsewhere):
+        assert llara("encode", beir, "--model", model, "--name", Path(model).name).code == 0
+        assert llara("index", Path(model).name, "--name", Path(model).name).code == 0
+    monkeypatch.setattr(source, "_hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
+    monkeypatch.chdir(elsewhere.parent)
+    for folder in (workspace / "models" / "tuned", elsewhere):
+        shutil.rmtree(folder)
+        shutil.copytree(tiny_model, tmp_path / "tuned", dirs_exist_ok=True)  # no more than a name in common
+        told = refused(llara, workspace, "search", "x", "--index", folder.name)
+        assert f"was made with model {folder.name!r}, which is not there: no " in told
+        assert str(folder) in told
+
+
+def test_a_hub_model_that_cannot_be_had_is_gone_and_not_changed(llara: Llara, library: str, tmp_path: Path) -> None:
+    path = tmp_path / "ws/indexes/library/manifest.json"
+    made = json.loads(path.read_text())
+    made["settings"] |= {"model": "no-such-model", "source": "no-such-org/no-such-model"}
+    made["parents"]["model"] = "hub:no-such-org/no-such-model@0123abcd"
+    path.write_text(json.dumps(made))
+    told = refused(llara, tmp_path / "ws", "search", "x")
+    assert "which is not there: no-such-org/no-such-model is neither in the hub's cache" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
