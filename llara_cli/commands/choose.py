@@ -8,9 +8,10 @@ from pathlib import Path
 from llara_cli.artifacts import Artifact, Kind
 from llara_cli.commands.options import Session, default_model
 from llara_cli.console import UserError
-from llara_cli.model.source import MODULES, ModelSource, resolve
+from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_recorded
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.indexing import Indexing
+from llara_cli.retrieval.vector_files import open_vectors
 
 DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
 
@@ -51,6 +52,27 @@ def model_to_use(session: Session, given: str | None, remote_code: bool = False)
         given = newest(session, "models", "pretrain or finetune one, or name one with --model").name
         session.console.note(f"model: {given} (the newest)")
     return named_model(session, given, remote_code)
+
+
+def model_of_vectors(session: Session, path: Path, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the one that a file of vectors says it is of: never merely the newest.
+
+    Raises ``UserError`` where neither says, and where the model that the file names is gone.
+    """
+    file = open_vectors(path)
+    if given is not None:
+        return named_model(session, given, remote_code)
+    if (origin := file.origin) is None:
+        raise UserError(f"{path} does not say which model made its vectors: name the model with --model")
+    try:
+        source = resolve_recorded(origin.source, origin.fingerprint, session.workspace, remote_code=remote_code)
+    except UserError as error:
+        raise UserError(
+            f"{file.origin_file} says that the vectors were made by {origin.model!r}, which is not there: {error};"
+            " --model says where it is"
+        ) from error
+    session.console.note(f"model: {source.name} (as {file.origin_file} says)")
+    return source
 
 
 def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:

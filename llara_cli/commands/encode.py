@@ -25,7 +25,8 @@ def encode(
         Path | None,
         typer.Option(
             "--from",
-            help="Take these vectors in instead: FILE.npy with FILE.npy.ids.txt, or FILE.parquet (id, vector, ...).",
+            help="Take these vectors in instead: FILE.npy with FILE.npy.ids.txt, or FILE.parquet (id, vector, ...). "
+            "--model made them, unless the file says which.",
             show_default=False,
         ),
     ] = None,
@@ -59,11 +60,14 @@ def encode(
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
     if from_ is not None and dim is not None:
         raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
-    from llara_cli.commands.choose import chosen_encoder, model_to_use
+    from llara_cli.commands.choose import chosen_encoder, model_of_vectors, model_to_use
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
 
     chosen: Any = role
-    source = model_to_use(session, model, trust_remote_code)
+    if from_ is not None:
+        source = model_of_vectors(session, from_, model, trust_remote_code)
+    else:
+        source = model_to_use(session, model, trust_remote_code)
     encoder = chosen_encoder(session, encoder, source)
     settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim)
     run: Encoding | Importing

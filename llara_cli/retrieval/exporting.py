@@ -1,4 +1,7 @@
-"""Embeddings of the workspace as one file that any other tool reads: ``.npy`` with ids beside it, or ``.parquet``."""
+"""Embeddings of the workspace as one file that any other tool reads: ``.npy`` with ids beside it, or ``.parquet``.
+
+Which model made the vectors is told beside the ``.npy``, or in the ``.parquet``'s metadata, for ``encode --from``.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from llara_cli.console import Console, UserError
 from llara_cli.outputs import check_output, is_stream, open_output
 from llara_cli.protocols import Progress
 from llara_cli.retrieval.store import IDS, VectorStore
+from llara_cli.retrieval.vector_origin import METADATA, Origin, origin_path
 from llara_cli.workspace import Workspace
 
 ENDINGS = (".npy", ".parquet")
@@ -49,7 +53,7 @@ class Exporting:
         """Write the file, all of it or nothing. Raises ``UserError`` where it cannot be or is there already."""
         refuse_ending(self.file)
         is_npy = self.file.suffix.lower() == ".npy"
-        written = [self.file, *([ids_path(self.file)] if is_npy else [])]
+        written = [self.file, *([ids_path(self.file), origin_path(self.file)] if is_npy else [])]
         self._refuse_place(written)
         started = time.monotonic()
         with self.console.bar("exporting", self.store.count, unit="vectors") as bar:
@@ -71,7 +75,7 @@ class Exporting:
             raise UserError(f"{', '.join(there)}: there already; --force replaces it")
 
     def _write_npy(self, progress: Progress) -> None:
-        """(count, dim) float32 behind NumPy's header, and the ids."""
+        """(count, dim) float32 behind NumPy's header; the ids, and the origin."""
         shape = (self.store.count, self.store.dim)
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         with open_output(self.file) as file, open_output(ids_path(self.file)) as names:
@@ -81,11 +85,15 @@ class Exporting:
             with (self.store.artifact.path / IDS).open("rb") as ids:
                 if _copy_lines(ids, names) != self.store.count:
                     raise self.store.damaged()
+            origin_path(self.file).unlink(missing_ok=True)  # it may be that of the vectors which are replaced
+        with open_output(origin_path(self.file)) as file:
+            file.write(Origin.of(self.store.artifact).as_json().encode())
 
     def _write_parquet(self, progress: Progress) -> None:
-        """Columns id, vector, title, text; a group of rows at a time."""
+        """Columns id, vector, title, text; a group of rows at a time. The origin is in the schema's metadata."""
         vector = pa.list_(pa.float32(), self.store.dim)
         schema = pa.schema([("id", pa.string()), ("vector", vector), ("title", pa.string()), ("text", pa.string())])
+        schema = schema.with_metadata({METADATA: Origin.of(self.store.artifact).as_json()})
         names = iter(self.store.ids)
         with (
             open_output(self.file) as file,

@@ -86,7 +86,11 @@ class Importing:
         """What makes an equal run."""
         settings = self.settings.recorded(self.source, self.workspace) | {"imported": True}
         inputs = [input_record(path) for path in self.file.inputs]
-        return Blueprint(settings, inputs, {"model": self.source.fingerprint()})
+        return Blueprint(settings, inputs, {"model": self._fingerprint})
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.source.fingerprint()
 
     @property
     def _name(self) -> str:
@@ -99,6 +103,20 @@ class Importing:
         if self.file.count == 0:
             raise UserError(f"{self.path}: no vector in it")
         _ = self.dim
+        self._check_origin()
+
+    def _check_origin(self) -> None:
+        """Raise ``UserError`` where the file says that its vectors are others than the flags say."""
+        origin, place = self.file.origin, self.file.origin_file
+        if origin is None:
+            return
+        if origin.fingerprint != self._fingerprint:
+            other = "which has changed since" if origin.model == self.source.name else f"not by {self.source.name!r}"
+            raise UserError(f"{place} says that the vectors were made by model {origin.model!r}, {other}")
+        said = {"--as": (origin.role, self.settings.role), "--encoder": (origin.encoder, self.settings.encoder)}
+        for flag, (told, given) in said.items():
+            if told != given:
+                raise UserError(f"{place} says that the vectors were made with {flag} {told}, not {given}")
 
     def _import(self, build: Build) -> dict[str, Any]:
         started, tally = time.monotonic(), Tally()
@@ -154,7 +172,10 @@ class Importing:
             "seconds": round(seconds, 3),
             "model": self.source.name,
         }
-        build.finish({"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}, result)
+        counts = {"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}
+        said_by = "--model" if self.file.origin is None else self.file.origin_file.name
+        claim = {"model": self.source.name, "fingerprint": self._fingerprint, "said_by": said_by}
+        build.finish(counts, result, measured={"claim": claim})
         return result
 
 

@@ -19,6 +19,7 @@ from llara_cli.data.collection import ID_FIELDS, TEXT_FIELDS, Document, named_re
 from llara_cli.data.lines import check_file, one_line, read_lines
 from llara_cli.data.records import Record, read_records
 from llara_cli.retrieval.exporting import ids_path, refuse_ending
+from llara_cli.retrieval.vector_origin import METADATA, Origin, origin_path
 
 VECTOR_FIELDS = ("vector", "embedding", "embeddings")
 
@@ -35,6 +36,14 @@ class VectorFile(Protocol):
 
     @property
     def count(self) -> int: ...
+
+    @property
+    def origin(self) -> Origin | None:
+        """Which model made the vectors, where that is told. Raises ``UserError`` where what is told is damaged."""
+
+    @property
+    def origin_file(self) -> Path:
+        """Where the origin is told."""
 
     def documents(self) -> Iterator[Document]:
         """Ids (unique) and texts, as far as there are any. Raises ``UserError`` naming the line or row."""
@@ -66,6 +75,18 @@ class NpyFile:
     def count(self) -> int:
         """Rows."""
         return len(self._matrix)
+
+    @property
+    def origin_file(self) -> Path:
+        """A file beside the vectors."""
+        return origin_path(self.path)
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the file beside says, where there is one."""
+        if not self.origin_file.is_file():
+            return None
+        return Origin.parse(self.origin_file.read_bytes(), self.origin_file)
 
     @cached_property
     def _matrix(self) -> NDArray[Any]:
@@ -115,6 +136,18 @@ class ParquetFile:
         """Rows."""
         with self._opened() as file:
             return int(file.metadata.num_rows)
+
+    @property
+    def origin_file(self) -> Path:
+        """The file itself."""
+        return self.path
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the schema's metadata say, where they do."""
+        with self._opened() as file:
+            told = (file.schema_arrow.metadata or {}).get(METADATA)
+        return Origin.parse(told, self.path) if told is not None else None
 
     def documents(self) -> Iterator[Document]:
         """Ids, titles and texts; a missing one is empty."""

@@ -164,6 +164,62 @@ def test_vectors_of_another_tool_are_normalised_and_searched(
     assert "finished already" in again.err
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_vectors_go_by_the_model_that_made_them_and_never_by_the_newest(
+    llara: Llara, encoded: Path, train: Path, tiny_model: Path, tmp_path: Path, form: str
+) -> None:
+    file = tmp_path / f"out.{form}"
+    assert llara("export", "passages", file).code == 0
+    tuned = llara("finetune", train, "--model", tiny_model, "--max-steps", 1, "--name", "newest")
+    assert tuned.code == 0, tuned.err
+    back = llara("encode", "--from", file, "--json")
+    assert back.json["model"] == "tiny"
+    made = [json.loads((Path(place) / "manifest.json").read_text()) for place in (encoded, back.json["path"])]
+    assert made[0]["parents"] == made[1]["parents"]
+    place = file if form == "parquet" else tmp_path / "out.npy.model.json"
+    assert f"model: tiny (as {place} says)" in back.err
+    claim = json.loads((Path(back.json["path"]) / "run.json").read_text())["claim"]
+    assert claim == {"model": "tiny", "fingerprint": made[0]["parents"]["model"], "said_by": place.name}
+    told = refusal(llara, tmp_path / "ws", file, "--model", "newest")
+    assert f"{place} says that the vectors were made by model 'tiny', not by 'newest'" in told
+    assert "--as passage, not query" in refusal(llara, tmp_path / "ws", file, "--as", "query")
+    assert llara("index", back.json["name"]).code == 0
+    assert llara("search", "the sea").code == 0
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_vectors_of_nobody_knows_which_model_need_it_named(
+    llara: Llara, encoded: Path, tiny_model: Path, tmp_path: Path, form: str
+) -> None:
+    ids, vectors = list("abcde"), directions()
+    file = tmp_path / f"theirs.{form}"
+    if form == "npy":
+        write_npy(file, vectors, ids)
+    else:
+        write_parquet(file, id=ids, vector=vectors.tolist())
+    assert "name the model with --model" in refusal(llara, tmp_path / "ws", file)
+    made = take_in(llara, file, tiny_model)
+    assert json.loads((Path(made["path"]) / "run.json").read_text())["claim"]["said_by"] == "--model"
+
+
+def test_an_exported_model_that_is_gone_or_told_of_badly(
+    llara: Llara, encoded: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert llara("export", "passages", tmp_path / "out.npy").code == 0
+    told = tmp_path / "out.npy.model.json"
+    origin = json.loads(told.read_text())
+    assert origin["source"] == str(tiny_model.resolve())
+    for source, message in (("/no/such/folder", "no such folder or file: /no/such/folder"), ("gone", "models/gone")):
+        told.write_text(json.dumps(origin | {"source": source}))
+        error = refusal(llara, tmp_path / "ws", tmp_path / "out.npy")
+        assert "made by 'tiny', which is not there: " in error
+        assert message in error
+        assert llara("encode", "--from", tmp_path / "out.npy", "--model", tiny_model, "--dry-run").code == 0
+    for text in ("{", "[]", "null", '{"model": "tiny"}', json.dumps(origin | {"role": 5}), "\udcff"):
+        told.write_bytes(text.encode(errors="surrogateescape"))
+        assert "out.npy.model.json: what it says" in refusal(llara, tmp_path / "ws", tmp_path / "out.npy")
+
+
 def test_a_plan_and_a_query_side(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
     file = write_npy(tmp_path / "theirs.npy", directions(), list("abcde"))
     plan = take_in(llara, file, tiny_model, "--dry-run")

@@ -1,0 +1,63 @@
+"""What a file of exported vectors says of its origin: the model that made them, and from which side of a search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from llara_cli.artifacts import Artifact
+from llara_cli.console import UserError
+
+METADATA = b"llara"
+"""The key of the origin in the metadata of a ``.parquet`` file's schema."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin of vectors.
+
+    Attributes:
+        model: the model's name.
+        source: what names the model again: a name in the workspace, a path, or a hub id.
+        fingerprint: the model's.
+        role: ``passage`` or ``query``.
+        encoder: the encoder backend.
+    """
+
+    model: str
+    source: str
+    fingerprint: str
+    role: str
+    encoder: str
+
+    @classmethod
+    def of(cls, embeddings: Artifact) -> Origin:
+        """The origin of embeddings of the workspace, as their manifest has it."""
+        made = embeddings.manifest
+        settings = made["settings"]
+        return cls(settings["model"], settings["source"], made["parents"]["model"], settings["as"], settings["encoder"])
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: Path) -> Origin:
+        """What ``as_json`` wrote. Raises ``UserError`` for anything else."""
+        try:
+            told = json.loads(text)
+            return cls(*(_string(told[field.name]) for field in fields(cls)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where}: what it says of the vectors' model is damaged: export them again") from error
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def origin_path(file: Path) -> Path:
+    """Where the origin of a ``.npy`` file's vectors is told."""
+    return file.with_name(file.name + ".model.json")
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a string")
+    return value
