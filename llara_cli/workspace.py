@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Workspace:
         """
         name = check_name(name)
         target = self.root / kind / name
-        with self._lock(kind, name):
+        with self.lock(f"{kind}/{name}"):
             finish_swap(target)
             folder = target
             if restart:
@@ -157,19 +157,24 @@ class Workspace:
         """
         target = self.root / kind / name
         if old_folder(target).exists():
-            with suppress(UserError, OSError), self._lock(kind, name, wait=_SWAP_SECONDS):
+            with suppress(UserError, OSError), self.lock(f"{kind}/{name}", wait=_SWAP_SECONDS):
                 finish_swap(target)
 
     @contextmanager
-    def _lock(self, kind: Kind, name: str, wait: float = 0) -> Iterator[None]:
+    def lock(self, place: str, wait: float = 0) -> Iterator[None]:
+        """Hold ``place``, a path in the workspace, alone; ``wait``: seconds for another process to be done with it.
+
+        Raises ``UserError`` where the other one is not.
+        """
         self.create()
-        locks = self.root / ".locks"
-        locks.mkdir(exist_ok=True)
-        try:
-            with FileLock(locks / f"{kind}-{name}.lock", timeout=wait):
-                yield
-        except Timeout as error:
-            raise UserError(f"{kind}/{name} is being built by another process") from error
+        lock = self.root / ".locks" / f"{place}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(FileLock(lock, timeout=wait))
+            except Timeout as error:
+                raise UserError(f"{place} is being built by another process") from error
+            yield
 
 
 def _began_equal(folder: Path, blueprint: Blueprint) -> bool:

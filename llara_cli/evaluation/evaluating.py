@@ -22,6 +22,8 @@ from llara_cli.retrieval.runs import Answers, Qrels, Run, read_answers, read_qre
 from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
 
+GROUP_SECONDS = 30
+"""How long to wait for another process that writes the figures of a group: far more than that takes."""
 WINDOW = 256
 """Queries whose hits are held and scored together."""
 
@@ -93,7 +95,8 @@ class Evaluating:
         result = summarised(self.benchmark, self.ranker.name, evaluations)
         for name, figures in result["datasets"].items():
             if "forums" in figures:
-                results.save_group(name, figures)
+                with self.workspace.lock(results.place(name), wait=GROUP_SECONDS):
+                    results.save_group(name, figures)
         return result
 
     def _check(self, data: DataSet) -> None:
@@ -102,6 +105,11 @@ class Evaluating:
             self.console.warn(f"{data.name}: {data.lost} judged queries are not in {data.folder.queries}: they count 0")
 
     def _evaluate(self, results: Results, task: Task, data: DataSet) -> Evaluation:
+        """The figures on a data set, while no other process measures the same model on it."""
+        with self.workspace.lock(results.place(data.name)):
+            return self._evaluate_alone(results, task, data)
+
+    def _evaluate_alone(self, results: Results, task: Task, data: DataSet) -> Evaluation:
         metrics = self.settings.metrics or task.metrics
         identity, made = self._identity(task, data), results.load(data.name)
         why = "--restart" if self.settings.restart else made.differs(identity) if made else ""

@@ -29,6 +29,8 @@ from llara_cli.workspace import Workspace
 
 QUERIES = "cache/queries"
 """Where, in the workspace, the judged queries of a data set are put to be encoded."""
+QUERIES_SECONDS = 30
+"""How long to wait for another process that puts queries there: far more than that takes."""
 Answers = Iterator[tuple[str, Ranking]]
 
 
@@ -142,7 +144,9 @@ class ModelRanker:
     def answers(self, data: DataSet, k: int, drop: bool) -> Answers:
         """Encode corpus and judged queries (or find them encoded) and search; nothing is held but a block."""
         corpus = self._encoded(data.folder.path, "passage")
-        queries = self._encoded(data.write_queries(self.workspace.root / QUERIES), "query")
+        with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
+            judged = data.write_queries(self.workspace.root / QUERIES)
+        queries = self._encoded(judged, "query")
         backend: type[IndexBackend] = registry.load("index", self.dense.index_backend)
         with self.console.bar(f"indexing {data.name}", corpus.count, unit="vectors") as bar:
             index = backend.build(Watched(corpus, bar.advance), IndexOptions())

@@ -89,6 +89,7 @@ class Results:
     """The results of one model on one benchmark."""
 
     def __init__(self, workspace: Workspace, benchmark: str, model: str) -> None:
+        self._root = workspace.root
         self._benchmark = normal(benchmark)
         self._model = normal(model)
         self.folder = workspace.root / FOLDER / folder_name(benchmark) / folder_name(model)
@@ -106,6 +107,10 @@ class Results:
         """Where a data set's result is; a part of a group lies in the group's folder."""
         *groups, name = map(folder_name, dataset.split("/"))
         return self.folder.joinpath(*groups, f"{name}.json")
+
+    def place(self, dataset: str) -> str:
+        """The result's place in the workspace, for its lock."""
+        return self.path(dataset).relative_to(self._root).with_suffix("").as_posix()
 
     def load(self, dataset: str) -> Result | None:
         """A data set's result, if there is a whole one."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from llara_cli.artifacts import sha256_file, write_atomically
@@ -60,10 +61,13 @@ class DataSet:
         return {part: sha256_file(path) for part, path in files.items()}
 
     def write_queries(self, folder: Path) -> Path:
-        """The judged queries alone as a file in ``folder``: what must be encoded of a file with all splits' queries."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name.replace('/', '-')}-{self.split}.jsonl"
+        """The judged queries alone as a file below ``folder``: what must be encoded of a file with all splits' queries.
+
+        Other queries are another file, also where the data set is called the same.
+        """
         text = "".join(self._query_lines())
+        path = folder / sha256(text.encode()).hexdigest()[:16] / f"{self.name.replace('/', '-')}-{self.split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomically(path, text)
         return path

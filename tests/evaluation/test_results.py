@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from program import Llara, tree
 from tiny import make_model
 
 from llara_cli.artifacts import sha256_file
+from llara_cli.data.collection import BeirFolder, read_documents
+from llara_cli.retrieval.judged import DataSet
 from llara_cli.retrieval.metrics import evaluate
 from llara_cli.retrieval.runs import read_qrels, read_run
+from llara_cli.workspace import Workspace
 
 BM25 = ("--model", "bm25")
 
@@ -133,6 +138,44 @@ def test_settings_that_change_nothing_are_not(llara: Llara, folder: Path, tiny_m
     call = ("evaluate", folder, "--model", tiny_model)
     llara(*call)
     assert not searched(llara(*call, "--batch-tokens", 64, "--max-length", 256))
+
+
+def test_two_evaluations_of_the_same_at_once(llara: Llara, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    other = random_set(tmp_path / "sets" / "other", 1)
+    workspace = Workspace(tmp_path / "ws")
+    with workspace.lock("results/small/bm25/small"):
+        refused = llara("evaluate", folder, *BM25)
+        assert refused.code == 2
+        assert "results/small/bm25/small is being built by another process" in refused.error
+        assert llara("evaluate", other, *BM25).code == 0
+        assert llara("evaluate", folder, "--model", tiny_model).code == 0
+    assert llara("evaluate", folder, *BM25).code == 0
+
+
+def test_judged_queries_are_written_by_one_process_at_a_time(
+    llara: Llara, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    held, begun = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with Workspace(tmp_path / "ws").lock("cache/queries"):
+            begun.set()
+            held.wait(timeout=1)
+            assert not list((tmp_path / "ws/cache").rglob("*.jsonl"))
+
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write)
+        assert begun.wait(timeout=5)
+        assert llara("evaluate", folder, "--model", tiny_model).code == 0
+        writing.result()
+
+
+def test_queries_of_sets_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    sets = [DataSet(BeirFolder(random_set(tmp_path / str(seed) / "small", seed)), "test") for seed in (0, 1)]
+    written = [data.write_queries(tmp_path / "queries") for data in sets]
+    for data, path in zip(sets, written, strict=True):
+        assert path.name == "small-test.jsonl"  # as embeddings are found again by it
+        assert {document.id: document.text for document in read_documents(path)} == data.queries
 
 
 def test_another_model_of_the_same_name(llara: Llara, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
