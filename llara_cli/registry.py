@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from llara_cli.console import UserError
+from llara_cli.console import LlaraError, UserError
 
 GROUPS = {"training": "llara.training", "encoder": "llara.encoder", "index": "llara.index"}
 EXTRAS = {"faiss": "faiss", "hnsw": "hnsw", "qlora": "qlora", "sentence-transformers": "sentence-transformers"}
@@ -35,7 +35,8 @@ def names(kind: str) -> list[str]:
 def load(kind: str, name: str) -> Any:
     """The backend class called ``name``.
 
-    Raises ``UserError`` naming the known ones where it is unknown, and the install command where its library is absent.
+    Raises ``UserError`` naming the known ones where it is unknown, and the install command where its library is absent;
+    ``LlaraError`` with the reason where its code fails.
     """
     points = _points(kind)
     if name not in points:
@@ -47,6 +48,16 @@ def load(kind: str, name: str) -> Any:
         if name in EXTRAS:
             raise missing_extra(f"the {kind} backend {name!r}", EXTRAS[name]) from error
         raise UserError(f"the {kind} backend {name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # anybody's code: it may raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        raise LlaraError(
+            f"the {kind} backend {name!r} (package {_package(points[name])}) cannot be imported:"
+            f" {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "?"
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,10 @@ def availability() -> list[Availability]:
     found = []
     for kind in GROUPS:
         for name, point in sorted(_points(kind).items()):
-            package = point.dist.name if point.dist else "?"
             try:
                 load(kind, name)
-            except UserError as error:
-                found.append(Availability(kind, name, package, False, str(error).partition(": ")[2]))
+            except LlaraError as error:
+                found.append(Availability(kind, name, _package(point), False, str(error).partition(": ")[2]))
             else:
-                found.append(Availability(kind, name, package, True, ""))
+                found.append(Availability(kind, name, _package(point), True, ""))
     return found

@@ -302,6 +302,40 @@ def test_a_missing_extra_is_named_with_its_install_command(
     assert state["index", "exact"].usable
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ('raise RuntimeError("no CUDA\\nhere")', "RuntimeError: no CUDA"),
+        ("def broken(:", "SyntaxError: invalid syntax (theirs.py, line 1)"),
+        ('import ctypes; ctypes.CDLL("libno-such.so")', "OSError: libno-such.so: cannot open shared object file"),
+        ("", "AttributeError: module 'theirs' has no attribute 'Index'"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ('raise SystemExit("bye")', "SystemExit: bye"),
+    ],
+)
+def test_a_backend_whose_code_fails_is_not_usable_and_stops_no_other(
+    llara: Llara, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    package = tmp_path / "site"
+    (package / "theirs-1.0.dist-info").mkdir(parents=True)
+    (package / "theirs-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (package / "theirs-1.0.dist-info/entry_points.txt").write_text("[llara.index]\nmine = theirs:Index\n")
+    (package / "theirs.py").write_text(code + "\n")
+    monkeypatch.syspath_prepend(package)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    for command in ("backends", "doctor"):
+        told = {(item["kind"], item["name"]): item for item in llara(command, "--json").json["backends"]}
+        assert told["index", "mine"]["package"] == "theirs"
+        assert not told["index", "mine"]["usable"]
+        assert told["index", "mine"]["hint"].startswith(reason)
+        assert told["index", "exact"]["usable"]
+    outcome = llara("index", "passages", "--backend", "mine")
+    assert outcome.code == (2 if "No module" in reason else 1)
+    assert outcome.error.startswith("error: the index backend 'mine' ")
+    assert f"cannot be imported: {reason}" in outcome.error
+    assert llara("search", "the sea").code == 0
+
+
 def test_a_damaged_store_is_no_crash(llara: Llara, library: str, tmp_path: Path) -> None:
     shard = tmp_path / "ws/embeddings/passages/vectors-00000.npy"
     shard.write_bytes(shard.read_bytes()[:100])
