@@ -138,13 +138,15 @@ def finetune(
     dev_set = _dev_set(session, dev) if dev else None
 
     def make(sets: Sequence[TrainingSet], called: str | None) -> Finetuning:
-        return Finetuning.of(session.workspace, session.console, source, sets, settings, called or name, dev_set)
+        return Finetuning.of(session.workspace, session.console, source, sets, settings, called, dev_set)
 
     run = make(sets, name)
+    if rounds > 1 and name is None:  # a model of one round has the name without
+        run = make(sets, f"{run.name}-rounds{rounds}")
     if dry_run:
         show_plan(session.console, run.name, run.plan())
     elif corpus is not None:
-        show_training(session.console, run_rounds(session, make, sets, rounds, corpus, restart=restart))
+        show_training(session.console, run_rounds(session, make, run.name, sets, rounds, corpus, restart=restart))
     else:
         show_training(session.console, run.run(restart=restart))
 

@@ -43,7 +43,8 @@ def check_rounds(rounds: int, corpus: Path | None, settings: FinetuneSettings) -
 
 def run_rounds(
     session: Session,
-    make: Callable[[Sequence[TrainingSet], str | None], Finetuning],
+    make: Callable[[Sequence[TrainingSet], str], Finetuning],
+    name: str,
     train: Sequence[TrainingSet],
     rounds: int,
     corpus: Path,
@@ -52,10 +53,10 @@ def run_rounds(
 ) -> dict[str, Any]:
     """The result of the last round. Every round starts from the same model, with the last round's negatives.
 
-    ``make``: a run on these sets under this name. Each step is an artifact: models ``NAME-round1`` ... ``NAME``, the
-    embeddings and index of each but the last, and the mined rows.
+    ``make``: a run on these sets under this name; ``name``: the last round's. Each step is an artifact: models
+    ``NAME-round1`` ... ``NAME``, the embeddings and index of each but the last, and the mined rows.
     """
-    name, sets = make(train, None).name, train
+    sets = train
     for number in range(1, rounds + 1):
         session.console.note(f"round {number} of {rounds}")
         run = make(sets, name if number == rounds else f"{name}-round{number}")

@@ -56,8 +56,7 @@ class Indexing:
     def run(self, *, restart: bool = False) -> dict[str, Any]:
         """Build the index, or give the finished one's result again."""
         backend: type[IndexBackend] = registry.load("index", self.backend)
-        name = self.name or slug(f"{self.embeddings.name}-{self.backend}", NAME_BYTES)
-        with self.workspace.build("indexes", name, self.blueprint(), restart=restart) as build:
+        with self.workspace.build("indexes", self.artifact_name, self.blueprint(), restart=restart) as build:
             if isinstance(build, Artifact):
                 return told_again(self.console, build)
             return self._build(backend, build)
@@ -65,15 +64,20 @@ class Indexing:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do."""
         store = VectorStore(self.embeddings)
-        name = self.name or slug(f"{self.embeddings.name}-{self.backend}", NAME_BYTES)
         plain = store.count * store.dim * 4
         return {
-            "name": name,
+            "name": self.artifact_name,
             "backend": self.backend,
             "count": store.count,
             "dim": store.dim,
             "bytes_of_plain_vectors": plain,
         }
+
+    @property
+    def artifact_name(self) -> str:
+        """``EMBEDDINGS-BACKEND[-SPEC]`` unless named."""
+        spec = f"-{slug(self.options.spec)}" if self.options.spec else ""
+        return self.name or slug(f"{self.embeddings.name}-{self.backend}{spec}", NAME_BYTES)
 
     def blueprint(self) -> Blueprint:
         """What makes an equal run, and which model a query must be encoded with."""

@@ -10,7 +10,7 @@ from llara_cli.console import UserError
 from llara_cli.model.recipe import PAPER, Recipe, by_name
 from llara_cli.model.source import ModelSource
 from llara_cli.names import input_stem, slug
-from llara_cli.settings import FinetuneSettings, PretrainSettings, refuse_nonpositive
+from llara_cli.settings import FinetuneSettings, OptimiserSettings, PretrainSettings, refuse_nonpositive
 
 
 def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSource) -> Recipe:
@@ -24,11 +24,22 @@ def choose_recipe(settings: PretrainSettings | FinetuneSettings, source: ModelSo
     return by_name(settings.recipe) if settings.recipe else PAPER
 
 
-def derived_name(base: str, recipe: str, inputs: Sequence[str], suffix: str = "") -> str:
-    """``BASE-RECIPE-INPUT[-ft]``; a base that is an adapted model has its recipe in its name already."""
+def derived_name(
+    base: str, recipe: str, inputs: Sequence[str], settings: PretrainSettings | FinetuneSettings, suffix: str = ""
+) -> str:
+    """``BASE-RECIPE-INPUT[-BACKEND][-OPTIMIZER][-bf16][-ft]``: how it is trained, where that is not the default.
+
+    A base that is an adapted model has its recipe in its name already.
+    """
     stem = slug(inputs[0]) if inputs[0].startswith("hf:") else input_stem(Path(inputs[0]))
     parts = [base, stem] if f"-{recipe}-" in f"{base}-" else [base, recipe, stem]
-    return slug("-".join(parts)) + suffix
+    optimiser = settings.optimiser
+    chosen = [
+        (settings.backend, type(settings).backend),
+        (optimiser.name, OptimiserSettings.name),
+        (optimiser.weights, OptimiserSettings.weights),
+    ]
+    return "-".join([slug("-".join(parts)), *(slug(value) for value, usual in chosen if value != usual)]) + suffix
 
 
 def refuse_length(length: int, max_positions: int | None, flag: str) -> None:

@@ -102,7 +102,8 @@ class Finetuning(TrainingRun[Group]):
         settings = replace(settings.fitted(facts.parameters), set_weights=tuple(each.weight for each in train))
         refuse_length(settings.query_length, facts.max_positions, "--query-length")
         refuse_length(settings.passage_length, facts.max_positions, "--passage-length")
-        name = name or derived_name(source.name, recipe.name, [str(each.path) for each in train], "-ft")
+        inputs = [str(each.path) for each in train]
+        name = name or derived_name(source.name, recipe.name, inputs, settings, "-ft")
         return cls(workspace, console, source, settings, recipe, facts, name, train, dev)
 
     @property

@@ -51,7 +51,7 @@ class Pretraining(TrainingRun[Example]):
         drop = recipe.drop_stop_words if settings.drop_stop_words is None else settings.drop_stop_words
         recipe = replace(recipe, targets=settings.targets or recipe.targets, drop_stop_words=drop)
         settings = replace(settings, targets=recipe.targets, drop_stop_words=drop)
-        name = name or derived_name(source.name, recipe.name, corpus)
+        name = name or derived_name(source.name, recipe.name, corpus, settings)
         return cls(workspace, console, source, settings, recipe, facts, name, corpus)
 
     @property

@@ -132,11 +132,12 @@ def test_from_finetuning_to_an_answer(
     tuned = llara("finetune", train, "--model", tiny_model, "--backend", backend, "--negatives", 2, "--epochs", 2,
                   "--batch-size", 3, "--query-length", 40, "--passage-length", 60, "--json")  # fmt: skip
     assert tuned.code == 0, tuned.err
-    assert tuned.json["name"] == "tiny-paper-train-ft"
+    name = "tiny-paper-train-full-ft" if backend == "full" else "tiny-paper-train-ft"
+    assert tuned.json["name"] == name
     assert tuned.json["steps"] == 4
     encoded = llara("encode", beir, "--json").json
     assert list(encoded) == ["name", "path", "count", "dim", "tokens", "seconds", "model"]
-    assert (encoded["count"], encoded["dim"], encoded["model"]) == (5, 32, "tiny-paper-train-ft")
+    assert (encoded["count"], encoded["dim"], encoded["model"]) == (5, 32, name)
     vectors = np.load(Path(encoded["path"]) / "vectors-00000.npy")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert (Path(encoded["path"]) / "ids.txt").read_text() == "d0\nd1\nd2\nd3\nd4\n"
@@ -153,14 +154,14 @@ def test_from_finetuning_to_an_answer(
     assert (answer["count"], answer["output"]) == (5, str(run))
     for line in run.read_text().splitlines():
         query, q0, document, rank, score, tag = line.split()
-        assert (q0, tag) == ("Q0", "tiny-paper-train-ft")
+        assert (q0, tag) == ("Q0", name)
         assert float(score) == pytest.approx(scores[int(query[1:]), int(document[1:])], abs=1e-5)
         assert int(rank) == 1 + (scores[int(query[1:])] > float(score) + 1e-6).sum()
     by_model = llara("evaluate", beir, "--json").json
     by_run = llara("evaluate", "--run", run, "--qrels", beir / "qrels" / "test.tsv", "--json").json
     assert by_model["datasets"]["small"] == pytest.approx(by_run["datasets"]["run"])
     assert by_model["datasets"]["small"]["queries"] == 4
-    assert (tmp_path / "ws/results/small/tiny-paper-train-ft/small.json").is_file()
+    assert (tmp_path / "ws/results/small" / name / "small.json").is_file()
 
 
 def test_the_recipe_and_roles_saved_with_the_model_are_used(

@@ -1,0 +1,52 @@
+"""Names that are derived where none is given: one command after the other works, as README has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from program import Llara
+
+from llara_cli.settings import FinetuneSettings, OptimiserSettings, PretrainSettings
+from llara_cli.training.choices import derived_name
+
+STEPS = ("--max-steps", 1, "--batch-size", 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (PretrainSettings(), "tiny-paper-wiki"),
+        (PretrainSettings(backend="qlora"), "tiny-paper-wiki-qlora"),
+        (PretrainSettings(backend="lora", recipe="released"), "tiny-released-wiki-lora"),
+        (PretrainSettings(optimiser=OptimiserSettings("adamw-8bit")), "tiny-paper-wiki-adamw-8bit"),
+        (
+            PretrainSettings(optimiser=OptimiserSettings("adamw-8bit", weights="bf16")),
+            "tiny-paper-wiki-adamw-8bit-bf16",
+        ),
+        (PretrainSettings(optimiser=OptimiserSettings(gradient_checkpointing=True)), "tiny-paper-wiki"),
+        (FinetuneSettings(), "tiny-paper-wiki-ft"),
+        (FinetuneSettings(backend="full"), "tiny-paper-wiki-full-ft"),
+        (FinetuneSettings(optimiser=OptimiserSettings("paged-adamw")), "tiny-paper-wiki-paged-adamw-ft"),
+    ],
+)
+def test_a_derived_name_tells_how_it_was_trained(settings: PretrainSettings | FinetuneSettings, name: str) -> None:
+    suffix = "-ft" if isinstance(settings, FinetuneSettings) else ""
+    assert derived_name("tiny", settings.recipe or "paper", ["data/wiki.jsonl"], settings, suffix) == name
+
+
+def test_one_command_after_the_other(llara: Llara, corpus: Path, train: Path, beir: Path, tiny_model: Path) -> None:
+    base = ("--model", tiny_model, *STEPS)
+    for command, name in (
+        (("pretrain", corpus, *base), "tiny-paper-wiki"),
+        (("pretrain", corpus, *base, "--backend", "lora"), "tiny-paper-wiki-lora"),
+        (("finetune", train, *base), "tiny-paper-train-ft"),
+        (("finetune", train, *base, "--rounds", 2, "--corpus", beir), "tiny-paper-train-ft-rounds2"),
+        (("encode", beir), "tiny-paper-train-ft-rounds2-small"),
+        (("index",), "tiny-paper-train-ft-rounds2-small-exact"),
+        (("index", "--backend", "faiss"), "tiny-paper-train-ft-rounds2-small-faiss"),
+        (("index", "--backend", "faiss", "--spec", "IVF1,Flat"), "tiny-paper-train-ft-rounds2-small-faiss-IVF1-Flat"),
+    ):
+        done = llara(*command, "--json")
+        assert done.code == 0, done.err
+        assert done.json["name"] == name
