@@ -65,6 +65,12 @@ class Entry(nn.Module):
     def forward(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return function(*args, **kwargs)
 
+    def tie_weights(self) -> None:
+        """Make embeddings and projection one weight again, where they are: accelerate parts them when it shards."""
+        tie = getattr(self.model, "tie_weights", None)  # a model of transformers has it
+        if callable(tie):
+            tie()
+
 
 class AcceleratedEngine(Engine):
     """A model and its optimiser as accelerate prepares them for the processes that were launched."""
