@@ -97,6 +97,14 @@ class Workspace:
             self._warn(console, artifact, f"{error}; taken for the oldest")
         return True
 
+    def is_damaged(self, kind: Kind, name: str) -> bool:
+        """Whether a finished artifact lies there whose manifest cannot be read: only a restart builds it anew."""
+        artifact = self.find(kind, name)
+        try:
+            return artifact is not None and not artifact.manifest
+        except LlaraError:
+            return True
+
     def _warn(self, console: Console, artifact: Artifact, message: str) -> None:
         if artifact.path not in self._warned:
             console.warn(message)

@@ -109,9 +109,11 @@ def corpus_index(
 ) -> Artifact:
     """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
     made = encoded(Encoding(session.workspace, session.console, source, corpus, settings), made_for)
-    indexing = Indexing(session.workspace, session.console, made, made_for=made_for)
+    workspace = session.workspace
+    indexing = Indexing(workspace, session.console, made, made_for=made_for)
     blueprint = indexing.blueprint()
-    if found := session.workspace.find_equal("indexes", blueprint, session.console):
+    if found := workspace.find_equal("indexes", blueprint, session.console):
         return found
     name = f"{made.name[:180]}-{blueprint.fingerprint[:8]}"  # not one that `llara index` gives
-    return session.workspace.get("indexes", str(replace(indexing, name=name).run()["name"]))
+    replace(indexing, name=name).run(restart=workspace.is_damaged("indexes", name))
+    return workspace.get("indexes", name)

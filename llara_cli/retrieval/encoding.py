@@ -256,12 +256,13 @@ class Encoding:
 
 
 def encoded(encoding: Encoding, made_for: str) -> Artifact:
-    """The embeddings of an equal run, whatever their name; made now where there are none."""
-    if made := encoding.workspace.find_equal("embeddings", encoding.blueprint, encoding.console):
+    """The embeddings of an equal run, whatever their name; made now where there are none, or damaged ones."""
+    workspace = encoding.workspace
+    if made := workspace.find_equal("embeddings", encoding.blueprint, encoding.console):
         return made
     name = f"{encoding.derived_name()}-{encoding.blueprint.fingerprint[:8]}"
-    replace(encoding, name=name, made_for=made_for).run()
-    return encoding.workspace.get("embeddings", name)
+    replace(encoding, name=name, made_for=made_for).run(restart=workspace.is_damaged("embeddings", name))
+    return workspace.get("embeddings", name)
 
 
 def _sampled(documents: Iterator[Document]) -> tuple[int, list[str]]:

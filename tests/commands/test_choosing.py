@@ -117,6 +117,22 @@ def test_a_damaged_manifest_stops_no_other(
     assert warning.endswith("left out")
 
 
+def test_what_a_command_makes_for_itself_is_made_anew_where_it_is_damaged(
+    llara: Llara, train: Path, beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    mine = ("mine", train, "--corpus", beir, "--model", tiny_model, "--depth", 4, "--per-query", 1, "--json")
+    first = llara(*mine).json
+    manifests = [path for kind in ("embeddings", "indexes") for path in (tmp_path / "ws" / kind).rglob("manifest.json")]
+    before = [path.read_bytes() for path in manifests]
+    assert len(before) == 2
+    for path in manifests:
+        path.write_text("{")
+    again = llara(*mine, "--restart")
+    assert again.code == 0, again.err
+    assert again.json | {"seconds": 0} == first | {"seconds": 0}
+    assert [path.read_bytes() for path in manifests] == before
+
+
 def test_a_damaged_run_log_makes_an_artifact_the_oldest(
     llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
