@@ -92,7 +92,7 @@ def evaluate(
     check_format(format_, as_json=as_json)
     wanted = parse_metrics(metrics) if metrics is not None else None
     if run is not None and qrels is not None:
-        _measure_run(session, run, qrels, wanted or DEFAULT_METRICS, format_)
+        _measure_run(session, run, qrels, name, wanted or DEFAULT_METRICS, format_)
         return
     assert benchmark is not None
     _check_known(benchmark)
@@ -152,12 +152,14 @@ def _measure(session: o.Session, asked: _Asked, ranker: Ranker, settings: Evalua
     show_grids(session.console, result, grids, format_, lambda: figures_csv(result, beside))
 
 
-def _measure_run(session: o.Session, run: Path, qrels: Path, metrics: tuple[str, ...], format_: str) -> None:
+def _measure_run(
+    session: o.Session, run: Path, qrels: Path, name: str | None, metrics: tuple[str, ...], format_: str
+) -> None:
     from llara_cli.evaluation.evaluating import evaluate_run
     from llara_cli.evaluation.formats import figures_csv
     from llara_cli.evaluation.tables import own_grid
 
-    result = evaluate_run(run, qrels, metrics)
+    result = evaluate_run(run, qrels, metrics, name)
     show_grids(session.console, result, [own_grid(result)], format_, lambda: figures_csv(result, []))
 
 

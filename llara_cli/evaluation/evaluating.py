@@ -166,10 +166,13 @@ class Evaluating:
             self.console.warn(f"{', '.join(deep)} look deeper than --top-k {self.settings.top_k}")
 
 
-def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str]) -> dict[str, Any]:
-    """``evaluate --run RUN --qrels QRELS``; benchmark and data set are the run file's stem."""
+def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str], name: str | None = None) -> dict[str, Any]:
+    """``evaluate --run RUN --qrels QRELS``; benchmark and data set are the run file's stem, the model is ``name``.
+
+    Without a ``name`` the model is called by the stem, too.
+    """
     evaluation = evaluate(read_qrels(qrels), read_run(run), metrics)
-    name = input_stem(run)
+    stem = input_stem(run)
     found = {**evaluation.means, "queries": evaluation.queries}
     mean = {metrics[0]: evaluation.means[metrics[0]], "datasets": 1}
-    return {"benchmark": name, "model": name, "datasets": {name: found}, "mean": mean}
+    return {"benchmark": stem, "model": name or stem, "datasets": {stem: found}, "mean": mean}

@@ -263,6 +263,16 @@ def test_ids_with_white_space(llara: Llara, tiny_model: Path, tmp_path: Path) ->
     assert again.json["datasets"]["spaced"]["nDCG@10"] == found[0]["nDCG@10"]
 
 
+def test_a_run_with_its_own_judgements_goes_by_its_name(llara: Llara, tmp_path: Path) -> None:
+    (tmp_path / "rival.trec").write_text("q1 Q0 d1 1 2.0 x\n")
+    (tmp_path / "test.tsv").write_text("q1\td1\t1\n")
+    call = ("evaluate", "--run", tmp_path / "rival.trec", "--qrels", tmp_path / "test.tsv")
+    assert llara(*call, "--json").json["model"] == "rival"
+    named = llara(*call, "--name", "Rival 2", "--json").json
+    assert (named["benchmark"], named["model"], list(named["datasets"])) == ("rival", "Rival 2", ["rival"])
+    assert "Rival 2" in llara(*call, "--name", "Rival 2").out
+
+
 def test_somebody_elses_run_stands_in_the_same_table(llara: Llara, folder: Path, tmp_path: Path) -> None:
     bm25 = llara("evaluate", folder, *BM25, "--json").json["datasets"]["small"]
     run = shutil.copy(tmp_path / "ws/results/small/bm25/small.trec", tmp_path / "rival.trec")
