@@ -138,6 +138,8 @@ def _texts(record: Record, name: str) -> tuple[str, ...]:
 def _checked(record: Record, name: str, positives: Sequence[str]) -> tuple[str, ...]:
     if not positives:
         raise record.error(f'"{name}" is empty: a training row needs a positive passage')
+    if not all(text.strip() for text in positives):
+        raise record.error(f'"{name}" holds a passage without text: a positive must have some')
     return tuple(positives)
 
 

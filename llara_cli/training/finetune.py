@@ -120,7 +120,7 @@ class Finetuning(TrainingRun[Group]):
         rows = [row for rows in found for row in rows]
         self._check_negatives(rows)
         texts = [text for row in rows for text in (row.query, *row.positives, *row.negatives)]
-        if empty := sum(not text for text in texts):
+        if empty := sum(not text.strip() for text in texts):
             self.console.warn(f"{empty} of {len(texts)} texts are empty: embedded as the bare prompt")
         return found
 

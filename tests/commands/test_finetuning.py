@@ -130,7 +130,7 @@ def test_a_run_that_would_learn_nothing_is_refused(llara: Llara, tiny_model: Pat
 
 
 def test_empty_texts_are_told(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
-    rows = [{"query": "", "pos": [""], "neg": [TEXTS[0]]}, {"query": "q", "pos": [TEXTS[1]], "neg": [""]}]
+    rows = [{"query": "", "pos": [TEXTS[0]], "neg": [" \t"]}, {"query": "q", "pos": [TEXTS[1]], "neg": [""]}]
     train = write_jsonl(tmp_path / "rows.jsonl", rows)
     done = llara("finetune", train, "--model", tiny_model, *FLAGS)
     assert done.code == 0

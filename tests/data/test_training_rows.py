@@ -32,14 +32,14 @@ def test_flagembedding_rows(write: Write) -> None:
         [
             {"query": "q", "pos": ["p", "r"], "neg": ["n"], "prompt": "ignored", "type": "normal"},
             {"query": "q", "pos": "p", "neg": []},
-            {"query": "", "pos": [""]},
+            {"query": "", "pos": ["p"], "neg": [" "]},
             {"query": "q", "pos": ["p"], "neg": ["p", "n"], "pos_scores": None},
         ],
     )
     assert list(read_training_rows(path)) == [
         row("q", ["p", "r"], ["n"]),
         row("q", ["p"]),
-        row("", [""]),
+        row("", ["p"], [" "]),
         row("q", ["p"], ["p", "n"]),
     ]
 
@@ -128,6 +128,10 @@ def test_folders_that_cannot_train(beir: BeirMaker, refusal: Refusal, tmp_path: 
         ({"query": "q", "pos": None}, '"pos" is null'),
         ({"query": "q", "pos": []}, '"pos" is empty'),
         ({"query": "q", "positive": ""}, '"positive" is empty'),
+        ({"query": "q", "positive": " "}, '"positive" holds a passage without text'),
+        ({"query": "q", "pos": ["p", " \n"]}, '"pos" holds a passage without text'),
+        ({"query": "q", "pos": [""]}, '"pos" holds a passage without text'),
+        ({"query": "q", "positive_passages": [{"text": " "}]}, '"positive_passages" holds a passage without text'),
         ({"query": "q", "positive_passages": []}, '"positive_passages" is empty'),
         ({"query": "q", "positive_passages": None}, '"positive_passages" is empty'),
         ({"query": "q", "positive_passages": ["p"]}, '"positive_passages" must be a list of objects'),
