@@ -206,6 +206,10 @@ def test_what_a_beir_folder_lacks_is_named(beir: BeirMaker, refusal: Refusal, tm
     [
         "query-id\tcorpus-id\tscore\nq1\td 1\t2\r\nq2\td2\t0\n",
         "q1\td 1\t2\n\nq2\td2\t0.0\n",
+        "query_id\tcorpus_id\tscore\nq1\td 1\t2\nq2\td2\t0\n",
+        "qid docid rel\nq1\td 1\t2\nq2 d2 0\n",
+        "Topic iteration Document-ID Label\nq1\td 1\t2\nq2 0 d2 0\n",
+        '"query-id"\t"corpus-id"\t"score"\n"q1"\t"d 1"\t"2"\n"q2"\t"d2"\t0\n',
     ],
 )
 def test_beir_judgements(write: Write, content: str) -> None:
@@ -226,6 +230,10 @@ def test_trec_judgements(write: Write) -> None:
         ("q1\td1\tinf\n", "a.tsv:1: the score must be a whole number, not 'inf'"),
         ("query-id\tcorpus-id\tscore\nquery-id\tcorpus-id\tscore\n", "a.tsv:2: the score must be a whole number"),
         ("query-id\tcorpus-id\tscore\n", "a.tsv: no judgement in it"),
+        ("q\td\tg\nq1\td1\t1\n", "a.tsv:1: the score must be a whole number, not 'g'; name the columns of a header"),
+        ("q1\td1\t1\nqid\tdocid\trel\n", "a.tsv:2: the score must be a whole number, not 'rel'"),
+        ("q1\td1\t4294967296\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not 4294967296"),
+        ("q1\td1\t-1e30\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not -1e30"),
     ],
 )
 def test_broken_judgements(write: Write, refusal: Refusal, content: str, complaint: str) -> None:
