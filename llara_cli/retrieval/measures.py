@@ -91,6 +91,12 @@ def _check(name: str, measure: Any, key: str, value: Any) -> None:
     # trec_eval does not refuse a cutoff of 0: it ends the process
     if kind is int and not (_least(key) <= value <= _LARGEST):
         raise UserError(f"metric {name!r}: its numbers must lie between {_least(key)} and {_LARGEST}")
+    if kind is dict and not all(_is_grade(number) for pair in value.items() for number in pair):
+        raise UserError(f"metric {name!r}: {key} must be whole numbers from {-_LARGEST} to {_LARGEST}: {{grade: gain}}")
+
+
+def _is_grade(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _least(key: str) -> int:
@@ -109,6 +115,12 @@ def _supported(name: str, measure: Any) -> Any:
     if not supported:
         raise UserError(f"metric {name!r} cannot be computed here{_who(measure)}: known are such as {EXAMPLES}")
     return measure
+
+
+def is_of_gdeval(measure: Any) -> bool:
+    """Whether TREC's script ``gdeval.pl`` computes it: ERR@k, and nDCG with ``dcg='exp-log2'``."""
+    able = (name for name in _ORDER if providers.registry[name].is_available())
+    return next((name for name in able if providers.registry[name].supports(measure)), "") == "gdeval"
 
 
 def _who(measure: Any) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum
-from subprocess import CalledProcessError
 from typing import Any
 
+from ir_measures import Metric
+
 from llara_cli.console import LlaraError, UserError
-from llara_cli.retrieval.measures import PROVIDERS, parse
+from llara_cli.data.lines import one_line
+from llara_cli.retrieval.measures import PROVIDERS, is_of_gdeval, parse
 from llara_cli.retrieval.runs import Qrels, Run
 
 PerQuery = dict[str, dict[str, float]]
 """query id -> metric -> value."""
+_GDEVAL_GRADE = 4
+"""The highest grade that gdeval.pl knows."""
 DEFAULT_METRICS = ("nDCG@10", "R@100", "MRR@10")
 
 
@@ -64,15 +68,66 @@ def _values(qrels: Qrels, run: Run, measures: list[Any]) -> dict[tuple[str, Any]
     """(query id, measure) -> value, where there is something to compute.
 
     A query without hits is left out, and one with negative grades alone: trec_eval ends the process at it. Queries are
-    given numbers: one of the providers, gdeval, knows no other ids. Raises ``LlaraError`` where a provider fails.
+    given numbers: one of the providers, gdeval, knows no other ids. Raises ``UserError`` where gdeval cannot read the
+    judgements or the run, ``LlaraError`` where a provider fails.
     """
     judged = {query: grades for query, grades in qrels.items() if any(grade >= 0 for grade in grades.values())}
-    names = dict(enumerate((query for query in judged if run.get(query)), start=1))
-    if not names:
-        return {}
-    evaluator = PROVIDERS.evaluator(measures, {str(number): judged[query] for number, query in names.items()})
+    names = {str(number): query for number, query in enumerate((query for query in judged if run.get(query)), start=1)}
+    if gdevals := [measure for measure in measures if is_of_gdeval(measure)]:
+        _check_for_gdeval(gdevals, {query: judged[query] for query in names.values()}, run)
     try:
-        found = list(evaluator.iter_calc({str(number): run[query] for number, query in names.items()}))
-    except (CalledProcessError, OSError) as error:
-        raise LlaraError(f"{', '.join(map(str, measures))}: ir_measures' provider failed: {error}") from error
-    return {(names[int(value.query_id)], value.measure): float(value.value) for value in found}
+        found = list(
+            _calculated(
+                measures,
+                {number: judged[query] for number, query in names.items()},
+                {number: run[query] for number, query in names.items()},
+            )
+        )
+    except Exception as error:  # whatever a provider raises: its input was checked
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise LlaraError(f"{', '.join(map(str, measures))}: ir_measures' provider failed: {told}") from error
+    return {(names[value.query_id], value.measure): float(value.value) for value in found}
+
+
+def _calculated(measures: Sequence[Any], qrels: Qrels, run: Run) -> Iterator[Metric]:
+    """What ir_measures says of queries that all have judgements and hits; no value of a query counts 0."""
+    usual = []
+    for measure in measures:
+        if measure.NAME == "Accuracy":
+            yield from _accuracies(measure, qrels, run)
+        elif measure.NAME == "Bpref":
+            # Where no grade is as high as ``rel``, trec_eval reads past the end of an array, and may crash.
+            reached = {query: grades for query, grades in qrels.items() if max(grades.values()) >= measure["rel"]}
+            yield from _asked([measure], reached, {query: run[query] for query in reached})
+        else:
+            usual.append(measure)
+    yield from _asked(usual, qrels, run)
+
+
+def _asked(measures: Sequence[Any], qrels: Qrels, run: Run) -> Iterator[Metric]:
+    if measures and run:
+        yield from PROVIDERS.evaluator(measures, qrels).iter_calc(run)
+
+
+def _accuracies(measure: Any, qrels: Qrels, run: Run) -> Iterator[Metric]:
+    """Accuracy: the share of pairs of a relevant and another hit that are in the right order.
+
+    Where all hits are relevant there is no pair, and ir_measures divides by zero: none is in the wrong order, so 1.
+    """
+    evaluator = PROVIDERS.evaluator([measure], qrels)
+    for query, hits in run.items():
+        try:
+            yield from evaluator.iter_calc({query: hits})
+        except ZeroDivisionError:
+            yield Metric(query, measure, 1.0)
+
+
+def _check_for_gdeval(measures: Sequence[Any], qrels: Qrels, run: Run) -> None:
+    """Raise ``UserError`` for what gdeval.pl refuses."""
+    told = f"{', '.join(map(str, measures))}: gdeval.pl computes it, and takes"
+    for query, grades in qrels.items():
+        if (highest := max(grades.values())) > _GDEVAL_GRADE:
+            raise UserError(f"{told} grades up to {_GDEVAL_GRADE}: query {query!r} has {highest}; leave the metric out")
+        spaced = next((name for name in (*grades, *run[query]) if len(name.split()) != 1 or name != name.strip()), None)
+        if spaced is not None:
+            raise UserError(f"{told} no document id such as {spaced!r}, empty or with white space: leave it out")
