@@ -81,7 +81,7 @@ class Bm25:
         words = Words(texts, self._cut)
         if not words.vocab.keys() - {""}:
             raise UserError("BM25: the corpus has no word to search for")
-        self._ids = ids
+        self.ids = ids
         self._model = bm25s.BM25(k1=K1, b=B, method=METHOD)
         self._model.index(words, show_progress=False)
 
@@ -115,5 +115,5 @@ class Bm25:
         if len(rows) > k:
             least = np.partition(scores[rows], -k)[-k]
             rows = rows[scores[rows] >= least]
-        hits = [(self._ids[row], float(scores[row])) for row in rows.tolist()]
+        hits = [(self.ids[row], float(scores[row])) for row in rows.tolist()]
         return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -49,6 +49,16 @@ class DataSet:
     def lost(self) -> int:
         """Queries with judgements that the collection does not have: nothing can be found for them."""
         return len(self.qrels) - len(self.queries)
+
+    def missing_documents(self, ids: Iterable[str]) -> list[str]:
+        """Documents with judgements that are not among ``ids``, the corpus': no search finds them.
+
+        The ids are walked once and not kept; the answer is in the order of the judgements.
+        """
+        left = dict.fromkeys(document for grades in self.qrels.values() for document in grades)
+        for name in ids:
+            left.pop(name, None)
+        return list(left)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -285,3 +285,17 @@ def test_judged_queries_that_the_collection_lacks_count_nothing_and_are_told(lla
     assert outcome.json["datasets"]["scifact"] == {"nDCG@10": 0.5, "R@100": 0.5, "MRR@10": 0.5, "queries": 2}
     (folder / "queries.jsonl").write_text('{"_id": "other", "text": "sea"}\n')
     assert "no query has judgements" in beir_run(llara, root, "scifact").error
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_judged_documents_that_the_corpus_lacks_are_told(
+    llara: Llara, root: Path, tiny_model: Path, words: bool
+) -> None:
+    qrels = [("q", "a", 1), *(("q", f"gone{n}", n % 2) for n in range(4)), ("p", "gone1", 1), ("p", "b", 1)]
+    folder = write_set(root / "small", {"a": "sea", "b": "boat"}, {"q": "sea", "p": "boat"}, qrels)
+    call = ("evaluate", folder, "--model", "bm25" if words else tiny_model, "--json", "--metrics", "R@100")
+    outcome = llara(*call)
+    assert f"4 judged documents are not in {folder / 'corpus.jsonl'}: gone0, gone1, gone2, ...;" in outcome.err
+    assert outcome.json["datasets"]["small"]["R@100"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    (folder / "qrels/test.tsv").write_text("q\ta\t1\np\tb\t1\n")
+    assert "judged documents" not in llara(*call).err
