@@ -104,6 +104,11 @@ class IndexBackend(ABC):
     def dim(self) -> int:
         """Width of a vector."""
 
+    @property
+    def widening(self) -> Sequence[str]:
+        """Search parameters of this index that find more hits when they are raised; none where it finds all."""
+        return ()
+
     def append(self, vectors: VectorBlocks) -> None:
         """Add the vectors of the stream; their rows go on from those that are there.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +111,11 @@ class FaissIndex(IndexBackend):
     def dim(self) -> int:
         """Width of a vector."""
         return int(self._index.d)
+
+    @property
+    def widening(self) -> Sequence[str]:
+        """``nprobe`` of an IVF index, ``ef`` of an HNSW graph."""
+        return [name for name in self.search_parameters if _has(self._index, name)]
 
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
         """What FAISS finds, equal scores by ascending row; compressed vectors have approximate scores."""

@@ -22,7 +22,7 @@ from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.indexing import Watched
 from llara_cli.retrieval.judged import DataSet
-from llara_cli.retrieval.ranking import Ranking, rank
+from llara_cli.retrieval.ranking import Ranking, Shortfall, rank
 from llara_cli.retrieval.runs import read_run
 from llara_cli.retrieval.store import VectorStore
 from llara_cli.workspace import Workspace
@@ -155,12 +155,14 @@ class ModelRanker:
         with self.console.bar(f"indexing {data.name}", corpus.count, unit="vectors") as bar:
             index = backend.build(Watched(corpus, bar.advance), IndexOptions())
         with self.console.bar(f"searching {data.name}", queries.count, unit="queries") as bar:
-            start = 0
+            start, shortfall = 0, Shortfall()
             for block in queries:
                 names = queries.ids[start : start + len(block)]
                 start += len(block)
-                ranked = rank(index, block, corpus.ids, k, drop=names if drop else None)
+                ranked = rank(index, block, corpus.ids, k, drop=names if drop else None, shortfall=shortfall)
                 yield from zip(names, _told(ranked, bar.advance), strict=True)
+        if shortfall.queries:
+            self.console.warn(f"{data.name}: {shortfall.message(queries.count)}; --index-backend exact looks at all")
 
     def _encoded(self, collection: Path, role: Role) -> VectorStore:
         settings = self._encode_settings(role)

@@ -16,6 +16,32 @@ Ranking = list[tuple[str, float]]
 RowRanking = list[tuple[str, float, int]]
 """The same with each document's row in the index."""
 _NONE = np.zeros(0, np.int64)
+
+
+@dataclass
+class Shortfall:
+    """Counts ``queries`` that got fewer hits than were wanted, though the index holds more: it did not look at all.
+
+    Attributes:
+        wanted: hits a query, at most as many as the index can give.
+        settings: search settings of the index that find more when they are raised.
+    """
+
+    queries: int = 0
+    wanted: int = 0
+    settings: Sequence[str] = ()
+
+    def add(self, wanted: int, settings: Sequence[str]) -> None:
+        """Count a query."""
+        self.queries += 1
+        self.wanted, self.settings = wanted, settings
+
+    def message(self, queries: int) -> str:
+        """What happened; ``queries``: how many there were."""
+        found = f"{self.queries} of {queries} queries got fewer than {self.wanted} hits"
+        return f"{found}: the index looks at a part of its vectors only"
+
+
 _CELLS = 1 << 20
 """Hits held at once: queries x hits each."""
 
@@ -27,9 +53,10 @@ def rank(
     k: int,
     parameters: Parameters | None = None,
     drop: Sequence[str | None] | None = None,
+    shortfall: Shortfall | None = None,
 ) -> Iterator[Ranking]:
     """``rank_rows`` without the rows."""
-    found = rank_rows(index, queries, ids, k, parameters, drop)
+    found = rank_rows(index, queries, ids, k, parameters, drop, shortfall=shortfall)
     return ([(document, score) for document, score, _ in ranking] for ranking in found)
 
 
@@ -41,18 +68,20 @@ def rank_rows(
     parameters: Parameters | None = None,
     drop: Sequence[str | None] | None = None,
     removed: NDArray[np.int64] = _NONE,
+    shortfall: Shortfall | None = None,
 ) -> Iterator[RowRanking]:
     """The k best documents of each query (queries, dim), in the order of the queries.
 
     ``ids``: the document of each row of the index. ``drop``: for each query a document to leave out (the query itself,
-    where the corpus holds it), or None. ``removed``: rows to leave out of every answer, sorted. Raises ``UserError``
-    for a ``k`` below 1 and for what the index refuses.
+    where the corpus holds it), or None. ``removed``: rows to leave out of every answer, sorted. ``shortfall`` counts
+    the queries for which the index finds too little. Raises ``UserError`` for a ``k`` below 1 and for what the index
+    refuses.
     """
     if k < 1:
         raise UserError(f"the number of hits must be positive, not {k}")
     if len(ids) != index.count:
         raise LlaraError(f"the index holds {index.count} vectors, but there are {len(ids)} ids: build the index again")
-    cut = _Cut(index, ids, k, parameters, removed)
+    cut = _Cut(index, ids, k, parameters, removed, Shortfall() if shortfall is None else shortfall)
     # One more than wanted, and than may be dropped, shows whether the cut falls between equal scores.
     wanted = k + 1 + (drop is not None)
     depth = wanted * len(ids) // max(1, len(ids) - len(removed))
@@ -68,6 +97,7 @@ class _Cut:
     k: int
     parameters: Parameters | None
     removed: NDArray[np.int64]
+    shortfall: Shortfall
 
     def rankings(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> Iterator[RowRanking]:
         """Search in chunks that keep hits in bounds; ``depth``: hits to look at first."""
@@ -95,5 +125,9 @@ class _Cut:
         complete = there < depth or depth == self.index.count
         if not complete and (len(ranking) <= self.k or ranking[self.k - 1][1] == ranking[-1][1]):
             return None
+        # The dropped document may be among those that the index did not give.
+        wanted = min(self.k, self.index.count - len(self.removed) - (dropped is not None))
+        if there < depth and len(ranking) < wanted:
+            self.shortfall.add(wanted, self.index.widening)
         ranking.sort(key=lambda hit: (-hit[1], hit[0]))
         return ranking[: self.k]

@@ -21,7 +21,7 @@ from llara_cli.outputs import check_output, open_output
 from llara_cli.protocols import EncoderBackend, EncoderOptions, IndexBackend, Role, Vectors
 from llara_cli.retrieval.indexing import open_index, parse_parameters
 from llara_cli.retrieval.members import Members
-from llara_cli.retrieval.ranking import RowRanking, rank_rows
+from llara_cli.retrieval.ranking import RowRanking, Shortfall, rank_rows
 from llara_cli.retrieval.runs import write_jsonl_run, write_trec_run
 from llara_cli.retrieval.store import cut
 from llara_cli.settings import refuse_nonpositive
@@ -108,7 +108,9 @@ class Searching:
         """Hits of one query, with their texts. Raises ``UserError`` for what a terminal gave that is not UTF-8."""
         if not text.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in text):
             raise UserError("the query is not UTF-8: set the terminal, or the locale, to it")
+        told = self._shortfall.queries > 0
         (hits,) = self.rank([text], k)
+        self._warn_of_shortfall(1, told=told)
         return {"index": self.index.name, "query": text, "hits": list(self._described(hits))}
 
     def queries(self, path: Path, output: Path, k: int, form: str) -> dict[str, Any]:
@@ -120,6 +122,7 @@ class Searching:
         started = time.monotonic()
         with self.console.bar("searching", len(queries), unit="queries") as bar:
             RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name, open_output)
+        self._warn_of_shortfall(len(queries))
         seconds = round(time.monotonic() - started, 3)
         return {
             "index": self.index.name,
@@ -147,9 +150,21 @@ class Searching:
     def rank(self, texts: Sequence[str], k: int) -> Iterator[RowRanking]:
         """The k best rows of each query."""
         members = self.members
+        queries, ids = self.embed(texts, "query"), members.ids
         return rank_rows(
-            self.backend, self.embed(texts, "query"), members.ids, k, self.search_parameters, removed=members.removed
+            self.backend, queries, ids, k, self.search_parameters, removed=members.removed, shortfall=self._shortfall
         )
+
+    @cached_property
+    def _shortfall(self) -> Shortfall:
+        return Shortfall()
+
+    def _warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
+        """Warn of queries, of so many, that got too few hits, unless that was ``told`` before."""
+        if self._shortfall.queries and not told:
+            raised = " or ".join(f"--set {name}=..." for name in self._shortfall.settings)
+            advice = f"; raise {raised}" if raised else ""
+            self.console.warn(f"{self._shortfall.message(queries)}{advice}")
 
     def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:
         for position, (document, score, row) in enumerate(hits, 1):

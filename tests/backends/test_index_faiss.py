@@ -139,6 +139,13 @@ class TestFaiss:
         assert (hits.scores[missing] == -np.inf).all()
         assert np.isfinite(hits.scores[~missing]).all()
 
+    @pytest.mark.parametrize(("spec", "names"), [("Flat", []), ("IVF4,Flat", ["nprobe"]), ("HNSW8", ["ef"])])
+    def test_knows_what_makes_it_find_more(self, faiss: type[IndexBackend], spec: str, names: list[str]) -> None:
+        index, queries = faiss.build(Blocks(unit_vectors(200)), IndexOptions(spec)), unit_vectors(5, seed=1)
+        before = index.search(queries, 20).rows
+        assert list(index.widening) == names
+        np.testing.assert_array_equal(index.search(queries, 20).rows, before)
+
     @pytest.mark.parametrize(
         ("spec", "name", "there"),
         [("Flat", "nprobe", "none"), ("HNSW8", "nprobe", "ef"), ("IVF4,Flat", "ef_construction", "nprobe")],

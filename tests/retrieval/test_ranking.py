@@ -11,7 +11,7 @@ import pytest
 from llara_cli.console import LlaraError, UserError
 from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 from llara_cli.retrieval import ranking
-from llara_cli.retrieval.ranking import rank, rank_rows
+from llara_cli.retrieval.ranking import Shortfall, rank, rank_rows
 
 
 class TableIndex(IndexBackend):
@@ -43,6 +43,10 @@ class TableIndex(IndexBackend):
     @property
     def dim(self) -> int:
         return 1
+
+    @property
+    def widening(self) -> Sequence[str]:
+        return ["probes"]
 
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
         self.searches.append((len(queries), k))
@@ -125,6 +129,36 @@ def test_an_index_that_finds_fewer() -> None:
     (hits,) = rank(index, index.queries(), [f"{row:02}" for row in range(20)], 10)
     assert [name for name, _ in hits] == ["00", "01", "02"]
     assert len(index.searches) == 1
+
+
+def test_queries_that_got_too_little_are_counted_once() -> None:
+    index = TableIndex([np.linspace(1, 0, 20).tolist()] * 3, finds=3)
+    ids, short = [f"{row:02}" for row in range(20)], Shortfall()
+    list(rank(index, index.queries(), ids, 10, shortfall=short))
+    assert short == Shortfall(3, 10, ["probes"])
+    assert short.message(3).startswith("3 of 3 queries got fewer than 10 hits")
+    list(rank(index, index.queries()[:1], ids, 1000, shortfall=short))
+    assert short == Shortfall(4, 20, ["probes"]), "as many as there are, not as were asked for"
+
+
+@pytest.mark.parametrize(
+    ("finds", "k", "drop", "removed"),
+    [
+        (20, 10, None, ()),  # it looks at all
+        (20, 1000, None, ()),  # there are no more
+        (3, 3, None, ()),  # enough
+        (17, 1000, None, (17, 18, 19)),  # the others were removed
+        (19, 1000, "19", ()),  # the other is the query itself
+    ],
+)
+def test_fewer_hits_that_have_another_reason_are_not_counted(
+    finds: int, k: int, drop: str | None, removed: Sequence[int]
+) -> None:
+    index, short = TableIndex([np.linspace(1, 0, 20).tolist()], finds=finds), Shortfall()
+    gone = np.array(removed, np.int64)
+    ids = [f"{row:02}" for row in range(20)]
+    list(rank_rows(index, index.queries(), ids, k, drop=[drop], removed=gone, shortfall=short))
+    assert short.queries == 0
 
 
 def test_the_document_to_drop_makes_room_for_the_next() -> None:
