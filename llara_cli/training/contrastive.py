@@ -9,7 +9,8 @@ part of that gradient through. The part that is largest keeps its graph and is e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from llara_cli.model.layout import Layout, lay_out
 from llara_cli.model.recipe import Recipe
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group
-from llara_cli.training.info_nce import ContrastiveLoss
+from llara_cli.training.info_nce import ContrastiveLoss, contrasts
 from llara_cli.training.objective import Terms
 
 
@@ -61,7 +62,10 @@ class Parts:
 
 @dataclass
 class ContrastiveObjective:
-    """InfoNCE over one optimiser batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens."""
+    """InfoNCE over one optimiser batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens.
+
+    ``note`` is told, once, of a batch in which no query has a passage to be contrasted with.
+    """
 
     backbone: Backbone
     recipe: Recipe
@@ -70,6 +74,8 @@ class ContrastiveObjective:
     loss: ContrastiveLoss = field(default_factory=ContrastiveLoss)
     chunk: int | None = None
     seed: int = 0
+    note: Callable[[str], None] = warnings.warn
+    _noted: bool = field(default=False, init=False)
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -124,6 +130,12 @@ class ContrastiveObjective:
         with torch.enable_grad():
             loss = self.loss(leaf, groups)
             (loss * engine.scale).backward()
+        if not self._noted and float(loss) == 0 and not contrasts(self.loss.mask(leaf, groups)):
+            self._noted = True
+            self.note(
+                f"a batch of {len(groups)} queries teaches nothing, and others may too: each has its positive alone, "
+                "without a hard negative or another row's passage that is not masked as a false negative"
+            )
         return leaf, loss.detach()
 
     def _embed_all(self, parts: Parts, hand: Sequence[int]) -> list[Tensor]:

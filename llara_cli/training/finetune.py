@@ -23,7 +23,7 @@ from llara_cli.settings import FinetuneSettings
 from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, draw_group
-from llara_cli.training.info_nce import ContrastiveLoss
+from llara_cli.training.info_nce import ContrastiveLoss, contrasts
 from llara_cli.training.loop import autocast
 from llara_cli.training.plan import Load
 from llara_cli.training.run import Prepared, TrainingRun
@@ -138,6 +138,17 @@ class Finetuning(TrainingRun[Group]):
         if alone:
             self.console.warn(f"{alone} of {len(rows)} rows have no hard negatives, and teach nothing with {why}")
 
+    def _check_contrast(self) -> None:
+        """Raise ``UserError`` where no batch has a passage that a query is contrasted with."""
+        loss = self._loss
+        if loss.distillation:  # a row's own scores are followed, whatever is masked
+            return
+        if not any(contrasts(loss.static_mask(self.pick(*batch))) for batch in self.schedule.batches()):
+            raise UserError(
+                "no batch has anything to contrast: every passage beside a query's positive is masked as a copy of one "
+                "of its positives, or there is none; give rows with negatives, more rows, or a larger --batch-size"
+            )
+
     @cached_property
     def rows(self) -> list[TrainingRow]:
         """Every training row, set after set."""
@@ -163,7 +174,11 @@ class Finetuning(TrainingRun[Group]):
 
     @property
     def load(self) -> Load:
-        """Queries and passages of one epoch, a prompt each; no logits."""
+        """Queries and passages of one epoch, a prompt each; no logits.
+
+        Raises ``UserError`` where no batch of the run has anything to contrast.
+        """
+        self._check_contrast()
         epoch = [number for _, numbers in self.schedule.epoch() for number in numbers]
         groups = self.pick(0, epoch[:: max(1, len(epoch) // PLAN_SAMPLE)])
         passages = [text for group in groups for text in group.passages]
@@ -209,11 +224,15 @@ class Finetuning(TrainingRun[Group]):
 
     def objective(self, prepared: Prepared) -> ContrastiveObjective:
         """InfoNCE over cosine / temperature."""
+        chunk, note = self.settings.chunk_size, self.console.warn
+        return ContrastiveObjective(
+            prepared.backbone, self.recipe, self.sequencer, self.budget, self._loss, chunk, note=note
+        )
+
+    @property
+    def _loss(self) -> ContrastiveLoss:
         settings = self.settings
-        loss = ContrastiveLoss(
+        return ContrastiveLoss(
             settings.temperature, settings.in_batch_negatives, settings.mask_false_negatives, settings.mask_margin,
             settings.distillation, self.recipe.dims,
         )  # fmt: skip
-        return ContrastiveObjective(
-            prepared.backbone, self.recipe, self.sequencer, self.budget, loss, settings.chunk_size
-        )

@@ -36,6 +36,11 @@ def contrast_mask(groups: Sequence[Group], *, in_batch: bool, mask_false_negativ
     return mask
 
 
+def contrasts(mask: Tensor) -> bool:
+    """Whether any query has a passage beside its positive; without one the loss is 0, and there is nothing to learn."""
+    return bool((mask.sum(dim=1) > 1).any())
+
+
 def _copies(groups: Sequence[Group], identities: Sequence[frozenset[str]]) -> list[tuple[int, int]]:
     """Query and passage of every pair where the passage goes by a name of one of the query's positives."""
     columns: dict[str, list[int]] = {}
@@ -120,15 +125,24 @@ class ContrastiveLoss:
         A precise sum whatever the forwards compute in: at temperature 0.01 bf16 would be off by a third.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            mask = contrast_mask(groups, in_batch=self.in_batch, mask_false_negatives=self.mask_false_negatives)
-            mask, positives = mask.to(embeddings.device), positive_columns(groups).to(embeddings.device)
-            if self.margin is not None:
-                with torch.no_grad():
-                    scores = self._scores(embeddings, len(groups), embeddings.shape[1])
-                    mask = mask & margin_mask(scores, positives, self.margin)
+            mask, positives = self.mask(embeddings, groups), positive_columns(groups).to(embeddings.device)
             widths = self.dims or (embeddings.shape[1],)
             losses = [self._at(embeddings, groups, width, mask, positives) for width in widths]
             return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def mask(self, embeddings: Tensor, groups: Sequence[Group]) -> Tensor:
+        """(queries, passages) True where a passage takes part in a query's softmax; see ``contrast_mask``."""
+        mask = self.static_mask(groups).to(embeddings.device)
+        if self.margin is None:
+            return mask
+        with torch.autocast(embeddings.device.type, enabled=False):
+            scores = self._scores(embeddings, len(groups), embeddings.shape[1])
+        return mask & margin_mask(scores, positive_columns(groups).to(embeddings.device), self.margin)
+
+    def static_mask(self, groups: Sequence[Group]) -> Tensor:
+        """The part of ``mask`` that the texts alone decide."""
+        return contrast_mask(groups, in_batch=self.in_batch, mask_false_negatives=self.mask_false_negatives)
 
     def _at(self, embeddings: Tensor, groups: Sequence[Group], width: int, mask: Tensor, positives: Tensor) -> Tensor:
         scores = self._scores(embeddings, len(groups), width)

@@ -129,6 +129,40 @@ def test_a_run_that_would_learn_nothing_is_refused(llara: Llara, tiny_model: Pat
     assert llara("finetune", bare, *flags[:-1], "n", "--batch-size", 2).code == 0
 
 
+def test_a_run_in_which_all_passages_are_copies_of_positives_is_refused(
+    llara: Llara, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The other rows' passages are masked as false negatives, so nothing is left in any batch."""
+    rows = [{"query": f"q{n}", "pos": ["the same"], "neg": ["the same "]} for n in range(6)]
+    train = write_jsonl(tmp_path / "rows.jsonl", rows)
+    for more in ((), ("--dry-run",)):
+        done = llara("finetune", train, "--model", tiny_model, *FLAGS, *more)
+        assert done.code == 2
+        assert "no batch has anything to contrast" in done.error
+        assert not (tmp_path / "ws/models").exists()
+    done = llara("finetune", train, "--model", tiny_model, *FLAGS, "--no-mask-false-negatives")
+    assert done.code == 0
+    assert all(row["loss"] > 0 for row in done.json["history"])
+
+
+def test_a_batch_that_teaches_nothing_is_told_once(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    """Three rows in batches of two: in each epoch one is left over, with nothing beside its positive."""
+    rows = [{"query": text[:9], "pos": [text]} for text in TEXTS[:3]]
+    train = write_jsonl(tmp_path / "rows.jsonl", rows)
+    done = llara("finetune", train, "--model", tiny_model, *FLAGS, "--epochs", 2)
+    assert done.code == 0
+    assert [row["loss"] == 0 for row in done.json["history"]] == [False, True, False, True]
+    assert done.err.count("warning: a batch of 1 queries teaches nothing") == 1
+    whole = llara("finetune", train, "--model", tiny_model, *FLAGS, "--restart", "--batch-size", 3)
+    assert "teaches nothing" not in whole.err
+
+
+def test_a_margin_that_masks_all_is_told(llara: Llara, tiny_model: Path, train: Path) -> None:
+    done = llara("finetune", train, "--model", tiny_model, *FLAGS, "--mask-margin", "-3")
+    assert all(row["loss"] == 0 for row in done.json["history"])
+    assert done.err.count("warning: a batch of 2 queries teaches nothing") == 1
+
+
 def test_empty_texts_are_told(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"query": "", "pos": [TEXTS[0]], "neg": [" \t"]}, {"query": "q", "pos": [TEXTS[1]], "neg": [""]}]
     train = write_jsonl(tmp_path / "rows.jsonl", rows)
