@@ -146,8 +146,24 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+_PLACES = ("corpus", "train", "benchmark")
+"""Parameters that may name a file or folder though they are not of type ``Path``."""
+
+
+def expanded(value: Any, is_place: bool) -> Any:
+    """A parameter's value with a leading ``~`` in paths replaced by the home folder, which shells do at times only."""
+    if isinstance(value, list | tuple):
+        return type(value)(expanded(each, is_place) for each in value)
+    if not str(value).startswith("~") or not (is_place or isinstance(value, Path)):
+        return value
+    try:
+        return type(value)(Path(value).expanduser())
+    except RuntimeError:  # no user of that name: a file that is called so
+        return value
+
+
 class Command(TyperCommand):
-    """A verb whose defaults come from ``llara.toml`` where the flags are silent."""
+    """A verb whose defaults come from ``llara.toml`` where the flags are silent; ``~`` in paths is the home folder."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Typer does, with the workspace's defaults known."""
@@ -160,7 +176,9 @@ class Command(TyperCommand):
                 found = command_defaults(root, str(self.name), table, self._settings())
                 excluded = self._excluded(given)
                 ctx.default_map = {name: value for name, value in found.items() if name not in excluded}
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        ctx.params = {name: expanded(value, name in _PLACES) for name, value in ctx.params.items()}
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """As Typer does; an error about a flag that nobody typed says where its value is from."""

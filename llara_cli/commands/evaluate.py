@@ -131,7 +131,7 @@ def _check_known(benchmark: str) -> None:
     """Raise ``UserError`` for what is neither a benchmark nor a folder."""
     from llara_cli.evaluation.benchmarks import BENCHMARKS
 
-    if benchmark not in BENCHMARKS and not Path(benchmark).expanduser().is_dir():
+    if benchmark not in BENCHMARKS and not Path(benchmark).is_dir():
         known = ", ".join(BENCHMARKS)
         raise UserError(f"no benchmark or folder {benchmark!r}: known benchmarks are {known}")
 
@@ -201,7 +201,7 @@ def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
     if asked.benchmark in BENCHMARKS:
         finder = Finder(session.workspace, session.console, asked.root, asked.split, _consent(asked.yes))
         return asked.benchmark, finder.find(BENCHMARKS[asked.benchmark], asked.datasets)
-    data = DataSet(BeirFolder(Path(asked.benchmark).expanduser()), asked.split or "test")
+    data = DataSet(BeirFolder(Path(asked.benchmark)), asked.split or "test")
     return data.name, [(own_task(data.name, data.split), data)]
 
 

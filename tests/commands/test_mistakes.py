@@ -396,3 +396,24 @@ def test_gzip_that_is_cut_off(llara: Llara, tiny_model: Path, tmp_path: Path) ->
     path = tmp_path / "corpus.jsonl.gz"
     path.write_bytes(gzip.compress((GOOD + json.dumps({"_id": "b", "text": "x" * 9999})).encode())[:60])
     assert "corpus.jsonl.gz" in refused(llara, tmp_path / "ws", "encode", path, "--model", tiny_model)
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    llara: Llara, train: Path, beir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave it alone after a colon or an equals sign, inside quotes, and in ``llara.toml``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, no = ("--model", tiny_model), f"no such file: {tmp_path}/no"
+    assert no in llara("pretrain", "~/no.txt", *model).error
+    assert "no such file: ~nobody-here/no.txt" in llara("pretrain", "~nobody-here/no.txt", *model).error
+    assert no in llara("finetune", "~/train.jsonl:2", "~/no.jsonl:2", *model).error
+    assert f"no such folder: {tmp_path}/no" in llara("finetune", train, *model, "--dev", "~/no").error
+    assert no in llara("encode", "~/no.jsonl", *model).error
+    assert no in llara("encode", "--from", "~/no.npy", *model).error
+    assert no in llara("mine", "~/train.jsonl", "--model", "bm25", "--corpus", "~/no.jsonl").error
+    assert f"--data-root {tmp_path}/no" in llara("evaluate", "beir", *model, "--data-root", "~/no").error
+    assert no in llara("evaluate", "--run", "~/no.trec", "--qrels", "~/sets/small/qrels/test.tsv").error
+    assert "no split 'dev'" in llara("evaluate", "~/sets/small", "--split", "dev", *model).error
+    (tmp_path / "ws").mkdir(exist_ok=True)
+    (tmp_path / "ws/llara.toml").write_text('[evaluate]\ndata-root = "~/no"\n')
+    assert f"--data-root {tmp_path}/no" in llara("evaluate", "beir", *model).error
