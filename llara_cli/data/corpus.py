@@ -15,19 +15,19 @@ from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder, is_beir_folder
 from llara_cli.data.hub import PREFIX as HUB
 from llara_cli.data.hub import read_hub
-from llara_cli.data.lines import check_file, kind, read_lines, unreadable
+from llara_cli.data.lines import Note, check_file, ignore, kind, one_line, read_lines, unreadable
 from llara_cli.data.records import Record, read_records
 from llara_cli.data.wiki_dumps import read_mediawiki, read_wikiextractor
 
 TEXT_FIELDS = ("text", "contents")
 READY_FIELDS = ("input", "output_summarize", "output_predict")
-KNOWN = (
-    ".txt, .jsonl, .json (one object a line), MediaWiki's .xml, WikiExtractor's wiki_NN, "
-    "each also as .gz, .bz2 or .zst; .parquet"
-)
+_KNOWN = ".txt, .jsonl, MediaWiki's .xml, WikiExtractor's wiki_NN, each also as .gz, .bz2 or .zst; .parquet"
+_JSON = "a .json file (one object a line) is read where it is named itself"
 LONGEST_TEXT = 1 << 22
 """Characters of a ``.txt`` file that become one document at most."""
 _IN_FOLDERS = (".txt", ".jsonl", ".parquet", ".xml")
+_NAMED = 10
+"""Endings that a note names at most."""
 _EXTRACTED = re.compile(r"wiki_\d+", re.IGNORECASE)
 _ABOUT_THE_DATA = frozenset(
     ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "PROVENANCE", "CITATION", "CHANGELOG", "CHANGES", "AUTHORS")
@@ -55,9 +55,19 @@ class ReadyRow:
 _KINDS: Mapping[type, str] = {RawDocument: "a raw document", ReadyRow: "a ready row (input, output_...)"}
 
 
-def corpus_files(arguments: Sequence[str]) -> list[Path]:
-    """The files that a corpus is read from, in order. Hub data sets have none."""
-    return [file for argument in arguments if not argument.startswith(HUB) for file in _files(Path(argument))]
+def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
+    """The files that a corpus is read from, in order. Hub data sets have none.
+
+    ``note`` is told of files in folders that are left out, for their endings.
+    """
+    found: list[Path] = []
+    skipped: list[Path] = []
+    for argument in arguments:
+        if not argument.startswith(HUB):
+            found += _files(Path(argument), skipped)
+    if skipped:
+        note(_told(skipped))
+    return found
 
 
 def read_corpus(arguments: Sequence[str]) -> Iterator[RawDocument | ReadyRow]:
@@ -100,8 +110,11 @@ def _item(record: Record) -> RawDocument | ReadyRow:
     return RawDocument(titled, record.where)
 
 
-def _files(path: Path) -> list[Path]:
-    """The file itself, or the corpus files of a folder. Raises ``UserError`` where there is none."""
+def _files(path: Path, skipped: list[Path] | None = None) -> list[Path]:
+    """The file itself, or the corpus files of a folder. Raises ``UserError`` where there is none.
+
+    Files of a folder that nobody reads are added to ``skipped``.
+    """
     if not path.is_dir():
         check_file(path)
         _reader(path)
@@ -109,36 +122,63 @@ def _files(path: Path) -> list[Path]:
     if is_beir_folder(path):
         # Its queries and judgements are no documents.
         return [BeirFolder(path).corpus]
-    found = [path / name for name in _walk(path) if _belongs(name)]
+    files = [name for name in _walk(path) if not _is_about_the_data(name)]
+    found = [path / name for name in files if _belongs(name)]
+    others = [name for name in files if not _belongs(name)]
     if not found:
-        raise UserError(f"{path}: no corpus file in this folder: looked for {KNOWN}")
+        why = f"; {_told(others)}" if others else ""
+        raise UserError(f"{path}: no corpus file in this folder: looked for {_KNOWN}{why}")
+    if skipped is not None:
+        skipped += others
     return found
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Paths of all files below a folder, relative to it, sorted by their parts."""
+    """Paths of all files below a folder, relative to it, sorted by their parts; no hidden ones.
+
+    Links to folders are followed. A folder that can be reached in several ways is walked once, so a loop ends.
+    """
 
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename), error)
 
-    walk = os.walk(folder, onerror=refuse)
-    return sorted((Path(parent, name).relative_to(folder) for parent, _, names in walk for name in names), key=_parts)
+    found: list[Path] = []
+    walked: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(parent)) in walked:
+            folders.clear()
+            continue
+        walked.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += (Path(parent, name).relative_to(folder) for name in names if not name.startswith("."))
+    return sorted(found, key=_parts)
+
+
+def _told(skipped: Sequence[Path]) -> str:
+    """How many files nobody reads, and their endings."""
+    endings = sorted({"".join(kind(path)) or "no ending" for path in skipped})
+    named = one_line(", ".join(endings[:_NAMED])) + (", ..." if len(endings) > _NAMED else "")
+    hint = f" ({_JSON})" if any(kind(path)[0] == ".json" for path in skipped) else ""
+    return f"skipped {len(skipped)} file{'s' if len(skipped) > 1 else ''}: {named}{hint}"
 
 
 def _parts(path: Path) -> tuple[str, ...]:
     return path.parts
 
 
+def _is_about_the_data(name: Path) -> bool:
+    """Whether a file met inside a folder is a text about the data: README, LICENSE, PROVENANCE ..."""
+    return name.name.partition(".")[0].upper() in _ABOUT_THE_DATA
+
+
 def _belongs(name: Path) -> bool:
     """Whether a file met inside a folder is part of the corpus.
 
-    Left out are hidden files, texts about the data (README, LICENSE, PROVENANCE ...), what no reader knows, and
-    ``.json``: in a folder that is metadata more often than lines. All of them are read when they are named themselves.
+    Left out are what no reader knows, and ``.json``: in a folder that is metadata more often than lines. It is read, as
+    hidden files and texts about the data are, when it is named itself.
     """
-    bare = name.name.partition(".")[0]
-    if any(part.startswith(".") for part in name.parts) or bare.upper() in _ABOUT_THE_DATA:
-        return False
-    return _format(name) in _IN_FOLDERS or (_format(name) == "" and _EXTRACTED.fullmatch(bare) is not None)
+    extracted = _EXTRACTED.fullmatch(name.name.partition(".")[0]) is not None
+    return _format(name) in _IN_FOLDERS or (_format(name) == "" and extracted)
 
 
 def _format(path: Path) -> str | None:
@@ -157,7 +197,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Record]]:
         "": read_wikiextractor,
     }
     if _format(path) not in readers:
-        raise UserError(f"{path}: unknown kind of corpus: known are {KNOWN}")
+        raise UserError(f"{path}: unknown kind of corpus: known are {_KNOWN}, .json (one object a line)")
     return readers[_format(path)]
 
 

@@ -8,7 +8,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -17,10 +17,16 @@ from llara_cli.console import UserError
 from llara_cli.registry import missing_extra
 
 COMPRESSIONS = (".gz", ".bz2", ".zst")
+Note = Callable[[str], None]
+"""Told what the user should know of a file that is read all the same."""
 _BLOCK = 1 << 18
 _LONGEST_REASON = 300
 _DUMP_PART = re.compile(r"-p\d+p\d+$")
 """Wikimedia names the parts of a large dump ``...articles1.xml-p1p41242.bz2``."""
+
+
+def ignore(message: str) -> None:
+    """A ``Note`` for readers whose caller has told already, or has nobody to tell."""
 
 
 def kind(path: Path) -> tuple[str, str]:

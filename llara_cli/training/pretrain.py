@@ -44,7 +44,7 @@ class Pretraining(TrainingRun[Example]):
         """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
         settings.check()
         recipe = choose_recipe(settings, source)
-        corpus_files(corpus)
+        corpus_files(corpus, console.note)
         facts = ModelFacts.of(source)
         settings = settings.fitted(facts.parameters, facts.max_positions)
         refuse_length(settings.max_length or 0, facts.max_positions, "--max-length")

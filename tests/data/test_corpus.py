@@ -94,6 +94,35 @@ def test_what_is_no_corpus_inside_a_folder_is_left_out(write: Write, tmp_path: P
     assert texts(tmp_path / "data") == ["text"]
 
 
+def test_files_that_nobody_reads_are_told_once_and_by_their_endings(
+    write: Write, tmp_path: Path, refusal: Refusal
+) -> None:
+    for name in (*ABOUT, "a.txt", "b/x.md", "b/table.csv", "more.CSV", "z.csv.gz", "info.json", "Makefile"):
+        write(f"data/{name}", "text")
+    write("other/b.md", "x")
+    write("other/b.txt", "x")
+    told: list[str] = []
+    corpus_files([str(tmp_path / "data"), str(tmp_path / "other")], told.append)
+    assert told == [
+        "skipped 7 files: .csv, .csv.gz, .json, .md, no ending "
+        "(a .json file (one object a line) is read where it is named itself)"
+    ]
+    write("alone/rows.json", '{"text": "x"}')
+    message = refusal(lambda: corpus_files([str(tmp_path / "alone")]))
+    assert message.startswith("alone: no corpus file in this folder: looked for .txt, .jsonl, MediaWiki's")
+    assert message.endswith("skipped 1 file: .json (a .json file (one object a line) is read where it is named itself)")
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(write: Write, tmp_path: Path) -> None:
+    for name in ("data/own/a.txt", "far/b.txt", "far/deep/c.txt", "far/.git/d.txt"):
+        write(name, name)
+    (tmp_path / "data/to").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "data/again").symlink_to("../far/deep", target_is_directory=True)
+    (tmp_path / "far/loop").symlink_to(tmp_path / "data", target_is_directory=True)
+    (tmp_path / "far/self").symlink_to(".", target_is_directory=True)
+    assert texts(tmp_path / "data") == ["far/deep/c.txt", "data/own/a.txt", "far/b.txt"]
+
+
 def test_what_is_left_out_of_folders_can_be_named(write: Write) -> None:
     assert texts(write("README.txt", "read me"), write(".a.txt", "hidden")) == ["read me", "hidden"]
     assert texts(write("a.json", [{"text": "row"}])) == ["row"]
