@@ -19,6 +19,19 @@ from llara_cli.registry import missing_extra
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 Note = Callable[[str], None]
 """Told what the user should know of a file that is read all the same."""
+_MAGIC = {".gz": b"\x1f\x8b\x08", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
+"""What compressed data begin with."""
+_BZIP2_BLOCK = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
+"""The longer beginning of bzip2 data: a text may begin with ``BZh``."""
+_NOT_UTF8 = (
+    (re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff"), "UTF-32"),
+    (re.compile(rb"\xff\xfe|\xfe\xff"), "UTF-16"),
+    (re.compile(rb"[^\0]\0[^\0]\0", re.DOTALL), "UTF-16LE"),
+    (re.compile(rb"\0[^\0]\0[^\0]", re.DOTALL), "UTF-16BE"),
+)
+"""First bytes of text in other encodings, with and without a byte-order mark, as iconv names them."""
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\xfd7zX": "xz data"}
+_HEAD = 10
 _BLOCK = 1 << 18
 _LONGEST_REASON = 300
 _DUMP_PART = re.compile(r"-p\d+p\d+$")
@@ -37,8 +50,8 @@ def kind(path: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed where its name ends in ``.gz``, ``.bz2`` or ``.zst``.
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, decompressed where they are gzip, bzip2 or zstd data, whatever its name ends in.
 
     Raises ``UserError`` where it is missing or unreadable, and while reading where its compressed data are broken.
     """
@@ -59,6 +72,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Lines end at ``\\n`` or ``\\r\\n`` and nowhere else: JSON may hold the other separators that Unicode knows.
     """
     with open_bytes(path) as file:
+        _refuse_other_text(file.peek(_HEAD)[:4], path)
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -84,9 +98,33 @@ def unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read: {error.strerror}")
 
 
+def _refuse_other_text(head: bytes, path: Path) -> None:
+    """Raise ``UserError`` for a file whose first bytes say that it is not UTF-8."""
+    encoding = next((name for begins, name in _NOT_UTF8 if begins.match(head)), None)
+    if encoding is not None:
+        raise UserError(f"{path}: {encoding}, not UTF-8: convert the file: iconv -f {encoding} -t UTF-8")
+    if head in _ARCHIVES:
+        raise UserError(f"{path}: {_ARCHIVES[head]}, not text: unpack it first")
+
+
 def _broken(path: Path, error: Exception) -> UserError:
-    compression = kind(path)[1] or "compressed"
+    head, named = _head(path), kind(path)[1]
+    found = _compression(head)
+    if named and not found and head and not head.startswith(_MAGIC[named]) and not _MAGIC[named].startswith(head):
+        return UserError(
+            f"{path}: not {named} data, whatever its name says: rename it without {named} if it is plain text, "
+            "else download it again"
+        )
+    compression = found or named or "compressed"
     return UserError(f"{path}: broken or cut-off {compression} data ({one_line(error)}): copy or download it again")
+
+
+def _head(path: Path) -> bytes:
+    """A file's first bytes; none of what is no file, such as a pipe."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(_HEAD)
 
 
 def _decoded(line: bytes, where: str) -> str:
@@ -100,17 +138,28 @@ def _decoded(line: bytes, where: str) -> str:
 
 
 @contextmanager
-def _decompressed(path: Path) -> Iterator[IO[bytes]]:
+def _decompressed(path: Path) -> Iterator[io.BufferedReader]:
     with path.open("rb", buffering=_BLOCK) as file:
-        match kind(path)[1]:
+        match _compression(file.peek(_HEAD)[:_HEAD]) or kind(path)[1]:
             case ".gz":
-                yield io.BufferedReader(gzip.GzipFile(fileobj=file), _BLOCK)
+                yield _buffered(gzip.GzipFile(fileobj=file))
             case ".bz2":
-                yield io.BufferedReader(bz2.BZ2File(file), _BLOCK)
+                yield _buffered(bz2.BZ2File(file))
             case ".zst":
-                yield io.BufferedReader(_ZstdReader(file), _BLOCK)
+                yield _buffered(_ZstdReader(file))
             case _:
                 yield file
+
+
+def _buffered(raw: Any) -> io.BufferedReader:
+    return io.BufferedReader(raw, _BLOCK)
+
+
+def _compression(head: bytes) -> str:
+    """What the first bytes of data say that they are compressed with, as an ending; "" where they say nothing."""
+    if head.startswith(_MAGIC[".bz2"]):
+        return ".bz2" if _BZIP2_BLOCK.match(head) else ""
+    return next((ending for ending, magic in _MAGIC.items() if head.startswith(magic)), "")
 
 
 class _ZstdReader(io.RawIOBase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import lzma
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,54 @@ def test_broken_compression_names_the_file(tmp_path: Path, refusal: Refusal, end
     path = tmp_path / f"a.jsonl{ending}"
     whole = COMPRESS[ending](lines)
     path.write_bytes({"cut": whole[: len(whole) // 2], "not compressed": lines}.get(damage, whole[:3]))
-    assert refusal(lambda: read_records(path)).startswith(f"a.jsonl{ending}: broken or cut-off {ending} data (")
+    message = refusal(lambda: read_records(path))
+    if damage == "not compressed":
+        assert message.startswith(
+            f"a.jsonl{ending}: not {ending} data, whatever its name says: rename it without {ending}"
+        )
+    else:
+        assert message.startswith(f"a.jsonl{ending}: broken or cut-off {ending} data (")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz", "a.jsonl.bz2"])
+@pytest.mark.parametrize("ending", ENDINGS[1:])
+def test_compressed_data_are_known_whatever_their_name(tmp_path: Path, ending: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(COMPRESS[ending](b'{"a": 1}\n{"a": 2}\n'))
+    assert list(read_lines(path)) == [(1, '{"a": 1}'), (2, '{"a": 2}')]
+    path.write_bytes(COMPRESS[ending](b"".join(b"%d\n" % number for number in range(50_000)))[:-20])
+    with pytest.raises(UserError, match=f"broken or cut-off {ending} data"):
+        list(read_lines(path))
+
+
+def test_text_that_begins_like_compressed_data(write: Write) -> None:
+    assert list(read_lines(write("a.txt", "BZh9 is a code\n"))) == [(1, "BZh9 is a code")]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_other_encodings_are_told_with_the_command_that_converts_them(
+    write: Write, refusal: Refusal, encoding: str, told: str, ending: str
+) -> None:
+    path = write(f"a.jsonl{ending}", '{"a": "café"}\n'.encode(encoding))
+    assert refusal(lambda: read_records(path)) == (
+        f"a.jsonl{ending}: {told}, not UTF-8: convert the file: iconv -f {told} -t UTF-8"
+    )
+
+
+def test_archives_are_told(write: Write, refusal: Refusal) -> None:
+    assert (
+        refusal(lambda: read_lines(write("a.txt", b"PK\x03\x04x"))) == "a.txt: a zip archive, not text: unpack it first"
+    )
+    assert refusal(lambda: read_lines(write("a.txt", lzma.compress(b"x")))).startswith("a.txt: xz data, not text")
 
 
 def test_flipped_bytes_inside_gzip_are_told(tmp_path: Path, refusal: Refusal) -> None:
