@@ -79,7 +79,7 @@ def mine(
     check_request(session.workspace, train, corpus, output, restart=restart)
     finder: Finder
     if corpus is not None and words:
-        finder = Bm25Finder(corpus)
+        finder = Bm25Finder(corpus, session.console.note)
     else:
         if index is not None:
             artifact = session.workspace.get("indexes", index)

@@ -4,6 +4,7 @@ Everything here reads in constant memory, and whatever is wrong with a file is a
 ``file:line`` (``file: row N`` for parquet). Nothing here knows of models: no torch, no transformers.
 
 lines          bytes and text lines of a file, compressed or not
+delimited      rows, quotation marks and header lines of .csv and .tsv
 records        JSON lines, CSV, TSV and parquet as one stream of named fields
 seen_ids       has this id been here before? (about ten bytes an id)
 collection     documents and queries to encode; BEIR folders

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from llara_cli.console import UserError
-from llara_cli.data.lines import COMPRESSIONS, kind, read_lines
+from llara_cli.data.delimited import (
+    Row,
+    column_names,
+    is_delimited,
+    look_like_names,
+    name_cells,
+    tsv_rows,
+    unquoted,
+)
+from llara_cli.data.lines import COMPRESSIONS, Note, ignore, kind, one_line
 from llara_cli.data.records import Record, read_records
 from llara_cli.data.seen_ids import SeenIds
 
-ID_FIELDS = ("_id", "id", "docid", "doc_id", "query_id", "qid", "pid")
-TEXT_FIELDS = ("text", "contents", "query", "passage", "body")
+ID_FIELDS = (
+    "_id", "id", "docid", "doc_id", "query_id", "qid", "pid", "passage_id", "document_id", "corpus_id", "docno"
+)  # fmt: skip
+TEXT_FIELDS = ("text", "contents", "query", "passage", "body", "document", "content", "doc", "sentence")
+_IDS, _TEXTS = (f"of {what} ({', '.join(names)})" for what, names in (("ids", ID_FIELDS), ("texts", TEXT_FIELDS)))
 _TSV_COLUMNS = {2: ("id", "text"), 3: ("id", "title", "text"), 4: ("id", "url", "title", "text")}
 """Columns of a .tsv without a header, by their number: MS MARCO's passages and queries, with title, its documents."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -41,14 +54,19 @@ def passage_text(title: str, text: str) -> str:
     return (title + " " + text).strip()
 
 
-def read_documents(path: Path) -> Iterator[Document]:
+def read_documents(path: Path, note: Note = ignore) -> Iterator[Document]:
     """Every document of a BEIR ``corpus.jsonl`` or ``queries.jsonl``, MS MARCO ``.tsv``, ``.parquet`` or ``.csv``.
+
+    ``note`` is told which columns of a ``.tsv`` or ``.csv`` were taken; ``delimited`` says what is a header line there.
 
     Raises ``UserError`` at the first row without a proper id or text, at an id that was there before, and at the end
     where there was no document at all. An empty text is a document: the bare prompt is encoded.
     """
     document = None
     for record, name in named_records(partial(_records, path)):
+        if document is None and is_delimited(path):
+            taken = (record.name_of(*ID_FIELDS), record.name_of("title"), record.name_of(*TEXT_FIELDS))
+            note(f"{path}: columns: {', '.join(column for column in taken if column)}")
         document = Document(name, record.optional_string("title") or "", record.string(*TEXT_FIELDS))
         yield document
     if document is None:
@@ -92,28 +110,42 @@ def _records(path: Path) -> Iterator[Record]:
 
 def _read_tsv(path: Path) -> Iterator[Record]:
     """Rows of a .tsv, named by its header line where it has one, else by the number of its columns."""
-    names: tuple[str, ...] | None = None
-    for number, line in read_lines(path):
-        if not line.strip(" "):
-            continue
-        where, cells = f"{path}:{number}", line.split("\t")
-        if names is None:
-            header = tuple(cell.strip().lower() for cell in cells)
-            if set(ID_FIELDS) & set(header) and set(TEXT_FIELDS) & set(header):
-                names = header
-                continue
-            names = _columns(where, len(cells))
-        if len(cells) != len(names):
-            raise UserError(
-                f"{where}: {len(cells)} columns, but the first line has {len(names)}; is a tab in the text?"
-            )
-        yield Record(where, dict(zip(names, cells, strict=True)))
+    rows = tsv_rows(path)
+    first = list(islice(rows, 2))
+    if not first:
+        return
+    where, cells = first[0]
+    names, has_header = column_names(cells), _is_header(first)
+    if not has_header:
+        names = _columns(where, len(cells))
+    quotes = has_header or unquoted(cells[0]) != cells[0]
+    for where, cells in chain(first[1:] if has_header else first, rows):
+        cells = [unquoted(cell) for cell in cells] if quotes else cells
+        yield Record(where, dict(name_cells(where, names, cells, "header" if has_header else "first")))
 
 
-def _columns(where: str, count: int) -> tuple[str, ...]:
+def _is_header(first: Sequence[Row]) -> bool:
+    """Whether the first of the two rows that a .tsv begins with names columns.
+
+    Raises ``UserError`` where it seems to, but not those that are needed: it would be taken for a document.
+    """
+    where, cells = first[0]
+    names = column_names(cells)
+    if not set(ID_FIELDS).isdisjoint(names) and not set(TEXT_FIELDS).isdisjoint(names):
+        return True
+    alone = look_like_names(cells) and len(first) > 1 and not look_like_names(first[1][1])
+    if names[0] in ID_FIELDS or alone:
+        raise UserError(
+            f"{where}: it seems to be a header line, but names no column {_IDS} or none {_TEXTS}: found "
+            f"{one_line(', '.join(names))}; rename them, or put the line id<TAB>text above where it is a document"
+        )
+    return False
+
+
+def _columns(where: str, count: int) -> list[str]:
     if count not in _TSV_COLUMNS:
         raise UserError(f"{where}: {count} columns: wanted are id<TAB>text or id<TAB>title<TAB>text")
-    return _TSV_COLUMNS[count]
+    return list(_TSV_COLUMNS[count])
 
 
 def _id(record: Record) -> str:

@@ -1,6 +1,83 @@
-"""Cells of tab-separated files."""
+"""Tab- and comma-separated files: rows, quotation marks and header lines, the same for documents and training rows.
+
+``.csv``    RFC 4180: a cell in quotation marks may hold commas and line breaks; a mark that is not closed is an error.
+``.tsv``    A line is a row and a tab ends a cell, always. Where the file has a header line, a cell that begins and ends
+            with a quotation mark, with every mark between them doubled, is quoted as in CSV: so pandas writes them, and
+            DPR's psgs_w100.tsv is. Any other mark is text. A file without a header line is as MS MARCO's are: every
+            mark in it is text, unless the very first cell, an id, is in marks.
+header      Names in any case, in quotation marks or not; blanks and hyphens in them count as ``_``.
+"""
 
 from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llara_cli.console import UserError
+from llara_cli.data.lines import kind, read_lines
+
+Row = tuple[str, list[str]]
+"""``file:line`` of a row, and its cells."""
+_LONGEST_CELL = 1 << 26
+"""Characters. Past this a quotation mark was never closed, and the rest of the file would be read as one cell."""
+_BLANK = re.compile(r"[\s-]+")
+_NAME = re.compile(r"(?:[^\W\d]|-)+")
+"""What a name of a column looks like: one word without digits."""
+
+
+def is_delimited(path: Path) -> bool:
+    """Whether the name says that it is a table of this kind."""
+    return kind(path)[0] in (".csv", ".tsv")
+
+
+def read_named_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row of a table with a header line stands, and its cells by the names of their columns.
+
+    Raises ``UserError`` where two columns have one name, and for a row of another number of columns.
+    """
+    rows = csv_rows(path) if kind(path)[0] == ".csv" else map(_unquoted_row, tsv_rows(path))
+    where, header = next(rows, ("", []))
+    names = column_names(header)
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: the header line needs a name of its own for every column: {names}")
+    for where, cells in rows:
+        yield where, name_cells(where, names, cells, "header")
+
+
+def name_cells(where: str, names: Sequence[str], cells: Sequence[str], first: str) -> dict[str, str]:
+    """Cells by name. Raises ``UserError`` where there are more or fewer than in the ``first`` (header) line."""
+    if len(cells) != len(names):
+        raise UserError(
+            f"{where}: {len(cells)} columns, but the {first} line has {len(names)}; is a tab or a line break in a text?"
+        )
+    return dict(zip(names, cells, strict=True))
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Rows of a ``.csv``, unquoted; blank lines are skipped. Raises ``UserError`` for a broken quotation."""
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{where}: broken CSV: {error}; is a quotation mark not closed or not doubled?") from error
+        if cells is None:
+            return
+        if len(cells) > 1 or any(cell.strip() for cell in cells):
+            yield where, cells
+
+
+def tsv_rows(path: Path) -> Iterator[Row]:
+    """Rows of a ``.tsv``, every quotation mark kept; blank lines are skipped."""
+    return ((f"{path}:{number}", line.split("\t")) for number, line in read_lines(path) if line.strip(" "))
+
+
+def _unquoted_row(row: Row) -> Row:
+    return row[0], [unquoted(cell) for cell in row[1]]
 
 
 def unquoted(cell: str) -> str:
@@ -12,3 +89,18 @@ def unquoted(cell: str) -> str:
     if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in inner.replace('""', ""):
         return cell
     return inner.replace('""', '"')
+
+
+def quoted(cell: str) -> str:
+    """A text as a cell of a ``.tsv`` with a header line: in quotation marks where it would else lose its own."""
+    return cell if unquoted(cell) == cell else '"' + cell.replace('"', '""') + '"'
+
+
+def column_names(cells: Sequence[str]) -> list[str]:
+    """The names in a header line: without quotation marks, in lower case, with ``_`` for blanks and hyphens."""
+    return [_BLANK.sub("_", unquoted(cell.strip()).strip().lower()) for cell in cells]
+
+
+def look_like_names(cells: Sequence[str]) -> bool:
+    """Whether every cell could be the name of a column."""
+    return all(_NAME.fullmatch(unquoted(cell.strip()).strip()) for cell in cells)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.data.collection import Document
+from llara_cli.data.delimited import quoted
 from llara_cli.data.lines import kind
 from llara_cli.data.training_rows import NEGATIVE_FIELDS, NUMBERED_NEGATIVE, POSITIVE_FIELDS
 
@@ -63,7 +64,7 @@ def _columns(rows: Iterable[Fields]) -> list[str]:
 
 
 def _write_csv(path: Path, rows: Iterable[Fields]) -> None:
-    """A ``.tsv`` quotes nothing, so a tab or a line's end in a text becomes a blank there."""
+    """In a ``.tsv`` a tab or a line's end in a text becomes a blank, as its readers split at each of them."""
     every = list(rows)
     columns = _columns(every)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -74,7 +75,7 @@ def _write_csv(path: Path, rows: Iterable[Fields]) -> None:
             return
         file.write("\t".join(columns) + "\n")
         for row in every:
-            cells = (_BREAK.sub(" ", str(row.get(name) or "")) for name in columns)
+            cells = (quoted(_BREAK.sub(" ", str(row.get(name) or ""))) for name in columns)
             file.write("\t".join(cells) + "\n")
 
 

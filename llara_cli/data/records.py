@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.console import UserError
+from llara_cli.data.delimited import read_named_rows
 from llara_cli.data.lines import check_file, kind, one_line, read_lines, unreadable
 
 __all__ = ["Record", "read_lines", "read_records"]
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KNOWN = ".jsonl, .json (one object a line), .csv, .tsv, each also as .gz, .bz2 or .zst; .parquet"
-_LONGEST_CELL = 1 << 26
-"""Characters. Past this a quotation mark was never closed, and the rest of the file would be read as one cell."""
 _ROWS_AT_ONCE = 1024
 _WANTED = "one object a line is wanted (of a list, \"jq -c '.[]'\" makes that)"
 
@@ -67,14 +65,15 @@ class Record:
 def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator[Record]:
     """Every row of a ``.jsonl``, ``.json`` (lines), ``.csv``, ``.tsv`` or ``.parquet`` file; blank lines are skipped.
 
+    A ``.csv`` or ``.tsv`` has a header line; see ``delimited`` for it, and for quotation marks.
     ``columns``: the fields the caller knows. Parquet files are read no further than that, so that a column of vectors
     beside the texts costs nothing; the other formats ignore it.
     """
     readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".jsonl": _read_json_lines,
         ".json": _read_json_lines,
-        ".csv": _read_csv,
-        ".tsv": _read_tsv,
+        ".csv": _read_delimited,
+        ".tsv": _read_delimited,
     }
     suffix, compression = kind(path)
     check_file(path)
@@ -116,41 +115,8 @@ def _read_json_lines(path: Path) -> Iterator[Record]:
             yield Record(where, parse_object(line, where))
 
 
-def _read_tsv(path: Path) -> Iterator[Record]:
-    """Tab-separated with a header. A quotation mark is part of the text, as in MS MARCO: nothing is quoted."""
-    rows = ((f"{path}:{number}", line.split("\t")) for number, line in read_lines(path) if line.strip(" "))
-    return _with_header(rows)
-
-
-def _read_csv(path: Path) -> Iterator[Record]:
-    """Comma-separated with a header; a quoted cell may span lines."""
-    return _with_header(_csv_rows(path))
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
-    while True:
-        where = f"{path}:{reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{where}: broken CSV: {error}; is a quotation mark not closed or not doubled?") from error
-        if cells is None:
-            return
-        if len(cells) > 1 or any(cell.strip() for cell in cells):
-            yield where, cells
-
-
-def _with_header(rows: Iterator[tuple[str, list[str]]]) -> Iterator[Record]:
-    where, header = next(rows, ("", []))
-    header = [name.strip() for name in header]
-    if len(set(header)) < len(header):
-        raise UserError(f"{where}: the header line needs a name of its own for every column: {header}")
-    for where, cells in rows:
-        if len(cells) != len(header):
-            raise UserError(f"{where}: {len(cells)} columns, but the header line has {len(header)}")
-        yield Record(where, dict(zip(header, cells, strict=True)))
+def _read_delimited(path: Path) -> Iterator[Record]:
+    return (Record(where, dict(fields)) for where, fields in read_named_rows(path))
 
 
 def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Record]:

@@ -17,7 +17,8 @@ from typing import Any
 
 from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder, passage_text, read_documents
-from llara_cli.data.lines import check_file
+from llara_cli.data.delimited import is_delimited
+from llara_cli.data.lines import Note, check_file, ignore
 from llara_cli.data.qrels import Judgement, read_qrels
 from llara_cli.data.records import Record, describe, read_records
 
@@ -47,13 +48,15 @@ class TrainingRow:
     negative_scores: tuple[float, ...] | None = None
 
 
-def read_training_rows(path: Path, *, scored: bool = False) -> Iterator[TrainingRow]:
+def read_training_rows(path: Path, *, scored: bool = False, note: Note = ignore) -> Iterator[TrainingRow]:
     """Every row of a file (jsonl, csv, tsv, parquet; the format is told by its fields) or of a BEIR folder.
+
+    ``note`` is told which columns of a ``.csv`` or ``.tsv`` were taken.
 
     Raises ``UserError`` at the first row that is none, or that lacks the scores where it is to be ``scored``, and at
     the end where there was no row at all.
     """
-    return (row for _, row in read_raw_rows(path, scored=scored))
+    return (row for _, row in read_raw_rows(path, scored=scored, note=note))
 
 
 def training_files(path: Path) -> list[Path]:
@@ -65,7 +68,9 @@ def training_files(path: Path) -> list[Path]:
     return [folder.corpus, folder.queries, folder.qrels("train")]
 
 
-def read_raw_rows(path: Path, *, scored: bool = False) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
+def read_raw_rows(
+    path: Path, *, scored: bool = False, note: Note = ignore
+) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
     """``read_training_rows``, each row beside its fields as they stand in the file.
 
     The fields of a BEIR folder are those that FlagEmbedding would write.
@@ -76,11 +81,20 @@ def read_raw_rows(path: Path, *, scored: bool = False) -> Iterator[tuple[dict[st
             raise UserError(f"{path}: a BEIR folder has {_NO_SCORES}")
         rows = ((_beir_fields(row), row) for row in _beir_rows(BeirFolder(path)))
     else:
-        rows = ((record.fields, _row(record, scored)) for record in read_records(path))
+        rows = _file_rows(path, scored, note)
     for found in rows:
         yield found
     if found is None:
         raise UserError(f"{path}: no training row in it")
+
+
+def _file_rows(path: Path, scored: bool, note: Note) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
+    for number, record in enumerate(read_records(path)):
+        row = _row(record, scored)
+        if number == 0 and is_delimited(path):
+            taken = [record.name_of(*QUERY_FIELDS), record.name_of(*POSITIVE_FIELDS), *_negative_fields(record)]
+            note(f"{path}: columns: {', '.join(name for name in taken if name)}")
+        yield record.fields, row
 
 
 def _beir_fields(row: TrainingRow) -> dict[str, Any]:

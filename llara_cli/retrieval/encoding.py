@@ -121,7 +121,7 @@ class Encoding:
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
-        count, sample = _sampled(read_documents(self.file))
+        count, sample = _sampled(read_documents(self.file, self.console.note))
         self._check_dim()
         facts = self.backend.facts(self.source)
         dim = self.settings.dim or facts.dim
@@ -203,7 +203,7 @@ class Encoding:
         if (build.folder / IDS).exists():
             return
         with build.staging() as staging:
-            write_documents(staging, read_documents(self.file))
+            write_documents(staging, read_documents(self.file, self.console.note))
             build.open_folder()
             (staging / TEXTS).replace(build.folder / TEXTS)
             (staging / IDS).replace(build.folder / IDS)

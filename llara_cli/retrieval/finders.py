@@ -12,6 +12,7 @@ import numpy as np
 from llara_cli.artifacts import input_record
 from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder, Document, read_documents
+from llara_cli.data.lines import Note, ignore
 from llara_cli.data.training_rows import TrainingRow
 from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.ranking import RowRanking
@@ -78,15 +79,17 @@ class Bm25Finder:
 
     name = "bm25"
 
-    def __init__(self, corpus: Path) -> None:
+    def __init__(self, corpus: Path, note: Note = ignore) -> None:
+        """``note``: told what the user should know of the corpus."""
         file = BeirFolder(corpus).corpus if corpus.is_dir() else corpus
         self.parents = {"corpus": str(input_record(file)["sha256"])}
         self.searched = {"corpus": file.name}
         self._file = file
+        self._note = note
 
     @cached_property
     def _documents(self) -> list[Document]:
-        return list(read_documents(self._file))
+        return list(read_documents(self._file, self._note))
 
     @cached_property
     def _rows(self) -> dict[str, int]:

@@ -196,7 +196,7 @@ class Mining:
 
     def _mine(self, build: Build) -> dict[str, Any]:
         started = time.monotonic()
-        rows = list(read_raw_rows(self.train))
+        rows = list(read_raw_rows(self.train, note=self.console.note))
         known = known_answers(row for _, row in rows)
         self.finder.get_ready(margin=self.settings.margin is not None)
         blocks = build.open_folder() / _BLOCKS

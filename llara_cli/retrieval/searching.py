@@ -118,7 +118,7 @@ class Searching:
         if form not in RUN_FORMATS:
             raise UserError(f"unknown --format {form!r}: known are {', '.join(RUN_FORMATS)}")
         check_output(output, self.workspace.root, [path, Path(self.source.path)])
-        queries = [(document.id, document.passage) for document in read_documents(path)]
+        queries = [(document.id, document.passage) for document in read_documents(path, self.console.note)]
         started = time.monotonic()
         with self.console.bar("searching", len(queries), unit="queries") as bar:
             RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name, open_output)

@@ -116,7 +116,8 @@ class Finetuning(TrainingRun[Group]):
     def sets(self) -> list[list[TrainingRow]]:
         """The rows of each set. Raises ``UserError`` naming file and line of a bad one."""
         scored = self.settings.distillation > 0
-        found = [list(read_training_rows(each.path, scored=scored)) for each in self.train]
+        note = self.console.note
+        found = [list(read_training_rows(each.path, scored=scored, note=note)) for each in self.train]
         rows = [row for rows in found for row in rows]
         self._check_negatives(rows)
         texts = [text for row in rows for text in (row.query, *row.positives, *row.negatives)]

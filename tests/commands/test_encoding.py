@@ -18,6 +18,7 @@ import pytest
 from program import Llara, start, tree, write_jsonl
 from tiny import TEXTS
 
+from llara_cli.data.table import Table
 from llara_cli.retrieval.shards import Shards
 
 COUNT, KILLS = 400, int(os.environ.get("LLARA_TEST_KILLS", "4"))
@@ -169,3 +170,12 @@ def test_a_disk_too_full_for_an_index_is_told(
     outcome = llara("index", "e", "--backend", backend, workspace=small_disk)
     assert (outcome.code, "no space left on the disk" in outcome.error) == (1, True)
     assert tree(small_disk) == before
+
+
+def test_the_columns_taken_from_a_table_are_told_once(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "passages.tsv"
+    table.write_text('id\ttext\ttitle\n1\t"a ""b"""\tT\n')
+    outcome = llara("encode", table, "--model", tiny_model, "--name", "e")
+    assert outcome.err.count(f"{table}: columns: id, title, text") == 1
+    texts = Table(tmp_path / "ws/embeddings/e/texts.arrow")
+    assert texts[0] == {"title": "T", "text": 'a "b"'}

@@ -73,8 +73,70 @@ def test_tsv_with_and_without_header(write: Write, content: str, expected: list[
     assert list(read_documents(write("collection.tsv.gz", content))) == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "expected", "columns"),
+    [
+        # DPR's psgs_w100.tsv: a bare header line, texts in quotation marks
+        (
+            'id\ttext\ttitle\n1\t"""Aaron"" ( or ; ""Ahärôn"") is a prophet"\tAaron\n2\t"plain"\t"A ""B"""\n',
+            [Document("1", "Aaron", '"Aaron" ( or ; "Ahärôn") is a prophet'), Document("2", 'A "B"', "plain")],
+            "id, title, text",
+        ),
+        ('"id"\t"text"\n"1"\t"a"\n2\tb\n', [Document("1", "", "a"), Document("2", "", "b")], "id, text"),
+        ("Document ID\tDocument\n1\tx\n", [Document("1", "", "x")], "document_id, document"),
+        ("url\tPassage-ID\tsentence\n?\t1\tx\n", [Document("1", "", "x")], "passage_id, sentence"),
+        # marks that are not around a whole cell, or not doubled inside it, are text
+        (
+            'id\ttext\n1\t"a" and "b"\n2\t"a\n3\t"\n4\ta "b"\n5\t""\n',
+            [Document(str(n), "", t) for n, t in enumerate(['"a" and "b"', '"a', '"', 'a "b"', ""], 1)],
+            "id, text",
+        ),
+        # MS MARCO's collection.tsv has no header line, and quotes nothing
+        (
+            '0\tThe "presence" of "\n1\t"Essay"\n2\t"He said ""no"""\n',
+            [
+                Document("0", "", 'The "presence" of "'),
+                Document("1", "", '"Essay"'),
+                Document("2", "", '"He said ""no"""'),
+            ],
+            "id, text",
+        ),
+        ('"d1"\t"one"\n"d2"\ttwo\n', [Document("d1", "", "one"), Document("d2", "", "two")], "id, text"),
+    ],
+)
+def test_header_lines_and_quotation_marks_of_a_tsv(
+    write: Write, content: str, expected: list[Document], columns: str
+) -> None:
+    path, told = write("a.tsv", content), list[str]()
+    assert list(read_documents(path, told.append)) == expected
+    assert told == [f"{path}: columns: {columns}"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "key\tvalue\n17\tHello there\n",
+        "docid\tabstract\n17\tHello there\n",
+        "my_id\ttext\nd17\tHello there\n",
+        '"key"\t"value"\n"17"\t"Hello"\n',
+    ],
+)
+def test_a_header_line_of_unknown_names_is_no_document(write: Write, refusal: Refusal, content: str) -> None:
+    message = refusal(lambda: read_documents(write("a.tsv", content)))
+    assert message.startswith("a.tsv:1: it seems to be a header line, but names no column of ids (_id, id, docid")
+    assert "found " + ", ".join(content.splitlines()[0].replace('"', "").split("\t")) in message
+
+
+def test_words_alone_are_documents(write: Write) -> None:
+    path = write("a.tsv", "apple\tred\npear\tgreen\n")
+    assert [document.id for document in read_documents(path)] == ["apple", "pear"]
+
+
 def test_csv_and_parquet_have_the_same_names(write: Write, tmp_path: Path) -> None:
-    assert list(read_documents(write("a.csv", "_id,title,text\n1,T,x\n"))) == [Document("1", "T", "x")]
+    told: list[str] = []
+    path = write("a.csv", '"_ID",Title,"text"\n1,T,x\n2,T,"a ""b"","\n')
+    assert list(read_documents(path, told.append)) == [Document("1", "T", "x"), Document("2", "T", 'a "b",')]
+    assert told == [f"{path}: columns: _id, title, text"]
     table = pa.table({"docid": [1, 2], "text": ["x", "y"], "title": [None, "T"], "vector": [[0.0], [1.0]]})
     pq.write_table(table, tmp_path / "a.parquet")
     assert list(read_documents(tmp_path / "a.parquet")) == [Document("1", "", "x"), Document("2", "T", "y")]
@@ -83,7 +145,10 @@ def test_csv_and_parquet_have_the_same_names(write: Write, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"_id": "1", "body_text": "x"}, 'no "text" field (nor contents, query, passage, body): found _id, body_text'),
+        (
+            {"_id": "1", "body_text": "x"},
+            'no "text" field (nor contents, query, passage, body, document, content, doc,',
+        ),
         ({"_id": "1", "text": None}, '"text" is null'),
         ({"_id": "1", "text": 5}, '"text" must be a string, not a number'),
         ({"_id": "1", "text": "x", "title": ["t"]}, '"title" must be a string, not a list'),
@@ -98,7 +163,11 @@ def test_csv_and_parquet_have_the_same_names(write: Write, tmp_path: Path) -> No
         ({"_id": "a\u2028b", "text": "x"}, "\"_id\" 'a\\u2028b' holds a line break, a tab"),
         ({"_id": "ok", "text": "x"}, "the id 'ok' is not unique: it is at corpus.jsonl:1 too"),
         ({}, 'no "_id" field'),
-        ({"a\nb\x1b[2J": 1}, 'no "_id" field (nor id, docid, doc_id, query_id, qid, pid): found a b [2J'),
+        (
+            {"a\nb\x1b[2J": 1},
+            'no "_id" field (nor id, docid, doc_id, query_id, qid, pid, passage_id, document_id, corpus_id, docno): '
+            "found a b [2J",
+        ),
     ],
 )
 def test_a_row_that_is_no_document_is_told(write: Write, refusal: Refusal, row: dict[str, Any], complaint: str) -> None:

@@ -184,7 +184,7 @@ def test_csv_cells_may_be_longer_than_the_library_allows_by_itself(write: Write)
     assert len(record.fields["text"]) == 200_000
 
 
-def test_tsv_takes_quotation_marks_as_text(write: Write) -> None:
+def test_tsv_takes_marks_that_quote_no_whole_cell_as_text(write: Write) -> None:
     records = read_records(write("a.tsv", 'anchor\tpositive\n"a b" c\t"\n\td\n'))
     assert [record.fields for record in records] == [
         {"anchor": '"a b" c', "positive": '"'},

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llara_cli.console import UserError
+from llara_cli.data.mined_rows import write_rows
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
 
 Write = Callable[[str, str | bytes | Sequence[Mapping[str, Any]]], Path]
@@ -75,6 +76,24 @@ def test_columns_in_every_kind_of_file(write: Write, tmp_path: Path, names: tupl
     ]
     for path in paths:
         assert list(read_training_rows(path)) == [row("q", ["p"], ["n1", "n2", "n10"])]
+
+
+def test_header_lines_and_quotation_marks_of_tables(write: Write) -> None:
+    expected = [row("q", ['say "p"'], ["n"])]
+    for path in (
+        write("a.tsv", '"Anchor"\t"Positive"\tNegative-1\nq\t"say ""p"""\t"n"\n'),
+        write("a.csv", '"Anchor","Positive",Negative-1\nq,"say ""p""","n"\n'),
+    ):
+        told: list[str] = []
+        assert list(read_training_rows(path, note=told.append)) == expected
+        assert told == [f"{path}: columns: anchor, positive, negative_1"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_mined_rows_keep_the_quotation_marks_of_their_texts(tmp_path: Path, suffix: str) -> None:
+    texts = ['"all of it"', 'a "part"', '"', '""', '"""', '"two ""doubled"""', '"a" and "b"', "plain"]
+    write_rows(tmp_path / f"a{suffix}", ({"anchor": text, "positive": text} for text in texts))
+    assert list(read_training_rows(tmp_path / f"a{suffix}")) == [row(text, [text]) for text in texts]
 
 
 def test_columns_without_a_negative(write: Write) -> None:
