@@ -115,6 +115,8 @@ def _read_tsv(path: Path) -> Iterator[Record]:
     if not first:
         return
     where, cells = first[0]
+    if len(first) == 1 and any("\r" in cell for cell in cells):
+        raise UserError(f"{where}: lines that end with a carriage return alone: convert the file: tr '\\r' '\\n'")
     names, has_header = column_names(cells), _is_header(first)
     if not has_header:
         names = _columns(where, len(cells))

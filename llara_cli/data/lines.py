@@ -67,16 +67,17 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Every line of a UTF-8 file with its number, from 1, without its line end; a byte-order mark is dropped.
+    """Every line of a UTF-8 file with its number, from 1, without its line end.
+
+    A byte-order mark is dropped, also at the head of later lines: files that have one may have been put together.
 
     Lines end at ``\\n`` or ``\\r\\n`` and nowhere else: JSON may hold the other separators that Unicode knows.
     """
     with open_bytes(path) as file:
         _refuse_other_text(file.peek(_HEAD)[:4], path)
         for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            yield number, _decoded(line.removesuffix(b"\n").removesuffix(b"\r"), f"{path}:{number}")
+            line = line.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
+            yield number, _decoded(line, f"{path}:{number}")
 
 
 def check_file(path: Path) -> None:

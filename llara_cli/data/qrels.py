@@ -41,14 +41,12 @@ def read_qrels(path: Path) -> Iterator[Judgement]:
     Raises ``UserError`` at a line of another shape, and at the end where there was no judgement at all.
     """
     judgement = None
-    for number, line in read_lines(path):
-        if line.isspace() or not line:
-            continue
-        where = f"{path}:{number}"
+    filled = ((f"{path}:{number}", line) for number, line in read_lines(path) if line and not line.isspace())
+    for place, (where, line) in enumerate(filled):
         cells = _cells(line, where)
-        if number == 1 and _is_header(cells):
+        if place == 0 and _is_header(cells):
             continue
-        judgement = Judgement(cells[0], cells[1], _grade(cells[2], where, first=number == 1), where)
+        judgement = Judgement(cells[0], cells[1], _grade(cells[2], where, first=place == 0), where)
         yield judgement
     if judgement is None:
         raise UserError(f"{path}: no judgement in it")
@@ -65,6 +63,8 @@ def _cells(line: str, where: str) -> list[str]:
         raise UserError(
             f"{where}: not a judgement: wanted are query-id<TAB>corpus-id<TAB>score, or TREC's four columns"
         )
+    if not (cells[0].strip() and cells[1].strip()):
+        raise UserError(f"{where}: the id of the query or of the document is empty")
     return cells
 
 

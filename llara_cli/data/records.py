@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def describe(value: object) -> str:
 def parse_object(line: str, where: str) -> dict[str, Any]:
     """The JSON object on one line."""
     try:
-        value = json.loads(line)
+        value = _JSON.decode(line)
         if "\\u" in line:
             # Half a surrogate pair parses, but is no text: no tokenizer and no file would take it.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -105,7 +106,28 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object but {describe(value)}; {_WANTED}")
+    if isinstance(value, _Ambiguous):
+        raise UserError(f"{where}: the field {reprlib.repr(value.repeated)} is there twice: which of them counts?")
     return value
+
+
+class _Ambiguous(dict[str, Any]):
+    """A JSON object that has a field twice."""
+
+    repeated = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    ambiguous = _Ambiguous(fields)
+    names = [name for name, _ in pairs]
+    ambiguous.repeated = next(name for name in names if names.count(name) > 1)
+    return ambiguous
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _read_json_lines(path: Path) -> Iterator[Record]:
@@ -125,6 +147,8 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Recor
         # A buffer makes pyarrow stream each column instead of reading a whole row group at once.
         with pq.ParquetFile(path, buffer_size=1 << 20) as file:
             names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise UserError(f"{path}: two columns have one name: {one_line(', '.join(names))}")
             wanted = [name for name in names if columns is None or name in columns]
             # A column that is not read is there, as null: an error can name all that the file has.
             unread = dict.fromkeys(name for name in names if name not in wanted)
@@ -134,7 +158,7 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Recor
                     yield Record(f"{path}: row {count}", fields | unread)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: row {count + 1}: not UTF-8 (byte 0x{error.object[error.start]:02X})") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from error
         raise UserError(f"{path}: broken parquet file after row {count}: {one_line(error)}") from error

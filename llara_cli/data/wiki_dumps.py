@@ -106,6 +106,8 @@ def _elements(file: IO[bytes], path: Path) -> Iterator[ElementTree.Element]:
         raise UserError(
             f"{path}:{error.position[0]}: broken or cut-off XML ({one_line(error)}): copy or download it again"
         ) from error
+    except (LookupError, ValueError) as error:  # of the encoding that the XML declaration names
+        raise UserError(f"{path}:1: XML that cannot be read: {one_line(error)}: convert it to UTF-8") from error
 
 
 def _checked_root(element: ElementTree.Element, path: Path) -> ElementTree.Element:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain, groupby
@@ -173,10 +174,20 @@ def _json_hits(path: Path) -> Iterator[Hit]:
             raise record.error('"hits" must be a list of {"id", "score"}')
         for fields in hits:
             hit = Record(record.where, fields if isinstance(fields, dict) else {})
-            score = hit.fields.get("score")
-            if not isinstance(score, (int, float)) or math.isnan(score):
-                raise hit.error(f'"score" must be a number, not {score!r}')
-            yield record.where, query, hit.string("id"), float(score)
+            score = _number(hit.fields.get("score"))
+            if math.isnan(score):
+                raise hit.error(f'"score" must be a number, not {reprlib.repr(hit.fields.get("score"))}')
+            yield record.where, query, hit.string("id"), score
+
+
+def _number(value: object) -> float:
+    """A JSON number as a float; NaN for anything else, and for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _run_line(line: str, where: str) -> Hit:

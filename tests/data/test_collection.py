@@ -191,6 +191,7 @@ def test_equal_ids_of_different_types_are_duplicates(write: Write, refusal: Refu
         ("1\ta\n1\tb\n", "a.tsv:2: the id '1' is not unique: it is at a.tsv:1 too"),
         ("", "a.tsv: no document in it"),
         ("id\ttext\n", "a.tsv: no document in it"),
+        ("1\ta\r2\tb\r", "a.tsv:1: lines that end with a carriage return alone: convert the file: tr '\\r' '\\n'"),
     ],
 )
 def test_broken_tsv(write: Write, refusal: Refusal, content: str, complaint: str) -> None:
@@ -275,6 +276,7 @@ def test_what_a_beir_folder_lacks_is_named(beir: BeirMaker, refusal: Refusal, tm
     [
         "query-id\tcorpus-id\tscore\nq1\td 1\t2\r\nq2\td2\t0\n",
         "q1\td 1\t2\n\nq2\td2\t0.0\n",
+        "\n\nquery-id\tcorpus-id\tscore\nq1\td 1\t2\nq2\td2\t0\n",
         "query_id\tcorpus_id\tscore\nq1\td 1\t2\nq2\td2\t0\n",
         "qid docid rel\nq1\td 1\t2\nq2 d2 0\n",
         "Topic iteration Document-ID Label\nq1\td 1\t2\nq2 0 d2 0\n",
@@ -301,6 +303,7 @@ def test_trec_judgements(write: Write) -> None:
         ("query-id\tcorpus-id\tscore\n", "a.tsv: no judgement in it"),
         ("q\td\tg\nq1\td1\t1\n", "a.tsv:1: the score must be a whole number, not 'g'; name the columns of a header"),
         ("q1\td1\t1\nqid\tdocid\trel\n", "a.tsv:2: the score must be a whole number, not 'rel'"),
+        ("\td1\t1\n", "a.tsv:1: the id of the query or of the document is empty"),
         ("q1\td1\t4294967296\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not 4294967296"),
         ("q1\td1\t-1e30\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not -1e30"),
     ],

@@ -54,6 +54,11 @@ def test_lines_are_numbered_and_the_byte_order_mark_is_dropped(write: Write, end
     assert list(read_lines(path)) == [(1, "one"), (2, ""), (3, "th\u2028ree\r\rx"), (4, "last")]
 
 
+def test_files_put_together_may_each_have_had_a_byte_order_mark(write: Write) -> None:
+    path = write("a.tsv", b"\xef\xbb\xbfid\tt\n1\tx\n\xef\xbb\xbf2\ty\xef\xbb\xbf\n")
+    assert [record.fields for record in read_records(path)] == [{"id": "1", "t": "x"}, {"id": "2", "t": "y\ufeff"}]
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_wrong_encoding_names_line_and_byte(write: Write, refusal: Refusal, ending: str) -> None:
     path = write(f"a.jsonl{ending}", b'{"a": 1}\n{"a": "caf\xe9"}\n')
@@ -163,11 +168,17 @@ def test_json_lines_skip_blank_lines_and_keep_their_numbers(write: Write) -> Non
         ('{"a": ' + "1" * 5000 + "}", "not JSON: Exceeds the limit"),
         ("[" * 200_000, "not JSON: "),
         ('{"a": "\\ud83d"}', "not text: half a surrogate pair"),
+        ('{"b": {"c": 1, "c": 2}, "a": 1, "a": 1}', "the field 'a' is there twice: which of them counts?"),
     ],
 )
 def test_a_line_that_is_no_object_is_told(write: Write, refusal: Refusal, line: str, complaint: str) -> None:
     path = write("a.jsonl", f'{{"a": 0}}\n\n{line}\n')
     assert refusal(lambda: read_records(path)).startswith(f"a.jsonl:3: {complaint}")
+
+
+def test_a_name_that_is_there_twice_deeper_in_a_row_is_not_our_business(write: Write) -> None:
+    (record,) = read_records(write("a.jsonl", '{"a": 1, "b": {"c": 1, "c": 2}}'))
+    assert record.fields == {"a": 1, "b": {"c": 2}}
 
 
 def test_csv_cells_may_span_lines(write: Write) -> None:
@@ -235,6 +246,14 @@ def test_broken_parquet_names_file_and_row(tmp_path: Path, refusal: Refusal) -> 
     assert refusal(lambda: read_records(path)).startswith("a.parquet: broken parquet file after row 0: ")
     path.write_bytes(b"")
     assert refusal(lambda: read_records(path)).startswith("a.parquet: broken parquet file after row 0: ")
+
+
+def test_parquet_that_no_python_value_can_hold_or_that_names_a_column_twice(tmp_path: Path, refusal: Refusal) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x"], "when": pa.array([2**60], pa.timestamp("us"))}), path)
+    assert refusal(lambda: read_records(path)).startswith("a.parquet: broken parquet file after row 0: ")
+    pq.write_table(pa.table([["1"], ["a"], ["b"]], names=["id", "text", "text"]), path)
+    assert refusal(lambda: read_records(path)) == "a.parquet: two columns have one name: id, text, text"
 
 
 def test_what_cannot_be_read_at_all(tmp_path: Path, write: Write, refusal: Refusal) -> None:

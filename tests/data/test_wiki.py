@@ -120,6 +120,14 @@ def test_broken_mediawiki_dumps(write: Write, refusal: Refusal, content: str | b
     assert refusal(lambda: read_corpus([str(path)])).startswith(complaint)
 
 
+@pytest.mark.parametrize("encoding", ["klingon", "gb18030"])
+def test_a_dump_in_an_encoding_that_the_parser_does_not_know(write: Write, refusal: Refusal, encoding: str) -> None:
+    path = write("w.xml", f'<?xml version="1.0" encoding="{encoding}"?><mediawiki></mediawiki>')
+    message = refusal(lambda: read_mediawiki(path))
+    assert message.startswith("w.xml:1: XML that cannot be read: ")
+    assert message.endswith(": convert it to UTF-8")
+
+
 def test_mediawiki_without_its_library_names_the_extra(
     write: Write, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

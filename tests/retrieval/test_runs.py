@@ -198,6 +198,8 @@ def test_and_as_json_lines_from_the_first_id_with_white_space_on(tmp_path: Path)
         ('{"query_id": "q", "hits": [3]}', '"score" must be a number'),
         ('{"query_id": "q", "hits": [{"id": "d", "score": "x"}]}', '"score" must be a number'),
         ('{"query_id": "q", "hits": [{"id": "d", "score": NaN}]}', '"score" must be a number'),
+        ('{"query_id": "q", "hits": [{"id": "d", "score": true}]}', '"score" must be a number, not True'),
+        ('{"query_id": "q", "hits": [{"id": "d", "score": 1' + "0" * 400 + "}]}", '"score" must be a number, not 1000'),
         ('{"query_id": "q", "hits": [{"score": 1}]}', 'no "id"'),
         ('{"query_id": "p", "hits": [{"id": "d", "score": 1}]}', "'d' twice"),
         ("q Q0 d 1 0.5 tag", "not JSON"),
