@@ -140,7 +140,7 @@ def _decoded(line: bytes, where: str) -> str:
 
 @contextmanager
 def _decompressed(path: Path) -> Iterator[io.BufferedReader]:
-    with path.open("rb", buffering=_BLOCK) as file:
+    with _buffered(io.FileIO(path)) as file:
         match _compression(file.peek(_HEAD)[:_HEAD]) or kind(path)[1]:
             case ".gz":
                 yield _buffered(gzip.GzipFile(fileobj=file))

@@ -76,6 +76,7 @@ def read_raw_rows(
     The fields of a BEIR folder are those that FlagEmbedding would write.
     """
     found = None
+    rows: Iterator[tuple[dict[str, Any], TrainingRow]]
     if path.is_dir():
         if scored:
             raise UserError(f"{path}: a BEIR folder has {_NO_SCORES}")

@@ -91,7 +91,7 @@ def _check(name: str, measure: Any, key: str, value: Any) -> None:
     # trec_eval does not refuse a cutoff of 0: it ends the process
     if kind is int and not (_least(key) <= value <= _LARGEST):
         raise UserError(f"metric {name!r}: its numbers must lie between {_least(key)} and {_LARGEST}")
-    if kind is dict and not all(_is_grade(number) for pair in value.items() for number in pair):
+    if isinstance(value, dict) and not all(_is_grade(number) for pair in value.items() for number in pair):
         raise UserError(f"metric {name!r}: {key} must be whole numbers from {-_LARGEST} to {_LARGEST}: {{grade: gain}}")
 
 
