@@ -157,4 +157,5 @@ def _dev_set(session: o.Session, folder: Path) -> DevSet:
     found = DevSet.of(folder)
     if found.is_test:
         session.console.warn(f"{folder} has no split dev: weights chosen on its split test are not to be judged by it")
+    found.warn_of_gaps(session.console.warn)
     return found

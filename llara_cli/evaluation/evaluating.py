@@ -101,8 +101,7 @@ class Evaluating:
 
     def _check(self, data: DataSet) -> None:
         """Raise ``UserError`` for a bad file before any model is loaded."""
-        if data.lost:
-            self.console.warn(f"{data.name}: {data.lost} judged queries are not in {data.folder.queries}: they count 0")
+        data.warn_of_lost(self.console.warn)
 
     def _evaluate(self, results: Results, task: Task, data: DataSet) -> Evaluation:
         """The figures on a data set, while no other process measures the same model on it."""

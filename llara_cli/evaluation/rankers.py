@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -31,8 +31,6 @@ QUERIES = "cache/queries"
 """Where, in the workspace, the judged queries of a data set are put to be encoded."""
 QUERIES_SECONDS = 30
 """How long to wait for another process that puts queries there: far more than that takes."""
-_NAMED = 3
-"""Ids that a warning names."""
 Answers = Iterator[tuple[str, Ranking]]
 
 
@@ -79,7 +77,7 @@ class Bm25Ranker:
         """One query after the other."""
         with self.console.bar(f"indexing {data.name}", None, unit="texts") as bar:
             index = Bm25.over(_told(read_documents(data.folder.corpus), bar.advance))
-        _warn_of_missing(self.console, data, index.ids)
+        data.warn_of_missing(index.ids, self.console.warn)
         found = index.search(data.queries.values(), k + drop)
         with self.console.bar(f"searching {data.name}", len(data.queries), unit="queries") as bar:
             for query, hits in zip(data.queries, _told(found, bar.advance), strict=True):
@@ -147,7 +145,7 @@ class ModelRanker:
     def answers(self, data: DataSet, k: int, drop: bool) -> Answers:
         """Encode corpus and judged queries (or find them encoded) and search; nothing is held but a block."""
         corpus = self._encoded(data.folder.path, "passage")
-        _warn_of_missing(self.console, data, corpus.ids)
+        data.warn_of_missing(corpus.ids, self.console.warn)
         with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
             judged = data.write_queries(self.workspace.root / QUERIES)
         queries = self._encoded(judged, "query")
@@ -230,16 +228,6 @@ def check_is_one(ranker: Ranker, data_sets: Sequence[DataSet]) -> None:
     if isinstance(ranker, RunRanker) and not ranker.path.is_dir() and len(data_sets) > 1:
         names = ", ".join(data.name for data in data_sets)
         raise UserError(f"--run {ranker.path} is the run of one data set, not of {names}: name a folder with one each")
-
-
-def _warn_of_missing(console: Console, data: DataSet, ids: Iterable[str]) -> None:
-    """Tell of judged documents that are not in the corpus, whose ids these are."""
-    if missing := data.missing_documents(ids):
-        first = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-        console.warn(
-            f"{data.name}: {len(missing)} judged documents are not in {data.folder.corpus}: {first}; "
-            f"those that are relevant count as not found"
-        )
 
 
 def _told(items: Any, progress: Any) -> Iterator[Any]:

@@ -49,11 +49,16 @@ class DevSet:
 
     @classmethod
     def of(cls, path: Path) -> DevSet:
-        """Raises ``UserError`` where the folder has neither split, or no judged query."""
+        """Raises ``UserError`` where the folder has neither split, or no judged query, and for a broken file."""
         folder = BeirFolder(path)
         made = cls(DataSet(folder, "dev" if "dev" in folder.splits() else "test"))
-        _ = made.data.queries
+        _ = made.data.queries, made._documents
         return made
+
+    def warn_of_gaps(self, warn: Callable[[str], None]) -> None:
+        """Tell of judged queries and documents that are not there."""
+        self.data.warn_of_lost(warn)
+        self.data.warn_of_missing((document.id for document in self._documents), warn)
 
     @property
     def is_test(self) -> bool:

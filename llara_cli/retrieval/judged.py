@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 from llara_cli.artifacts import sha256_file, write_atomically
 from llara_cli.console import UserError
 from llara_cli.data.collection import BeirFolder, read_documents
 from llara_cli.retrieval.runs import Qrels, read_qrels
+
+_NAMED = 3
+"""Ids that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,22 @@ class DataSet:
         """Queries with judgements that the collection does not have: nothing can be found for them."""
         return len(self.qrels) - len(self.queries)
 
-    def missing_documents(self, ids: Iterable[str]) -> list[str]:
-        """Documents with judgements that are not among ``ids``, the corpus': no search finds them.
-
-        The ids are walked once and not kept; the answer is in the order of the judgements.
-        """
+    def warn_of_missing(self, ids: Iterable[str], warn: Callable[[str], None]) -> None:
+        """Tell of judged documents that are not among ``ids``, the corpus', which are walked once and not kept."""
         left = dict.fromkeys(document for grades in self.qrels.values() for document in grades)
         for name in ids:
             left.pop(name, None)
-        return list(left)
+        if left:
+            first = ", ".join(islice(left, _NAMED)) + (", ..." if len(left) > _NAMED else "")
+            warn(
+                f"{self.name}: {len(left)} judged documents are not in {self.folder.corpus}: {first}; "
+                f"those that are relevant count as not found"
+            )
+
+    def warn_of_lost(self, warn: Callable[[str], None]) -> None:
+        """Tell of judged queries that the collection lacks."""
+        if self.lost:
+            warn(f"{self.name}: {self.lost} judged queries are not in {self.folder.queries}: they count 0")
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -228,6 +228,24 @@ def test_the_best_weights_on_a_dev_set_are_kept(
     assert stopped["steps"] == worse + 1 < done.json["steps"]
 
 
+def test_what_a_dev_set_lacks_is_told_and_a_broken_one_refused_before_the_run(
+    llara: Llara, tiny_model: Path, train: Path, beir: Path, tmp_path: Path
+) -> None:
+    with (beir / "qrels/test.tsv").open("a") as file:
+        file.write("q0\tgone\t1\nlost\td0\t1\n")
+    command = ("finetune", train, "--model", tiny_model, *FLAGS, "--dev", beir, "--max-steps", 1)
+    done = llara(*command)
+    assert done.code == 0
+    assert "warning: small: 1 judged queries are not in" in done.err
+    assert f"warning: small: 1 judged documents are not in {beir / 'corpus.jsonl'}: gone;" in done.err
+    with (beir / "corpus.jsonl").open("a") as file:
+        file.write("{broken\n")
+    done = llara(*command, "--restart")
+    assert done.code == 2
+    assert "corpus.jsonl:6: not JSON" in done.error
+    assert (tmp_path / "ws/models/m/manifest.json").exists()
+
+
 def test_a_stopped_run_with_a_dev_set_goes_on(
     llara: Llara, train: Path, tiny_model: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

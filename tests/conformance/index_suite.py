@@ -120,6 +120,9 @@ class IndexConformance:
     def test_knows_its_size(self, index: IndexBackend) -> None:
         assert (index.count, index.dim) == (COUNT, DIM)
 
+    def test_what_makes_it_find_more_are_search_parameters(self, case: Case, index: IndexBackend) -> None:
+        assert set(index.widening) <= set(case.backend.search_parameters)
+
     def test_answers_in_the_shape_of_the_contract(self, index: IndexBackend, queries: Vectors) -> None:
         hits = index.search(queries, K)
         assert hits.scores.shape == hits.rows.shape == (QUERIES, K)
