@@ -17,7 +17,7 @@ from llara_cli.evaluation.summary import summarised
 from llara_cli.names import input_stem
 from llara_cli.retrieval.judged import DataSet
 from llara_cli.retrieval.measures import cutoff
-from llara_cli.retrieval.metrics import Evaluation, PerQuery, averaged, evaluate, score_queries
+from llara_cli.retrieval.metrics import Evaluation, PerQuery, averaged, check_judgements, evaluate, score_queries
 from llara_cli.retrieval.runs import Answers, Qrels, Run, read_answers, read_qrels, read_run, save_run
 from llara_cli.settings import refuse_nonpositive
 from llara_cli.workspace import Workspace
@@ -86,8 +86,8 @@ class Evaluating:
     def run(self, found: Found) -> dict[str, Any]:
         """Evaluate each data set that has no result yet that still holds; the command's result."""
         check_is_one(self.ranker, [data for _, data in found])
-        for _, data in found:
-            self._check(data)
+        for task, data in found:
+            self._check(task, data)
         self.workspace.create()
         results = Results(self.workspace, self.benchmark, self.ranker.name)
         results.check()
@@ -99,8 +99,9 @@ class Evaluating:
                     results.save_group(name, figures)
         return result
 
-    def _check(self, data: DataSet) -> None:
-        """Raise ``UserError`` for a bad file before any model is loaded."""
+    def _check(self, task: Task, data: DataSet) -> None:
+        """Raise ``UserError`` for a bad file, or one that a metric is not for, before any model is loaded."""
+        check_judgements(data.qrels, self.settings.metrics or task.metrics)
         data.warn_of_lost(self.console.warn)
 
     def _evaluate(self, results: Results, task: Task, data: DataSet) -> Evaluation:

@@ -46,6 +46,11 @@ def evaluate(qrels: Qrels, run: Run, metrics: Sequence[str] = DEFAULT_METRICS) -
     return averaged(score_queries(qrels, run, metrics))
 
 
+def check_judgements(qrels: Qrels, metrics: Sequence[str]) -> None:
+    """Raise ``UserError`` for an unknown metric, and for judgements that one of them cannot be computed from."""
+    _check_for_gdeval([parse(name) for name in metrics], qrels, {})
+
+
 def score_queries(qrels: Qrels, run: Run, metrics: Sequence[str]) -> PerQuery:
     """Every metric for every query of ``qrels``; a query's values do not depend on what else is asked with it.
 
@@ -73,8 +78,7 @@ def _values(qrels: Qrels, run: Run, measures: list[Any]) -> dict[tuple[str, Any]
     """
     judged = {query: grades for query, grades in qrels.items() if any(grade >= 0 for grade in grades.values())}
     names = {str(number): query for number, query in enumerate((query for query in judged if run.get(query)), start=1)}
-    if gdevals := [measure for measure in measures if is_of_gdeval(measure)]:
-        _check_for_gdeval(gdevals, {query: judged[query] for query in names.values()}, run)
+    _check_for_gdeval(measures, {query: judged[query] for query in names.values()}, run)
     try:
         found = list(
             _calculated(
@@ -123,11 +127,15 @@ def _accuracies(measure: Any, qrels: Qrels, run: Run) -> Iterator[Metric]:
 
 
 def _check_for_gdeval(measures: Sequence[Any], qrels: Qrels, run: Run) -> None:
-    """Raise ``UserError`` for what gdeval.pl refuses."""
-    told = f"{', '.join(map(str, measures))}: gdeval.pl computes it, and takes"
+    """Raise ``UserError`` for what gdeval.pl refuses, where any of the measures is its."""
+    if not (refused := ", ".join(str(measure) for measure in measures if is_of_gdeval(measure))):
+        return
+    told = f"{refused}: gdeval.pl computes it, and takes"
     for query, grades in qrels.items():
         if (highest := max(grades.values())) > _GDEVAL_GRADE:
             raise UserError(f"{told} grades up to {_GDEVAL_GRADE}: query {query!r} has {highest}; leave the metric out")
-        spaced = next((name for name in (*grades, *run[query]) if len(name.split()) != 1 or name != name.strip()), None)
+        spaced = next(
+            (name for name in (*grades, *run.get(query, ())) if len(name.split()) != 1 or name != name.strip()), None
+        )
         if spaced is not None:
             raise UserError(f"{told} no document id such as {spaced!r}, empty or with white space: leave it out")

@@ -263,6 +263,14 @@ def test_ids_with_white_space(llara: Llara, tiny_model: Path, tmp_path: Path) ->
     assert again.json["datasets"]["spaced"]["nDCG@10"] == found[0]["nDCG@10"]
 
 
+def test_a_metric_that_the_judgements_are_not_for_is_refused_before_any_work(llara: Llara, tmp_path: Path) -> None:
+    graded = write_set(tmp_path / "graded", {"d": "sea"}, {"q": "sea"}, [("q", "d", 5)])
+    outcome = llara("evaluate", graded, *BM25, "--metrics", "nDCG@10,ERR@5")
+    assert outcome.code == 2
+    assert outcome.error.startswith("error: ERR@5: gdeval.pl computes it, and takes grades up to 4: query 'q' has 5")
+    assert not (tmp_path / "ws").exists()
+
+
 def test_a_run_with_its_own_judgements_goes_by_its_name(llara: Llara, tmp_path: Path) -> None:
     (tmp_path / "rival.trec").write_text("q1 Q0 d1 1 2.0 x\n")
     (tmp_path / "test.tsv").write_text("q1\td1\t1\n")
