@@ -78,6 +78,7 @@ def mine(
     o.yield_standard_output(session.console, output)
     check_request(session.workspace, train, corpus, output, restart=restart)
     finder: Finder
+    searching: Searching | None = None
     if corpus is not None and words:
         finder = Bm25Finder(corpus, session.console.note)
     else:
@@ -93,4 +94,7 @@ def mine(
         searching.check(depth)
         finder = DenseFinder(searching)
     run = Mining(session.workspace, session.console, train, finder, settings, name or "")
-    show_facts(session.console, run.run(output=output, restart=restart))
+    result = run.run(output=output, restart=restart)
+    if searching is not None:
+        searching.warn_of_shortfall(result["rows"])
+    show_facts(session.console, result)

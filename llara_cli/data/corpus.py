@@ -60,14 +60,10 @@ def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
 
     ``note`` is told of files in folders that are left out, for their endings.
     """
-    found: list[Path] = []
-    skipped: list[Path] = []
-    for argument in arguments:
-        if not argument.startswith(HUB):
-            found += _files(Path(argument), skipped)
-    if skipped:
+    listed = [_files(Path(argument)) for argument in arguments if not argument.startswith(HUB)]
+    if skipped := [file for _, others in listed for file in others]:
         note(_told(skipped))
-    return found
+    return [file for found, _ in listed for file in found]
 
 
 def read_corpus(arguments: Sequence[str]) -> Iterator[RawDocument | ReadyRow]:
@@ -96,7 +92,7 @@ def _records(arguments: Sequence[str]) -> Iterator[Record]:
         if argument.startswith(HUB):
             yield from read_hub(argument)
         else:
-            for file in _files(Path(argument)):
+            for file in _files(Path(argument))[0]:
                 yield from _reader(file)(file)
 
 
@@ -110,27 +106,25 @@ def _item(record: Record) -> RawDocument | ReadyRow:
     return RawDocument(titled, record.where)
 
 
-def _files(path: Path, skipped: list[Path] | None = None) -> list[Path]:
-    """The file itself, or the corpus files of a folder. Raises ``UserError`` where there is none.
+def _files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The file itself, or the corpus files of a folder; and those of a folder that nobody reads.
 
-    Files of a folder that nobody reads are added to ``skipped``.
+    Raises ``UserError`` where there is no file to read.
     """
     if not path.is_dir():
         check_file(path)
         _reader(path)
-        return [path]
+        return [path], []
     if is_beir_folder(path):
         # Its queries and judgements are no documents.
-        return [BeirFolder(path).corpus]
+        return [BeirFolder(path).corpus], []
     files = [name for name in _walk(path) if not _is_about_the_data(name)]
     found = [path / name for name in files if _belongs(name)]
     others = [name for name in files if not _belongs(name)]
     if not found:
         why = f"; {_told(others)}" if others else ""
         raise UserError(f"{path}: no corpus file in this folder: looked for {_KNOWN}{why}")
-    if skipped is not None:
-        skipped += others
-    return found
+    return found, others
 
 
 def _walk(folder: Path) -> list[Path]:

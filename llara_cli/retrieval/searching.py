@@ -110,7 +110,7 @@ class Searching:
             raise UserError("the query is not UTF-8: set the terminal, or the locale, to it")
         told = self._shortfall.queries > 0
         (hits,) = self.rank([text], k)
-        self._warn_of_shortfall(1, told=told)
+        self.warn_of_shortfall(1, told=told)
         return {"index": self.index.name, "query": text, "hits": list(self._described(hits))}
 
     def queries(self, path: Path, output: Path, k: int, form: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Searching:
         started = time.monotonic()
         with self.console.bar("searching", len(queries), unit="queries") as bar:
             RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name, open_output)
-        self._warn_of_shortfall(len(queries))
+        self.warn_of_shortfall(len(queries))
         seconds = round(time.monotonic() - started, 3)
         return {
             "index": self.index.name,
@@ -159,7 +159,7 @@ class Searching:
     def _shortfall(self) -> Shortfall:
         return Shortfall()
 
-    def _warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
+    def warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
         """Warn of queries, of so many, that got too few hits, unless that was ``told`` before."""
         if self._shortfall.queries and not told:
             raised = " or ".join(f"--set {name}=..." for name in self._shortfall.settings)

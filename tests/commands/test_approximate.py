@@ -52,3 +52,10 @@ def test_removed_vectors_are_no_reason_to_warn(llara: Llara, lists: str, tmp_pat
     outcome = llara("search", "boats", "-k", 50, "--set", "nprobe=4", "--json")
     assert len(outcome.json["hits"]) == 5
     assert warnings(outcome.err) == []
+
+
+def test_mining(llara: Llara, lists: str, train: Path) -> None:
+    outcome = llara("mine", train, "--index", lists, "--depth", 50, "--per-query", 2)
+    assert outcome.code == 0, outcome.err
+    (warning,) = warnings(outcome.err)
+    assert warning.startswith("warning: 5 of 5 queries got fewer than 50 hits")
