@@ -93,7 +93,7 @@ def mine(
         searching = Searching(session.workspace, session.console, artifact, query_length, (), model, trust_remote_code)
         searching.check(depth)
         finder = DenseFinder(searching)
-    run = Mining(session.workspace, session.console, train, finder, settings, name or "")
+    run = Mining(session.workspace, session.console, train, finder, settings, name or "", session.console.note)
     result = run.run(output=output, restart=restart)
     if searching is not None:
         searching.warn_of_shortfall(result["rows"])

@@ -24,6 +24,7 @@ from llara_cli.artifacts import (
 )
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import BeirFolder, Document
+from llara_cli.data.lines import Note, ignore
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
 from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
 from llara_cli.names import NAME_BYTES, input_stem, slug
@@ -153,7 +154,7 @@ def _refuse_another(output: Path, copies: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class Mining:
-    """One run of ``mine``."""
+    """One run of ``mine``; ``note`` is told how the training rows are read, unless the caller has told before."""
 
     workspace: Workspace
     console: Console
@@ -161,6 +162,7 @@ class Mining:
     finder: Finder
     settings: MineSettings
     name: str = ""
+    note: Note = ignore
 
     def run(self, *, output: Path | None = None, restart: bool = False) -> dict[str, Any]:
         """Mine, or take up where an earlier run stopped, or give the finished run's result again.
@@ -196,7 +198,7 @@ class Mining:
 
     def _mine(self, build: Build) -> dict[str, Any]:
         started = time.monotonic()
-        rows = list(read_raw_rows(self.train, note=self.console.note))
+        rows = list(read_raw_rows(self.train, note=self.note))
         known = known_answers(row for _, row in rows)
         self.finder.get_ready(margin=self.settings.margin is not None)
         blocks = build.open_folder() / _BLOCKS

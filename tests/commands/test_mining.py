@@ -327,5 +327,6 @@ def test_a_tsv_keeps_the_blanks_of_its_texts(llara: Llara, documents: Path, tmp_
     train = tmp_path / "rows.tsv"
     train.write_text("anchor\tpositive\n two  blanks\tand\u00a0one  more\n")
     done = llara("mine", train, "--corpus", documents, "--model", "bm25", "--per-query", 2, "--depth", 5, "--json")
+    assert done.err.count(f"{train}: columns: anchor, positive") == 1
     (after,) = read_training_rows(Path(done.json["output"]))
     assert (after.query, after.positives) == (" two  blanks", ("and\u00a0one  more",))
