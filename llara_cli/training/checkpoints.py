@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llara_cli.artifacts import finish_swap, swap, sync, write_atomically
+from llara_cli.console import LlaraError
 
 FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
@@ -26,10 +30,20 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, *, writes: bool = True) -> None:
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    *,
+    writes: bool = True,
+    scores: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
     """Replace the run's checkpoint by the state after ``step`` steps; a reader never sees half of one.
 
-    Sharded weights are gathered: every process calls it, and the one that ``writes`` does.
+    Sharded weights are gathered: every process calls it, and the one that ``writes`` does. ``scores``: rows of the
+    dev set so far, None where there is no dev set. Raises ``LlaraError`` where the files cannot be written; the
+    earlier checkpoint stays.
     """
     tensors = {}
     for name, tensor in _state(model, optimiser):
@@ -38,57 +52,176 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step:
             tensors[name] = whole
     if not writes:
         return
-    _write(folder, FOLDER, tensors, step)
+    note = {"step": step} | ({} if scores is None else {"dev": list(scores)})
+    try:
+        _write(folder, FOLDER, tensors, note)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder / f".{FOLDER}.part", ignore_errors=True)
+        raise _unwritable(folder / FOLDER, folder, error) from error
 
 
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Take up the newest checkpoint; the number of steps it has done, 0 where there is none."""
-    place = folder / FOLDER
+    """Take up the newest checkpoint; the number of steps it has done, 0 where there is none.
+
+    Raises ``LlaraError`` where a file of it is damaged or belongs to another model.
+    """
     step = steps_done(folder)
     if step is None:
         return 0
-    tensors = load_file(place / _STATE)
-    _create_state(model, optimiser, set(tensors))
-    for name, tensor in _state(model, optimiser):
-        _fill(tensor, tensors[name])
+    file = folder / FOLDER / _STATE
+    saved = _load(file, folder)
+    _create_state(model, optimiser, set(saved))
+    state = dict(_state(model, optimiser))
+    _refuse_misfit(file, folder, saved, state)
+    for name, tensor in state.items():
+        _fill(tensor, saved[name])
     for name, weight in trainable(model).items():
         for key, value in optimiser.state.get(weight, {}).items():
             if isinstance(value, int):  # bitsandbytes counts its steps in plain numbers
-                optimiser.state[weight][key] = int(tensors[f"{key}/{name}"])
+                optimiser.state[weight][key] = int(saved[f"{key}/{name}"])
     return step
 
 
 def steps_done(folder: Path) -> int | None:
-    """The steps of the run's checkpoint; None where there is none."""
-    place = folder / FOLDER
-    if not (place / _STEP).is_file():
+    """The steps of the run's checkpoint; None where there is none. Raises ``LlaraError`` where it is damaged."""
+    if not (folder / FOLDER).exists():
         return None
-    step: int = json.loads((place / _STEP).read_text())["step"]
+    step = _note(folder).get("step")
+    if type(step) is not int or step < 0:
+        raise damaged(folder / FOLDER / _STEP, folder, "it must hold the number of steps done")
     return step
 
 
+def scores(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the dev set up to the run's checkpoint. Raises ``LlaraError`` where the checkpoint does not hold them."""
+    if not (folder / FOLDER).exists():
+        return []
+    rows = _note(folder).get("dev")
+    if not isinstance(rows, list):
+        raise damaged(folder / FOLDER / _STEP, folder, "it must hold the scores on the dev set")
+    return rows
+
+
+def what_is_kept(folder: Path) -> str:
+    """Which checkpoint an error leaves, for its message."""
+    done = steps_done(folder)
+    return f"a checkpoint of step {done} is kept" if done is not None else "there is no checkpoint yet"
+
+
+def damaged(file: Path, folder: Path, why: str) -> LlaraError:
+    """The error about a file without which the run in ``folder`` cannot go on, with the way out."""
+    what = f"is damaged: {why}" if file.exists() else "is missing"
+    restart = "" if folder.name.startswith(".") else ", or use --restart"  # which would only go on in such a folder
+    return LlaraError(
+        f"{file} {what}; delete the folder {folder / FOLDER} to train from the beginning with the same command{restart}"
+    )
+
+
 def keep_best(folder: Path, model: nn.Module, step: int, *, writes: bool = True) -> None:
-    """Replace the run's best weights, those that train, by the model's."""
+    """Save the weights that train, as those of ``step``. Raises ``LlaraError`` where that cannot be written."""
     tensors = {name: _whole(weight) for name, weight in trainable(model).items()}
-    if writes:
-        _write(folder, BEST, tensors, step)
+    if not writes:
+        return
+    file = best_file(folder, step)
+    aside = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        save_file(tensors, aside)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(file)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise _unwritable(file, folder, error) from error
 
 
-def take_best(folder: Path, model: nn.Module) -> None:
-    """Give the model the run's best weights."""
-    finish_swap(folder / BEST)
-    tensors = load_file(folder / BEST / _STATE)
-    for name, weight in trainable(model).items():
-        _fill(weight, tensors[name])
+def best_file(folder: Path, step: int) -> Path:
+    """Where the weights of a step lie that was the best so far."""
+    return folder / BEST / f"{step}.safetensors"
 
 
-def _write(folder: Path, name: str, tensors: dict[str, Tensor], step: int) -> None:
+def check_best(folder: Path, step: int) -> None:
+    """Raise ``LlaraError`` unless the weights that were saved at ``step`` are there, all of them."""
+    file = best_file(folder, step)
+    with _readable(file, folder), safe_open(file, "pt"):
+        pass
+
+
+def drop_best(folder: Path, kept: Collection[int]) -> None:
+    """Remove the weights of all steps but those ``kept``."""
+    wanted = [best_file(folder, step) for step in kept]
+    for file in (folder / BEST).glob("*"):
+        if file not in wanted:
+            file.unlink()
+
+
+def take_best(folder: Path, model: nn.Module, step: int) -> None:
+    """Give the model the weights that were saved at ``step``.
+
+    Raises ``LlaraError`` where they are missing, damaged or another model's.
+    """
+    file = best_file(folder, step)
+    saved = _load(file, folder)
+    weights = trainable(model)
+    _refuse_misfit(file, folder, saved, weights)
+    for name, weight in weights.items():
+        _fill(weight, saved[name])
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """What the run's checkpoint says of itself."""
+    file = folder / FOLDER / _STEP
+    with _readable(file, folder):
+        note = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(note, dict):
+        raise damaged(file, folder, "it must hold a JSON object")
+    return note
+
+
+@contextmanager
+def _readable(file: Path, folder: Path) -> Iterator[None]:
+    """Around the reading of a file of the run in ``folder``."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise damaged(file, folder, f"it cannot be read ({error})") from error
+
+
+def _load(file: Path, folder: Path) -> dict[str, Tensor]:
+    with _readable(file, folder):
+        tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def _refuse_misfit(file: Path, folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ``LlaraError`` unless ``saved`` has the tensors that are ``wanted``, each of the same shape and dtype."""
+    if missing := wanted.keys() - saved.keys():
+        raise damaged(file, folder, f"{min(missing)} is not in it")
+    if unknown := saved.keys() - wanted.keys():
+        raise damaged(file, folder, f"{min(unknown)} is in it, but not in this model")
+    for name, tensor in wanted.items():
+        found = saved[name]
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            raise damaged(file, folder, f"{name} is {_form(found)} in it, but {_form(tensor)} in this model")
+
+
+def _form(tensor: Tensor) -> str:
+    """Shape and dtype, for a message."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _unwritable(file: Path, folder: Path, error: Exception) -> LlaraError:
+    """The error about a file that could not be saved, most often as the disk is full."""
+    return LlaraError(f"{file}: cannot be saved ({error}); {what_is_kept(folder)}, and the same command goes on")
+
+
+def _write(folder: Path, name: str, tensors: dict[str, Tensor], note: Mapping[str, Any]) -> None:
     aside = folder / f".{name}.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file(tensors, aside / _STATE)
     sync(aside / _STATE)  # before the old checkpoint goes
-    write_atomically(aside / _STEP, json.dumps({"step": step}))
+    write_atomically(aside / _STEP, json.dumps(note))
     sync(aside)
     swap(aside, folder / name)
 

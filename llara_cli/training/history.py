@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from accelerate import Accelerator
 
 from llara_cli.artifacts import write_atomically
+from llara_cli.training import checkpoints
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
 TERMS = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
@@ -32,9 +35,14 @@ class History:
         self._started, self._tokens = time.monotonic(), 0
 
     def resume(self, done: int) -> None:
-        """Take up the first ``done`` rows of an earlier run and forget what it did after its last checkpoint."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}")][:done]
+        """Take up the first ``done`` rows of an earlier run and forget what it did after its last checkpoint.
+
+        Raises ``LlaraError`` where one of them is missing.
+        """
+        self.rows = list(islice(_whole_rows(self.path), done))
+        if [row.get("step") for row in self.rows] != list(range(1, done + 1)):
+            why = f"it must hold the rows of the {done} steps that the checkpoint has done"
+            raise checkpoints.damaged(self.path, self.path.parent, why)
         self._accelerator.wait_for_everyone()  # nobody writes before everybody has read
         if self._writes:
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -48,6 +56,11 @@ class History:
         if self._file is not None:
             self._file.close()
 
+    def sync(self) -> None:
+        """Wait until the rows so far are on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def add(self, row: dict[str, Any]) -> str:
         """Keep a row; what the bar says of it."""
         self.rows.append(row)
@@ -60,6 +73,18 @@ class History:
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
         terms = " ".join(f"{label} {_short(row[name])}" for name, label in TERMS.items() if row[name] is not None)
         return f"{terms} {rate:,.0f} tokens/s"
+
+
+def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, if there is one, up to the first that is not whole, as a kill may leave the last."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(row, dict):
+            return
+        yield row
 
 
 def _short(loss: float) -> str:

@@ -60,12 +60,31 @@ class Trainer(Generic[ItemT]):
         self.engine = AcceleratedEngine(self.accelerator, self.model, optimiser, fp16=fp16)
         self.history = History(self.folder, self.accelerator)
 
+    def resume(self) -> None:
+        """Take up the newest checkpoint, if there is one.
+
+        Raises ``LlaraError`` where it is damaged, or does not fit the model or the history.
+        """
+        for group in self.engine.optimiser.param_groups:
+            group["initial_lr"] = float(group["lr"])
+        if self.engine.rank == 0:
+            checkpoints.mend(self.folder)
+        self.accelerator.wait_for_everyone()
+        self.resumed_at = done = checkpoints.restore(self.folder, self.model, self.engine.optimiser)
+        warmup = int(self.settings.warmup_ratio * self.schedule.steps)
+        self.rates = get_linear_schedule_with_warmup(
+            self.engine.optimiser, warmup, self.schedule.steps, last_epoch=done - 1
+        )
+        self.history.resume(done)
+        if self.watch is not None:
+            self.watch.resume(checkpoints.scores(self.folder))
+
     def train(self, bar: Bar) -> list[dict[str, Any]]:
         """Run to the last step; the history, one row an optimiser step.
 
         Raises ``LlaraError`` where a loss or gradient is not finite; the last good weights are kept.
         """
-        self.resumed_at = start = self._resume()
+        start = self.resumed_at
         bar.advance(start)
         self.model.train()
         saved = time.monotonic()
@@ -118,11 +137,17 @@ class Trainer(Generic[ItemT]):
         """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
         if self.settings.save_every is not None:
             return step % self.settings.save_every == 0
-        last = step == self.schedule.steps  # saving the model takes a while, too
+        stopped = self.watch is not None and self.watch.exhausted
+        last = stopped or step == self.schedule.steps  # saving the model takes a while, too
         return self.engine.agreed(time.monotonic() - saved > (SAVE_SECONDS / 10 if last else SAVE_SECONDS))
 
     def _save(self, step: int) -> None:
-        checkpoints.save(self.folder, self.model, self.engine.optimiser, step, writes=self.engine.rank == 0)
+        self.history.sync()  # a checkpoint must never be ahead of the history
+        scores = self.watch.rows if self.watch is not None else None
+        writes = self.engine.rank == 0
+        checkpoints.save(self.folder, self.model, self.engine.optimiser, step, writes=writes, scores=scores)
+        if self.watch is not None:
+            self.watch.checkpoint_saved()
         self.accelerator.wait_for_everyone()
 
     def _keep_what_is_good(self, step: int) -> str:
@@ -131,24 +156,7 @@ class Trainer(Generic[ItemT]):
         spoiled = not all(bool(local(weight).isfinite().all()) for weight in weights)
         if not self.engine.agreed(spoiled):
             self._save(step)
-        done = checkpoints.steps_done(self.folder)
-        return f"a checkpoint of step {done} is kept" if done is not None else "there is no checkpoint yet"
-
-    def _resume(self) -> int:
-        for group in self.engine.optimiser.param_groups:
-            group["initial_lr"] = float(group["lr"])
-        if self.engine.rank == 0:
-            checkpoints.mend(self.folder)
-        self.accelerator.wait_for_everyone()
-        done = checkpoints.restore(self.folder, self.model, self.engine.optimiser)
-        warmup = int(self.settings.warmup_ratio * self.schedule.steps)
-        self.rates = get_linear_schedule_with_warmup(
-            self.engine.optimiser, warmup, self.schedule.steps, last_epoch=done - 1
-        )
-        self.history.resume(done)
-        if self.watch is not None:
-            self.watch.resume(done)
-        return done
+        return checkpoints.what_is_kept(self.folder)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -215,7 +215,6 @@ class TrainingRun(ABC, Generic[ItemT]):
         seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
         warn_if_long(self.console, seconds, self.schedule.steps)
         prepared = self._prepare(self.source)
-        self._open_trackers()
         if self.accelerator.is_main_process:
             build.open_folder()
         trainer: Trainer[ItemT] = Trainer(
@@ -229,6 +228,8 @@ class TrainingRun(ABC, Generic[ItemT]):
             dtype=self.dtype,
             watch=self.watch(prepared, build.folder),
         )
+        trainer.resume()
+        self._open_trackers()
         started = time.monotonic()
         with self.console.bar(self.task, self.schedule.steps) as bar:
             history = trainer.train(bar)

@@ -46,12 +46,19 @@ class Watch:
     patience: int | None
     writes: bool
     rows: list[dict[str, Any]] = field(default_factory=list)
+    _safe: set[int] = field(default_factory=set)
+    """The best step at the last checkpoint, if any: a run that goes on from there needs its weights."""
 
-    def resume(self, done: int) -> None:
-        """Take up the scores of an earlier run's first ``done`` steps."""
-        path = self.folder / SCORES
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row["step"] <= done]
+    def resume(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Go on from the scores that the checkpoint holds; what was found after it will be found again.
+
+        Raises ``LlaraError`` where the weights of the best of them are missing or damaged.
+        """
+        self.rows = list(rows)
+        if self.best is not None:
+            checkpoints.check_best(self.folder, self.best["step"])
+        self.checkpoint_saved()
+        self._write()
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -73,12 +80,25 @@ class Watch:
         self.rows.append({"step": step, self.metric: self.score()})
         if self.best is self.rows[-1]:
             checkpoints.keep_best(self.folder, self.model, step, writes=self.writes)
-        if self.writes:
-            write_atomically(self.folder / SCORES, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._keep(self._safe | {step})
+        self._write()
         return f"dev {self.metric} {self.rows[-1][self.metric]:.4f}"
 
+    def checkpoint_saved(self) -> None:
+        """Forget the weights that only an earlier checkpoint needed: no run will go on from there any more."""
+        self._safe = {self.best["step"]} if self.best is not None else set()
+        self._keep(self._safe)
+
     def restore_best(self) -> dict[str, Any]:
-        """Give the model its best weights; what the result says of it."""
+        """Give the model its best weights; what the result says of it. Raises ``LlaraError`` where they are damaged."""
         assert self.best is not None
-        checkpoints.take_best(self.folder, self.model)
+        checkpoints.take_best(self.folder, self.model, self.best["step"])
         return {"metric": self.metric, "best": self.best[self.metric], "step": self.best["step"], "scores": self.rows}
+
+    def _write(self) -> None:
+        if self.writes:
+            write_atomically(self.folder / SCORES, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def _keep(self, steps: set[int]) -> None:
+        if self.writes:
+            checkpoints.drop_best(self.folder, steps)

@@ -1,5 +1,5 @@
 """The fixtures of tests that run the program."""
 
-from program import corpus, llara
+from program import beir, corpus, llara, train
 
-__all__ = ["corpus", "llara"]
+__all__ = ["beir", "corpus", "llara", "train"]
