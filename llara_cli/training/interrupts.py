@@ -1,30 +1,59 @@
-"""Ctrl-C during a step: the step is finished and kept, then the run stops."""
+"""Ctrl-C, SIGTERM and SIGHUP during a step: the step is finished and kept, then the run stops."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llara_cli.console import Terminated
 from llara_cli.training.engine import Engine
+
+SIGNALS: tuple[int, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+ECHO_SECONDS = 0.5
+"""Signals so soon after the first ask for the same: launchers pass on what the scheduler sends to every process."""
 
 
 @contextmanager
-def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C is kept until it is asked for, by all processes together; the second stops at once."""
-    pressed = threading.Event()
+def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+    """The first signal is kept until it is asked for, by all processes together; a second one stops at once.
+
+    What is given tells whether to stop: the exception to raise then, the same in every process. A signal that is
+    ignored (``nohup``) stays so, and all keep their handlers outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    received: list[tuple[int, float]] = []
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, previous)
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append((number, time.monotonic()))
+        if received[-1][1] - received[0][1] > ECHO_SECONDS:
+            restore()
+            signal.raise_signal(number)
+
+    for number in handlers:
+        signal.signal(number, on_signal)
     try:
-        yield lambda: engine.agreed(pressed.is_set())
+        yield lambda: _agreed(engine, received[0][0] if received else None)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
+
+
+def _agreed(engine: Engine, mine: int | None) -> KeyboardInterrupt | None:
+    """What to raise in every process, where any has received a signal."""
+    if not engine.agreed(mine is not None):
+        return None
+    number = next(number for number in SIGNALS if engine.agreed(mine == number))
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)

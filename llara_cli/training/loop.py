@@ -102,7 +102,7 @@ class Trainer(Generic[ItemT]):
                     self._save(step)
                     saved = time.monotonic()
                 if stop:
-                    raise KeyboardInterrupt
+                    raise stop
         return self.history.rows
 
     def _step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:

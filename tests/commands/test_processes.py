@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import start, write_jsonl
+from program import Llara, start, write_jsonl
 from tiny import TEXTS
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "faiss", "peft", "pyarrow", "hnswlib", "scipy", "ir_datasets",
@@ -58,6 +58,43 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tiny_model: Path
     steps = [json.loads(line)["step"] for line in history.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > done
+
+
+def stopped_by_sigterm(model: Path, workspace: Path, processes: int) -> tuple[int, str, list[object]]:
+    """Exit code and stderr of a pre-training run that gets SIGTERM after a few steps, and the arguments of the run."""
+    corpus = write_jsonl(workspace.with_name("wiki.jsonl"), [{"text": " ".join(TEXTS)}])
+    command = ["pretrain", corpus, "--model", model, "--max-length", 60, "--batch-size", 2, "--max-steps", 150,
+               "--dtype", "fp32", "--name", "m", "--json"]  # fmt: skip
+    process = start(*command, "-w", workspace, processes=processes)
+    history = workspace / "models/m/history.jsonl"
+    while process.poll() is None and not (history.exists() and history.read_text().count("\n") > 3):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    assert [line.startswith("interrupted") for line in err.splitlines()].count(True) == 1, err
+    saved = json.loads((workspace / "models/m/checkpoint/step.json").read_text())
+    assert saved == {"step": history.read_text().count("\n")}
+    return process.returncode, err, command
+
+
+def test_sigterm_keeps_what_is_done_and_the_same_command_goes_on(
+    llara: Llara, tiny_model: Path, tmp_path: Path
+) -> None:
+    code, err, command = stopped_by_sigterm(tiny_model, tmp_path / "ws", processes=1)
+    assert code == 143
+    assert err.splitlines()[-1].startswith("interrupted")
+    again = llara(*command)
+    assert again.code == 0
+    whole = llara(*command, workspace=tmp_path / "whole")
+    assert again.json["history"] == whole.json["history"]
+    weights = [(tmp_path / run / "models/m/model.safetensors").read_bytes() for run in ("whole", "ws")]
+    assert weights[0] == weights[1]
+
+
+def test_sigterm_stops_all_processes_at_the_same_step(tiny_model: Path, tmp_path: Path) -> None:
+    code, _, _ = stopped_by_sigterm(tiny_model, tmp_path / "ws", processes=2)
+    assert code != 0
 
 
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:

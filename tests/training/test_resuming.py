@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,12 @@ import torch
 from program import Llara, tree
 from safetensors.torch import load_file, save_file
 
+from llara_cli.app import termination_as_interrupt
+from llara_cli.console import Terminated
+from llara_cli.training import interrupts
+from llara_cli.training.engine import Engine
 from llara_cli.training.history import History
+from llara_cli.training.interrupts import deferred_interrupt
 from llara_cli.training.run import Prepared
 
 FINETUNE = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--learning-rate", 3e-4, "--name", "m", "--json")
@@ -196,3 +202,61 @@ def test_a_run_that_patience_ended_ends_so_again_after_a_kill(
             assert again[part] == whole[part]
         weights = [(workspace / "models/m/model.safetensors").read_bytes() for workspace in workspaces]
         assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_during_a_step_finishes_and_keeps_it(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    hang_up: None, number: int, code: int,
+) -> None:  # fmt: skip
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 4, "--max-steps", 5, "--name", "m", "--json")
+    add = History.add
+
+    def signalled(history: History, row: dict[str, Any]) -> str:
+        if row["step"] == 3:
+            signal.raise_signal(number)
+        return add(history, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "add", signalled)
+        done = llara("pretrain", corpus, *flags)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.splitlines()[-1].startswith("interrupted")
+    folder = tmp_path / "ws/models/m"
+    assert json.loads((folder / "checkpoint/step.json").read_text()) == {"step": 3}
+    assert len((folder / "history.jsonl").read_text().splitlines()) == 3
+    again = llara("pretrain", corpus, *flags)
+    whole = llara("pretrain", corpus, *flags, workspace=tmp_path / "whole")
+    assert again.json["history"] == whole.json["history"]
+
+
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """The default action of SIGHUP, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_stops_at_once_but_for_an_echo_of_the_first(
+    hang_up: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with termination_as_interrupt(), deferred_interrupt(Engine()) as interrupted:
+        assert interrupted() is None
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        stop = interrupted()
+        assert isinstance(stop, Terminated)
+        assert stop.signal == signal.SIGTERM
+        monkeypatch.setattr(interrupts, "ECHO_SECONDS", 0)
+        with pytest.raises(Terminated) as second:
+            signal.raise_signal(signal.SIGHUP)
+        assert second.value.signal == signal.SIGHUP
+
+
+def test_an_ignored_signal_stays_ignored(hang_up: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with deferred_interrupt(Engine()) as interrupted:
+        signal.raise_signal(signal.SIGHUP)
+        assert interrupted() is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
