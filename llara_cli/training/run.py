@@ -229,7 +229,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             watch=self.watch(prepared, build.folder),
         )
         trainer.resume()
-        self._open_trackers()
+        self._open_trackers(trainer.resumed_at)
         started = time.monotonic()
         with self.console.bar(self.task, self.schedule.steps) as bar:
             history = trainer.train(bar)
@@ -242,10 +242,11 @@ class TrainingRun(ABC, Generic[ItemT]):
         self.accelerator.wait_for_everyone()
         return result
 
-    def _open_trackers(self) -> None:
-        """Start what ``--track`` names."""
+    def _open_trackers(self, done: int) -> None:
+        """Start what ``--track`` names; TensorBoard forgets what an earlier run logged after its ``done`` steps."""
         config = {key: value for key, value in self.blueprint.settings.items() if isinstance(value, int | float | str)}
-        self.accelerator.init_trackers("llara", config=config)
+        options = {"tensorboard": {"purge_step": done + 1}}
+        self.accelerator.init_trackers("llara", config=config, init_kwargs=options)
 
     def _finish(
         self, build: Build, prepared: Prepared, result: dict[str, Any], execution: dict[str, Any], made_for: str

@@ -260,3 +260,24 @@ def test_an_ignored_signal_stays_ignored(hang_up: None) -> None:
         signal.raise_signal(signal.SIGHUP)
         assert interrupted() is None
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_tensorboard_shows_each_step_once(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 4, "--max-steps", 6, "--save-every", 2,
+             "--name", "m", "--track", "tensorboard", "--json")  # fmt: skip
+
+    def logged() -> list[tuple[int, float]]:
+        events = event_accumulator.EventAccumulator(str(tmp_path / "ws/tracking/m/llara"))
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars("loss")]
+
+    with monkeypatch.context() as patch:
+        stop_before_row(patch, 6)
+        assert llara("pretrain", corpus, *flags).code == 130
+    assert [step for step, _ in logged()] == [1, 2, 3, 4, 5]
+    for more in ((), ("--restart", "--learning-rate", 1e-3)):  # from step 4 on, and from the beginning
+        history = llara("pretrain", corpus, *flags, *more).json["history"]
+        assert logged() == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in history]
