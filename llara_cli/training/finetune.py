@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate import DistributedType
 
 from llara_cli.artifacts import input_record
-from llara_cli.console import Console, UserError
+from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.training_rows import TrainingRow, read_training_rows, training_files
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.facts import ModelFacts
@@ -205,7 +206,13 @@ class Finetuning(TrainingRun[Group]):
 
         def encode(texts: Sequence[str], role: Role) -> Vectors:
             with autocast(self.device, self.dtype):
-                return encoder.encode(texts, role).vectors
+                vectors = encoder.encode(texts, role).vectors
+            if not np.isfinite(vectors).all():
+                raise LlaraError(
+                    "the model's vectors of the dev set are not finite; lower --learning-rate and run again with"
+                    " --restart or another --name"
+                )
+            return vectors
 
         def score() -> float:
             prepared.model.eval()

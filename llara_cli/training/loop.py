@@ -82,7 +82,7 @@ class Trainer(Generic[ItemT]):
     def train(self, bar: Bar) -> list[dict[str, Any]]:
         """Run to the last step; the history, one row an optimiser step.
 
-        Raises ``LlaraError`` where a loss or gradient is not finite; the last good weights are kept.
+        Raises ``LlaraError`` where a loss, a gradient or a weight is not finite; the last good weights are kept.
         """
         start = self.resumed_at
         bar.advance(start)
@@ -95,10 +95,15 @@ class Trainer(Generic[ItemT]):
                 row = self._step(step, self.pick(epoch, numbers))
                 bar.show(self.history.add(row))
                 bar.advance(1)
-                if self.watch is not None and (told := self.watch.look(step, last=step == self.schedule.steps)):
-                    bar.show(told)
+                last = step == self.schedule.steps
+                if last:
+                    self._check_weights(step)
+                if self.watch is not None and self.watch.is_due(step, last=last):
+                    self._check_weights(step)
+                    bar.show(self.watch.look(step))
                 stop = interrupted()
                 if stop or self._save_is_due(step, saved):
+                    self._check_weights(step)
                     self._save(step)
                     saved = time.monotonic()
                 if stop:
@@ -116,11 +121,9 @@ class Trainer(Generic[ItemT]):
             self.engine.update()  # skips the update, as the scaled gradient overflowed, and halves the scale
             terms, norm = self._gradients(items)
         if not math.isfinite(terms.loss) or not math.isfinite(norm):
-            kept = self._keep_what_is_good(step - 1)
-            raise LlaraError(
-                f"step {step}: the loss is {terms.loss}, the gradient's norm {norm}; {kept};"
-                " lower --learning-rate and run again with --restart or another --name"
-            )
+            if not self._spoiled():
+                self._save(step - 1)
+            raise self._failure(step, f"the loss is {terms.loss}, the gradient's norm {norm}")
         row = _row(step, terms, float(self.rates.get_last_lr()[0]), norm)
         self.engine.update()
         self.rates.step()
@@ -150,13 +153,21 @@ class Trainer(Generic[ItemT]):
             self.watch.checkpoint_saved()
         self.accelerator.wait_for_everyone()
 
-    def _keep_what_is_good(self, step: int) -> str:
-        """Save the weights unless the last update spoiled them; which checkpoint there is then."""
+    def _check_weights(self, step: int) -> None:
+        """Raise ``LlaraError`` where the update of ``step`` spoiled the weights: they must not be scored or saved."""
+        if self._spoiled():
+            raise self._failure(step, "its update left weights that are not finite")
+
+    def _spoiled(self) -> bool:
+        """Whether a weight is not finite in any process."""
         weights = checkpoints.trainable(self.model).values()
-        spoiled = not all(bool(local(weight).isfinite().all()) for weight in weights)
-        if not self.engine.agreed(spoiled):
-            self._save(step)
-        return checkpoints.what_is_kept(self.folder)
+        return self.engine.agreed(not all(bool(local(weight).isfinite().all()) for weight in weights))
+
+    def _failure(self, step: int, what: str) -> LlaraError:
+        return LlaraError(
+            f"step {step}: {what}; {checkpoints.what_is_kept(self.folder)};"
+            " lower --learning-rate and run again with --restart or another --name"
+        )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

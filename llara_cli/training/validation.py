@@ -73,10 +73,12 @@ class Watch:
         later = [row for row in self.rows if row["step"] > self.best["step"]]
         return len(later) >= self.patience
 
-    def look(self, step: int, *, last: bool) -> str | None:
-        """Score the model where it is due, and keep its weights where it is the best so far; what the bar says."""
-        if step % self.every and not last:
-            return None
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Whether to look at the model after ``step``."""
+        return last or step % self.every == 0
+
+    def look(self, step: int) -> str:
+        """Score the model, and keep its weights where it is the best so far; what the bar says."""
         self.rows.append({"step": step, self.metric: self.score()})
         if self.best is self.rows[-1]:
             checkpoints.keep_best(self.folder, self.model, step, writes=self.writes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from program import write_jsonl
 from tiny import TEXTS
 
 STEPS = 60
+KILLS = int(os.environ.get("LLARA_TEST_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,38 @@ def test_half_a_checkpoint_is_never_taken_up(command: list[str], whole: Path, tm
     (torn / "step.json").write_text('{"step": 55}')
     subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
     assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_kills_at_random_moments_beside_a_dev_set_cost_time_only(
+    train: Path, beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Kills fall into steps, looks at the dev set and checkpoints, and between them."""
+    arguments = ("finetune", train, "--model", tiny_model, "--backend", "full", "--batch-size", 2, "--negatives", 1,
+                 "--max-steps", STEPS, "--save-every", 5, "--dev", beir, "--dev-every", 3, "--learning-rate", 3e-4,
+                 "--name", "m", "--dtype", "fp32", "-q", "-w")  # fmt: skip
+    command = [sys.executable, "-m", "llara_cli", *map(str, arguments)]
+    whole, model = (tmp_path / run / "models/m" for run in ("whole", "killed"))
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    draw = random.Random(KILLS)
+    for _ in range(KILLS):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+        before, more = file_time(model / "history.jsonl"), draw.randrange(12)
+        while process.poll() is None and file_time(model / "history.jsonl") == before:
+            time.sleep(0.001)
+        start = len(rows(model))  # it goes on from its last checkpoint
+        while process.poll() is None and len(rows(model)) < start + more:
+            time.sleep(0.001)
+        time.sleep(draw.random() / 50)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    for name in ("model.safetensors", "manifest.json", "dev.jsonl", "history.jsonl"):
+        assert (model / name).read_bytes() == (whole / name).read_bytes(), name
+    results = [json.loads((folder / "run.json").read_text())["result"] for folder in (whole, model)]
+    for part in ("steps", "texts", "tokens", "history", "dev"):
+        assert results[0][part] == results[1][part]
+
+
+def file_time(path: Path) -> int:
+    """When a file was last written, 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0

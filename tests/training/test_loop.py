@@ -150,3 +150,26 @@ def test_unknown_choices_are_named(llara: Llara, corpus: Path, tiny_model: Path,
     done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags)
     assert done.code == 2
     assert flags[1] in done.error
+
+
+@pytest.mark.parametrize("more", [("--max-steps", 1), ("--max-steps", 9, "--save-every", 1)], ids=["last", "saved"])
+def test_weights_that_an_update_spoiled_are_neither_saved_nor_trained(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, more: tuple[object, ...]
+) -> None:
+    """A finite gradient times such a rate is not."""
+    flags = ("--max-length", 60, "--batch-size", 4, "--name", "m", "--learning-rate", 1e39, "--warmup-ratio", 0)
+    done = llara("pretrain", corpus, "--model", tiny_model, *flags, *more)
+    assert (done.code, done.out) == (1, "")
+    assert "step 1: its update left weights that are not finite; there is no checkpoint yet" in done.error
+    folder = tmp_path / "ws/models/m"
+    assert not list(folder.rglob("*.safetensors"))
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_model_that_has_no_vectors_for_the_dev_set_has_failed(
+    llara: Llara, train: Path, tiny_model: Path, beir: Path
+) -> None:
+    flags = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--learning-rate", 1e30, "--warmup-ratio", 0)
+    done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir, "--dev-every", 1)
+    assert done.code == 1
+    assert "vectors of the dev set are not finite" in done.error
