@@ -212,7 +212,8 @@ def _form(tensor: Tensor) -> str:
 
 def _unwritable(file: Path, folder: Path, error: Exception) -> LlaraError:
     """The error about a file that could not be saved, most often as the disk is full."""
-    return LlaraError(f"{file}: cannot be saved ({error}); {what_is_kept(folder)}, and the same command goes on")
+    kept = what_is_kept(folder)
+    return LlaraError(f"{file}: cannot be saved ({error}); {kept}; free disk space and run the same command again")
 
 
 def _write(folder: Path, name: str, tensors: dict[str, Tensor], note: Mapping[str, Any]) -> None:
