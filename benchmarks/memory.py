@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py --corpus FOLDER --model FOLDER [--sizes 100 --sizes 1000] [--json FILE]
 
-Articles of ``FOLDER``'s ``.jsonl.gz`` files are repeated up to each size in MB, and two steps of ``llara pretrain`` are
-watched from outside. Files that are mapped into memory do not count: the system takes their pages back when it likes.
+Articles of ``FOLDER``'s ``.jsonl.gz`` files are repeated up to each size in MB, and ``llara pretrain`` is watched from
+outside: the whole corpus is tokenised, as ``--epochs`` asks for, and a few steps are taken. Files that are mapped into
+memory do not count: the system takes their pages back when it likes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import typer
 SECONDS = 0.05
 """Between two looks at the process."""
 RESULT = Path(__file__).with_suffix(".json")
-RUN = ("--max-steps", "2", "--batch-size", "8", "--max-length", "128", "--quiet")
+RUN = ("--epochs", "0.00001", "--batch-size", "8", "--max-length", "128", "--quiet")
 _ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 

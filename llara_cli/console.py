@@ -71,6 +71,11 @@ class Bar:
     def show(self, text: str) -> None:
         self.progress.update(self.task, detail=text)
 
+    def finish(self) -> None:
+        """What is done is all there was: the total was unknown, or an estimate. A bar that did nothing goes away."""
+        (task,) = (task for task in self.progress.tasks if task.id == self.task)
+        self.progress.update(self.task, total=task.completed, visible=task.completed > 0)
+
 
 @dataclass
 class Console:
@@ -130,6 +135,7 @@ class Console:
     def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
         """A progress bar on stderr with rate and time left; ``total`` None: unknown; no ``unit``: ``show`` tells rates.
 
+        A bar of unknown total ends with what was done, and one that did nothing does not stay on the screen.
         What ``show`` says gets the room of 80 columns that a shorter bar leaves.
         """
         from rich.progress import (
@@ -158,7 +164,10 @@ class Console:
             TextColumn("{task.fields[detail]}", style="dim", markup=False),
         ]
         with Progress(*columns, console=self._rich(stderr=True), disable=self.quiet) as progress:
-            yield Bar(progress, progress.add_task(label, total=total, detail=""))
+            bar = Bar(progress, progress.add_task(label, total=total, detail=""))
+            yield bar
+            if total is None:
+                bar.finish()
 
     @staticmethod
     def _rich(*, stderr: bool) -> Any:

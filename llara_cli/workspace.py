@@ -30,6 +30,8 @@ from llara_cli.artifacts import (
 from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.names import check_name, is_name, normal
 
+CACHE = "cache"
+"""Folder of what a workspace can make again: tokenised corpora, queries that are put to be encoded."""
 _SWAP_SECONDS = 2
 """How long to wait for another process that is swapping folders: far more than two renames take."""
 

@@ -76,9 +76,18 @@ def show_training(console: Console, result: Mapping[str, Any]) -> None:
     console.result(result, render)
 
 
+def about(count: int) -> str:
+    """210057 -> 'about 210,000'."""
+    return f"about {float(f'{count:.3g}'):,.0f}"
+
+
 def show_plan(console: Console, name: str, plan: Plan) -> None:
-    """The plan of a training run."""
+    """The plan of a training run; it says which counts are estimates."""
     result = {"name": name, **plan.as_json()}
+
+    def counted(name: str) -> int | str:
+        count: int = getattr(plan, name)
+        return about(count) if name in plan.estimated else count
 
     def render() -> RenderableType:
         memory = {f"memory: {part}": human_bytes(size) for part, size in plan.memory.items()}
@@ -88,9 +97,9 @@ def show_plan(console: Console, name: str, plan: Plan) -> None:
             "dtype": plan.dtype,
             "parameters trained": plan.trained_parameters,
             "parameters frozen": plan.frozen_parameters,
-            "texts": plan.texts,
-            "tokens": plan.tokens,
-            "steps": plan.steps,
+            "texts": counted("texts"),
+            "tokens": counted("tokens"),
+            "steps": counted("steps"),
             "FLOPs": f"{plan.flops:.2e}",
             **memory,
             "peak memory": human_bytes(sum(plan.memory.values())),

@@ -66,14 +66,15 @@ def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
     return [file for found, _ in listed for file in found]
 
 
-def read_corpus(arguments: Sequence[str]) -> Iterator[RawDocument | ReadyRow]:
+def read_corpus(arguments: Sequence[str], shuffle_seed: int | None = None) -> Iterator[RawDocument | ReadyRow]:
     """Every document, or every ready row, of files, folders and ``hf:`` data sets, in the order given.
 
+    ``shuffle_seed``: shuffle the rows of each ``hf:`` data set as ``read_hub`` does; files keep their order.
     Documents without a word are left out: there is nothing to learn from them. Raises ``UserError`` where documents and
     ready rows are mixed, and at the end where there was neither.
     """
     first: RawDocument | ReadyRow | None = None
-    for record in _records(arguments):
+    for record in _records(arguments, shuffle_seed):
         item = _item(record)
         if isinstance(item, RawDocument) and not item.text.strip():
             continue
@@ -87,10 +88,10 @@ def read_corpus(arguments: Sequence[str]) -> Iterator[RawDocument | ReadyRow]:
         raise UserError(f"no document in {', '.join(arguments)}")
 
 
-def _records(arguments: Sequence[str]) -> Iterator[Record]:
+def _records(arguments: Sequence[str], shuffle_seed: int | None) -> Iterator[Record]:
     for argument in arguments:
         if argument.startswith(HUB):
-            yield from read_hub(argument)
+            yield from read_hub(argument, shuffle_seed)
         else:
             for file in _files(Path(argument))[0]:
                 yield from _reader(file)(file)
@@ -211,17 +212,17 @@ def _read_text(path: Path) -> Iterator[Record]:
         lines.append(line)
         size += len(line) + 1
         if size > LONGEST_TEXT:
-            *pieces, rest = _pieces("\n".join(lines) + "\n")
-            yield from (Record(f"{path}:{start}", {"text": piece}) for piece in pieces)
+            *whole, rest = pieces("\n".join(lines) + "\n", LONGEST_TEXT)
+            yield from (Record(f"{path}:{start}", {"text": piece}) for piece in whole)
             lines, size, start = [rest.removesuffix("\n")], len(rest), number
     yield Record(f"{path}:{start}", {"text": "\n".join(lines)})
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Consecutive pieces of at most ``LONGEST_TEXT`` characters, the last the shorter rest."""
+def pieces(text: str, longest: int) -> Iterator[str]:
+    """Consecutive pieces of at most ``longest`` characters, the last the shorter rest."""
     start = 0
-    while len(text) - start > LONGEST_TEXT:
-        cut = _cut(text, start + LONGEST_TEXT // 2, start + LONGEST_TEXT)
+    while len(text) - start > longest:
+        cut = _cut(text, start + longest // 2, start + longest)
         yield text[start:cut]
         start = cut
     yield text[start:]

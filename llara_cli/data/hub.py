@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from llara_cli.console import LlaraError, UserError
@@ -10,15 +10,21 @@ from llara_cli.data.lines import one_line
 from llara_cli.data.records import Record
 
 PREFIX = "hf:"
+SHUFFLED_TOGETHER = 10_000
+"""Rows that a shuffled stream draws its next row from."""
 
 
-def read_hub(argument: str) -> Iterator[Record]:
+def read_hub(argument: str, seed: int | None = None) -> Iterator[Record]:
     """The rows of ``hf:NAME[/CONFIG]``, split ``train``.
+
+    With a ``seed`` they come in a shuffled order, as good as a stream allows: the files (shards) are shuffled, and each
+    row is drawn from the next ``SHUFFLED_TOGETHER``.
 
     A NAME has an owner (``wikimedia/wikipedia``) or, in the oldest data sets, none: two parts are taken for an owner
     and a name, and where the hub has none such, for a name and its configuration (``hf:wikitext/wikitext-2-raw-v1``).
     """
-    rows = iter(_open(argument))
+    opened = _open(argument)
+    rows = iter(opened if seed is None else opened.shuffle(seed=seed, buffer_size=SHUFFLED_TOGETHER))
     number = 0
     while True:
         try:
@@ -32,7 +38,7 @@ def read_hub(argument: str) -> Iterator[Record]:
         yield Record(f"{argument}: row {number}", dict(row))
 
 
-def _open(argument: str) -> Iterable[Mapping[str, Any]]:
+def _open(argument: str) -> Any:
     reasons = []
     for name, configuration in _candidates(argument):
         try:
@@ -42,12 +48,15 @@ def _open(argument: str) -> Iterable[Mapping[str, Any]]:
     raise UserError(f"{argument}: no such data set on the hub: {reasons[0]}")
 
 
-def _load(argument: str, name: str, configuration: str | None) -> Iterable[Mapping[str, Any]]:
-    """The rows of one data set. Raises ``FileNotFoundError`` where there is none of that name, else ``UserError``."""
+def _load(argument: str, name: str, configuration: str | None) -> Any:
+    """One data set as a stream of rows, an ``IterableDataset``.
+
+    Raises ``FileNotFoundError`` where there is none of that name, else ``UserError``.
+    """
     from datasets import load_dataset  # costs a second: only who reads from the hub pays it
 
     try:
-        rows: Iterable[Mapping[str, Any]] = load_dataset(name, configuration, split="train", streaming=True)
+        rows = load_dataset(name, configuration, split="train", streaming=True)
     except FileNotFoundError:
         raise
     except ConnectionError as error:

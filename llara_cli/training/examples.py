@@ -31,6 +31,9 @@ _BLOCK_TEXTS, _BLOCK_CHARACTERS = 256, 1 << 19
 """Documents tokenised at once: enough for every core, little beside a model in memory."""
 _SCHEMA = pa.schema([("text", _IDS), ("self", _IDS), ("next", _IDS)])
 
+NOTHING_TO_LEARN = "no text to learn from (every text or target is empty)"
+
+Item = RawDocument | ReadyRow
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -72,8 +75,19 @@ class ExampleBuilder:
         told = [content, tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v3"]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
-    def build(self, corpus: Sequence[str], path: Path, bar: Bar) -> ExampleTable:
+    def build(
+        self,
+        corpus: Sequence[str],
+        path: Path,
+        bar: Bar,
+        read: Callable[[Sequence[str]], Iterator[Item]] = read_corpus,
+        most: int | None = None,
+    ) -> ExampleTable:
         """Read, split and tokenise the corpus into ``path``; at once if an earlier run did so.
+
+        Args:
+            read: gives the corpus' documents or ready rows, or those of them that are wanted.
+            most: stop after so many examples.
 
         Raises ``UserError`` for a corpus without a text to learn from; nothing is left on disk then.
         """
@@ -84,23 +98,23 @@ class ExampleBuilder:
             if not path.is_file():
                 aside = path.with_suffix(".part")
                 try:
-                    self._write(corpus, aside, bar)
+                    examples = islice(self.of(read(corpus)), most)
+                    if not write_table(aside, _SCHEMA, _counted(examples, bar)):
+                        raise UserError(f"{', '.join(corpus)}: {NOTHING_TO_LEARN}")
                     aside.replace(path)
                 finally:
                     aside.unlink(missing_ok=True)
         return ExampleTable(path)
 
-    def _write(self, corpus: Sequence[str], path: Path, bar: Bar) -> None:
-        items = read_corpus(corpus)
-        first = next(items)  # one kind of item only, and at least one, is what read_corpus sees to
+    def of(self, items: Iterator[Item]) -> Iterator[Example]:
+        """Examples of documents or of ready rows, whichever the first item is; ``read_corpus`` never mixes them."""
+        first = next(items)
         rest: Iterator[Any] = chain([first], items)
-        examples = self.examples(rest) if isinstance(first, ReadyRow) else self.document_examples(rest)
-        if not write_table(path, _SCHEMA, _counted(examples, bar)):
-            raise UserError(f"{', '.join(corpus)}: no text to learn from (every text or target is empty)")
+        return self.examples(rest) if isinstance(first, ReadyRow) else self.document_examples(rest)
 
     def examples(self, rows: Iterator[ReadyRow]) -> Iterator[Example]:
         """Rows with their targets, each text tokenised on its own."""
-        limit = self._text_limit
+        limit = self.text_limit
         while block := list(islice(rows, BLOCK)):
             texts = self.tokenizer.encode([row.input for row in block], limit)
             own = self._targets(row.output_summarize or "" for row in block)
@@ -118,16 +132,17 @@ class ExampleBuilder:
             )
             for rows in ids:
                 targets = list(islice(own, len(rows)))
-                yield from self._kept([row[: self._text_limit] for row in rows], targets, [*targets[1:], ()])
+                yield from self._kept([row[: self.text_limit] for row in rows], targets, [*targets[1:], ()])
 
     @property
-    def _text_limit(self) -> int:
+    def text_limit(self) -> int:
+        """Tokens of an example's text at most."""
         return self.prompts.text_limit(self.max_length)
 
     @property
     def _passage_limit(self) -> int:
         # tokenised on its own, a passage may take a token more than inside its document: leave room for it
-        return self._text_limit - (2 if self._text_limit > 16 else 0)
+        return self.text_limit - (2 if self.text_limit > 16 else 0)
 
     def _kept(
         self, texts: Iterable[TokenIds], own: Iterable[TokenIds], successors: Iterable[TokenIds]
@@ -144,7 +159,7 @@ class ExampleBuilder:
 
     def _chosen(self, rows: Iterable[TokenIds]) -> list[TokenIds]:
         """Target ids: the authors cut at the total length with the start token counted, the paper at the text's."""
-        limit = self._text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
+        limit = self.text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
         if self.recipe.targets == "all":
             return [row[:limit] for row in rows]
         special = self.tokenizer.special_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, draw_group
 from llara_cli.training.info_nce import ContrastiveLoss, contrasts
 from llara_cli.training.loop import autocast
-from llara_cli.training.plan import Load
+from llara_cli.training.plan import SAMPLE_BATCHES, Load, Sample
 from llara_cli.training.run import Prepared, TrainingRun
 from llara_cli.training.schedule import Share
 from llara_cli.training.validation import PARTS, Validation, Watch
@@ -174,9 +175,16 @@ class Finetuning(TrainingRun[Group]):
         """Queries."""
         return len(self.rows)
 
+    def sample(self) -> Sample[Group]:
+        """All rows, as they are read and checked anyway; the tokens of some."""
+        first = islice(self.schedule.batches(), SAMPLE_BATCHES)
+        batches = [self.pick(epoch, numbers) for epoch, numbers in first]
+        estimated = ["texts", "tokens"] if self.schedule.items // PLAN_SAMPLE > 1 else []
+        return Sample(self.schedule, self.load, batches, estimated)
+
     @property
     def load(self) -> Load:
-        """Queries and passages of one epoch, a prompt each; no logits.
+        """Queries and passages of one epoch, a prompt each; no logits. Some rows stand for all where they are many.
 
         Raises ``UserError`` where no batch of the run has anything to contrast.
         """

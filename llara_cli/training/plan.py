@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -12,10 +13,17 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.training.probe import Cost
 from llara_cli.training.schedule import Schedule
 
+SAMPLE_BATCHES = 5
+"""Steps that the plan's probe runs."""
+ItemT = TypeVar("ItemT")
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a training run; memory (of one process) and disk in bytes."""
+    """The plan of a training run; memory (of one process) and disk in bytes.
+
+    ``estimated``: which counts are estimates from a part of the data.
+    """
 
     device: str
     dtype: str
@@ -28,6 +36,7 @@ class Plan:
     memory: dict[str, int]
     disk: int
     expected_seconds: float
+    estimated: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, memory with its sum."""
@@ -57,6 +66,19 @@ class Load:
         return self.text_tokens + items * self.overhead
 
 
+@dataclass(frozen=True)
+class Sample(Generic[ItemT]):
+    """What a plan goes by: the run's ``schedule`` and ``load``, and the items of a few steps.
+
+    ``estimated``: counts of the plan that are known from a part of the data only.
+    """
+
+    schedule: Schedule
+    load: Load
+    batches: Sequence[Sequence[ItemT]]
+    estimated: Sequence[str]
+
+
 def needed_flops(facts: ModelFacts, schedule: Schedule, load: Load, *, frozen_base: bool) -> float:
     """6 FLOPs a weight and token (4 where the base is frozen), 6 a weight of the projection and row of logits."""
     each = 4.0 if frozen_base else 6.0
@@ -68,8 +90,7 @@ def probed_plan(
     facts: ModelFacts,
     cost: Cost,
     flops: float,
-    schedule: Schedule,
-    load: Load,
+    sample: Sample[Any],
     device: torch.device,
     dtype: torch.dtype,
     runtime: int,
@@ -80,6 +101,7 @@ def probed_plan(
     Args:
         runtime: bytes that the process takes before it has a model.
     """
+    schedule, load = sample.schedule, sample.load
     seconds = schedule.epochs * load.tokens(schedule.items) * cost.token_seconds / processes
     parts = {name: int(getattr(cost, name)) for name in ("weights", "gradients", "optimizer", "activations")}
     return Plan(
@@ -94,6 +116,7 @@ def probed_plan(
         memory=parts | {"runtime": runtime},
         disk=facts.parameters * torch.finfo(dtype).bits // 8 + parts["gradients"] + parts["optimizer"],
         expected_seconds=seconds + schedule.steps * cost.update_seconds,
+        estimated=sample.estimated,
     )
 
 

@@ -14,13 +14,15 @@ from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import has_projection, lacks_projection
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import PromptIds
-from llara_cli.settings import PretrainSettings
+from llara_cli.settings import MAX_STEPS, PretrainSettings
 from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training.examples import ExampleBuilder, ExampleTable
-from llara_cli.training.plan import Load
+from llara_cli.training.plan import SAMPLE_BATCHES, Load, Sample
 from llara_cli.training.pretext import Example, PretextObjective
 from llara_cli.training.run import Prepared, TrainingRun
-from llara_cli.workspace import Workspace
+from llara_cli.training.sampling import Corpus
+from llara_cli.training.schedule import Schedule, Share
+from llara_cli.workspace import CACHE, Workspace
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,23 @@ class Pretraining(TrainingRun[Example]):
         return prompts
 
     @cached_property
-    def table(self) -> ExampleTable:
-        """The corpus as tokenised examples, in the workspace's cache."""
+    def texts(self) -> Corpus:
+        """The corpus and how it becomes examples."""
         builder = ExampleBuilder(self.tokenizer, self.recipe, self.prompts, self.settings.max_length)
+        return Corpus(builder, self.corpus, self.console)
+
+    @property
+    def needed(self) -> int | None:
+        """Texts that the run's steps take; None where that is told in epochs: all of the corpus is needed."""
+        optimiser = self.settings.optimiser
+        return None if optimiser.epochs is not None else (optimiser.max_steps or MAX_STEPS) * optimiser.batch_size
+
+    @cached_property
+    def table(self) -> ExampleTable:
+        """The corpus, or as much of it as the run needs, as tokenised examples in the workspace's cache."""
         self.workspace.create()
-        path = self.workspace.root / "cache" / f"examples-{builder.key(self.blueprint.inputs)}.arrow"
-        with self.console.bar("reading", None, unit="passages") as bar:
-            return builder.build(self.corpus, path, bar)
+        key = self.texts.builder.key(self.blueprint.inputs)
+        return self.texts.table(self.workspace.root / CACHE, key, self.needed, self.settings.optimiser.seed)
 
     @property
     def items(self) -> int:
@@ -89,7 +101,21 @@ class Pretraining(TrainingRun[Example]):
     @property
     def load(self) -> Load:
         """Texts with both prompts; two rows of logits each."""
-        return Load(self.table.tokens(), self.prompts.overhead(), 2 * self.items, self.budget)
+        return self._load(self.items, self.table.tokens())
+
+    def _load(self, passages: int, tokens: int) -> Load:
+        return Load(tokens, self.prompts.overhead(), 2 * passages, self.budget)
+
+    def sample(self) -> Sample[Example]:
+        """Passages of some documents, and what the whole corpus has by them; nothing is written."""
+        found = self.texts.survey(self.needed)
+        estimate, examples = found.estimate, found.examples
+        schedule = Schedule.of([Share(0, estimate.passages)], self.settings.optimiser)
+        few = replace(schedule, shares=[Share(0, len(examples))], steps=min(schedule.steps, SAMPLE_BATCHES))
+        batches = [[examples[number] for number in numbers] for _, numbers in few.batches()]
+        steps = ["steps"] if self.settings.optimiser.max_steps is None and schedule.steps < MAX_STEPS else []
+        estimated = [] if estimate.exact else ["texts", "tokens", *steps]
+        return Sample(schedule, self._load(estimate.passages, estimate.tokens), batches, estimated)
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Example]:
         """The same texts in every epoch."""

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, TypeVar
@@ -37,7 +36,7 @@ from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import make_optimiser
-from llara_cli.training.plan import Load, Plan, needed_flops, probed_plan, warn_if_long
+from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, give_back_memory, peak_memory, resident_memory, shrunken
 from llara_cli.training.schedule import Schedule, Share
 from llara_cli.training.validation import Watch
@@ -45,8 +44,8 @@ from llara_cli.workspace import Workspace, told_again
 
 MICRO_BATCH_TOKENS: Mapping[str, int] = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; benchmarks/*.json have the rates."""
-SAMPLE_BATCHES, SAMPLE_BUDGETS = 5, 2
-"""Steps that the plan's probe runs, and the full forwards of each."""
+SAMPLE_BUDGETS = 2
+"""Full forwards of each step that the plan's probe runs."""
 ItemT = TypeVar("ItemT")
 
 
@@ -99,6 +98,10 @@ class TrainingRun(ABC, Generic[ItemT]):
         """What one pass over the data is made of."""
 
     @abstractmethod
+    def sample(self) -> Sample[ItemT]:
+        """What the plan goes by; as little of the data is prepared for it as will do."""
+
+    @abstractmethod
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[ItemT]:
         """The items of a step."""
 
@@ -134,9 +137,10 @@ class TrainingRun(ABC, Generic[ItemT]):
     def plan(self) -> Plan:
         """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""
         self._check_weights()
-        schedule, load = self.schedule, self.load
+        sample = self.sample()
+        schedule, load = sample.schedule, sample.load
         wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
-        samples = [self.pick(0, numbers[:wanted]) for _, numbers in islice(schedule.batches(), SAMPLE_BATCHES)]
+        samples = [items[:wanted] for items in sample.batches]
         deep = min(DEPTHS[1], self.facts.layers)
         first = cost = self._cost(DEPTHS[0], samples, load.overhead)
         give_back_memory()  # now that all is imported which a step imports, and the model is gone
@@ -145,7 +149,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             cost = first.at(deep, self._cost(deep, samples, load.overhead), self.facts.layers)
         processes = self.accelerator.num_processes
         flops = needed_flops(self.facts, schedule, load, frozen_base=self.settings.backend != "full")
-        return probed_plan(self.facts, cost, flops, schedule, load, self.device, self.dtype, runtime, processes)
+        return probed_plan(self.facts, cost, flops, sample, self.device, self.dtype, runtime, processes)
 
     def _cost(self, layers: int, samples: Sequence[Sequence[ItemT]], overhead: int) -> Cost:
         """What a model of so many layers takes for steps of ``samples``, with ``overhead`` tokens around each item."""

@@ -65,6 +65,42 @@ def test_a_model_of_one_layer_and_one_of_two_passes_can_be_planned(llara: Llara,
         assert plan["trained_parameters"] == AutoModelForCausalLM.from_config(config).num_parameters()
 
 
+def test_a_plan_of_a_small_corpus_is_exact_and_writes_nothing(
+    llara: Llara, wiki: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--epochs", 1, "--json")
+    plan = llara("pretrain", wiki, *flags, "--dry-run").json
+    assert not (tmp_path / "ws").exists()
+    done = llara("pretrain", wiki, *flags).json
+    counts = ("steps", "texts", "tokens")
+    assert [plan[name] for name in counts] == [done[name] for name in counts]
+    assert plan["estimated"] == []
+
+
+def test_a_plan_of_a_large_corpus_says_what_is_estimated(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    large = write_jsonl(tmp_path / "large.jsonl", [{"text": TEXTS[number % 5]} for number in range(1000)])
+    flags = ("--model", tiny_model, "--max-length", 110, "--batch-size", 8, "--dry-run")
+    plan = llara("pretrain", large, *flags, "--json").json
+    assert plan["texts"] == pytest.approx(1000, rel=0.05)
+    assert plan["steps"] == -(-plan["texts"] // 8)
+    assert plan["estimated"] == ["texts", "tokens", "steps"]
+    limited = llara("pretrain", large, *flags, "--max-steps", 50, "--json").json
+    assert limited["estimated"] == ["texts", "tokens"]
+    lines = [line.split() for line in llara("pretrain", large, *flags).out.splitlines()]
+    assert [line[1] for line in lines if line[0] in ("texts", "tokens", "steps")] == ["about"] * 3
+    assert not (tmp_path / "ws").exists()
+
+
+def test_a_plan_of_many_training_rows_says_what_is_estimated(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"query": f"number {number}", "pos": [TEXTS[number % 5]]} for number in range(600)]
+    flags = ("--model", tiny_model, "--lora-rank", 2, "--dry-run", "--json")
+    plan = llara("finetune", write_jsonl(tmp_path / "many.jsonl", rows), *flags).json
+    assert (plan["texts"], plan["estimated"]) == (1200, ["texts", "tokens"])
+    plan = llara("finetune", write_jsonl(tmp_path / "few.jsonl", rows[:50]), *flags).json
+    assert (plan["texts"], plan["estimated"]) == (100, [])
+    assert not (tmp_path / "ws").exists()
+
+
 def program(*arguments: object) -> dict[str, Any]:
     """The result of a process of its own, so that its peak of memory is its own."""
     command = [sys.executable, "-m", "llara_cli", *map(str, arguments)]

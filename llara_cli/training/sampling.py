@@ -1,0 +1,229 @@
+"""How much of a corpus a run tokenises: all of it, or, where the run needs little of it, documents drawn from all over.
+
+A survey reads and checks the whole corpus and tokenises a few hundred documents of it. From these it estimates how many
+passages the corpus has, which tells how many documents a run needs; ``--dry-run`` goes by the same survey.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from llara_cli.artifacts import write_atomically
+from llara_cli.console import Bar, Console, UserError
+from llara_cli.data.corpus import RawDocument, pieces, read_corpus
+from llara_cli.data.hub import PREFIX as HUB
+from llara_cli.training.examples import NOTHING_TO_LEARN, ExampleBuilder, ExampleTable, Item
+from llara_cli.training.pretext import Example
+
+SURPLUS = 2
+"""Passages tokenised for each that the steps take, so that those of a batch come from many documents."""
+TOKENISED_WHOLE = 1 << 22
+"""Characters. A corpus that has no more takes seconds to tokenise: that is done whatever the run needs."""
+SAMPLE = 256
+"""Units that a survey tokenises."""
+UNIT_CHARACTERS = 64
+"""Characters, times the tokens of a passage, of the pieces that longer documents are drawn in: some 16 passages. Drawn
+as a whole, a few books would be all that a run sees of a corpus of books."""
+_LONGEST_TOKEN = 8
+"""Characters a token has at most, on average, in any language: what a stream is read up to for an estimate."""
+_ITEMS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 1 << 20
+"""How often the bar of a survey moves."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How large a corpus is.
+
+    Attributes:
+        units: documents, the long ones in pieces, or ready rows: what is drawn.
+        characters: of all texts.
+        passages: examples that it makes.
+        tokens: text tokens of these.
+        exact: every document was tokenised whole, so that nothing is estimated.
+    """
+
+    units: int
+    characters: int
+    passages: int
+    tokens: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """An estimate and the examples that it was made from, unit after unit."""
+
+    estimate: Estimate
+    examples: Sequence[Example]
+
+
+def units(items: Iterable[Item], longest: int) -> Iterator[Item]:
+    """What can be drawn: ready rows, documents, and pieces of documents of more than ``longest`` characters."""
+    for item in items:
+        if isinstance(item, RawDocument) and len(item.text) > longest:
+            yield from (replace(item, text=piece) for piece in pieces(item.text, longest))
+        else:
+            yield item
+
+
+def longest_unit(builder: ExampleBuilder) -> int:
+    """Characters that are drawn as one."""
+    return UNIT_CHARACTERS * builder.text_limit
+
+
+def drawn(items: Iterable[Item], count: int, total: int, seed: int) -> Iterator[Item]:
+    """``count`` of the ``total`` items in their order; each set of so many is as likely (Knuth, Algorithm S)."""
+    draw = random.Random(seed)
+    left = count
+    for number, item in enumerate(items):
+        if draw.random() * (total - number) < left:
+            left -= 1
+            yield item
+
+
+def survey(builder: ExampleBuilder, items: Iterable[Item], most: int | None = None) -> Survey:
+    """Read every item (or, of a stream, until there were ``most`` characters) and tokenise a few, drawn at random."""
+    draw, sample = random.Random(0), list[Item]()
+    documents = count = characters = 0
+    for item in items:
+        documents += 1
+        for unit in units([item], longest_unit(builder)):
+            count += 1
+            characters += _length(unit)
+            if count <= SAMPLE:
+                sample.append(unit)
+            elif (place := draw.randrange(count)) < SAMPLE:
+                sample[place] = unit
+        if most is not None and characters >= most:
+            break
+    found = [list(builder.of(iter([unit]))) for unit in sample]
+    sizes = [_length(unit) for unit in sample]
+    passages = _total([len(each) for each in found], sizes, count, characters)
+    tokens = _total([sum(len(example.text) for example in each) for each in found], sizes, count, characters)
+    exact = documents == count <= SAMPLE and (most is None or characters < most)
+    return Survey(Estimate(count, characters, passages, tokens, exact), list(chain.from_iterable(found)))
+
+
+def counted(items: Iterable[Item], bar: Bar) -> Iterator[Item]:
+    """The items, with a bar that moves every few of them, or sooner where they are long."""
+    number = characters = 0
+    for item in items:
+        number += 1
+        characters += _length(item)
+        if number == _ITEMS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            bar.advance(number)  # one by one, they would take as long to count as to read
+            number = characters = 0
+        yield item
+    bar.advance(number)
+
+
+def _length(item: Item) -> int:
+    return len(item.text if isinstance(item, RawDocument) else item.input)
+
+
+def _total(values: Sequence[int], sizes: Sequence[int], count: int, size: int) -> int:
+    """The sum of a value over all ``count`` units, of ``size`` characters together, from its values in a sample.
+
+    A regression estimate: what a unit and a character add to the value, by least squares. Exact where the sample is all
+    units, as then the residuals cancel out.
+    """
+    known = np.column_stack([np.ones(len(sizes)), sizes])
+    weights = np.linalg.lstsq(known, np.array(values, np.float64))[0]
+    return max(sum(values), round(float(weights @ [count, size])))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus to learn from: ``arguments`` are files, folders and ``hf:`` data sets."""
+
+    builder: ExampleBuilder
+    arguments: Sequence[str]
+    console: Console
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is one data set of the hub, whose rows are downloaded as they are read."""
+        return len(self.arguments) == 1 and self.arguments[0].startswith(HUB)
+
+    def table(self, folder: Path, key: str, needed: int | None, seed: int) -> ExampleTable:
+        """What a run that takes ``needed`` passages (None: every one) learns from, kept in ``folder`` under ``key``.
+
+        It depends on the corpus, the builder, ``needed`` and ``seed`` alone, so that a resumed run has the same.
+        Raises ``UserError`` for bad data, wherever in the corpus' files they are.
+        """
+        whole = folder / f"examples-{key}.arrow"
+        mixed = not self.is_stream and any(argument.startswith(HUB) for argument in self.arguments)
+        if needed is None or mixed:
+            return self._built(whole, read_corpus)
+        wanted = SURPLUS * needed
+        if self.is_stream:
+            path = folder / f"examples-{key}-first-{wanted}-{seed}.arrow"
+            return self._built(path, lambda corpus: read_corpus(corpus, seed), most=wanted)
+        found = self._estimate(folder, key)
+        if found.characters <= TOKENISED_WHOLE or found.passages <= SURPLUS * wanted:
+            return self._built(whole, read_corpus, found.passages)
+        count = math.ceil(wanted * found.units / found.passages)
+        while True:
+            table = self._drawn(folder, key, count, found, seed)
+            if len(table) >= needed or count == found.units:
+                return table
+            count = min(2 * count, found.units)  # far fewer passages than estimated
+
+    def survey(self, needed: int | None) -> Survey:
+        """What ``--dry-run`` goes by. Of a stream no more is read than a run that takes ``needed`` passages may read.
+
+        Raises ``UserError`` for bad data, and where there is nothing to learn in what was tokenised.
+        """
+        most = None
+        if self.is_stream and needed is not None:
+            most = SURPLUS * needed * self.builder.text_limit * _LONGEST_TOKEN
+        found = self._surveyed(most)
+        if not found.examples:
+            raise UserError(f"{', '.join(self.arguments)}: {NOTHING_TO_LEARN}")
+        return found
+
+    def _surveyed(self, most: int | None) -> Survey:
+        with self.console.bar("reading", None, unit="documents") as bar:
+            return survey(self.builder, counted(read_corpus(self.arguments), bar), most)
+
+    def _estimate(self, folder: Path, key: str) -> Estimate:
+        """From an earlier run's survey, or from one made now."""
+        path, locks = folder / f"survey-{key}.json", folder.parent / ".locks"
+        for each in (folder, locks):
+            each.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{path.stem}.lock"):
+            if not path.is_file():
+                write_atomically(path, json.dumps(asdict(self._surveyed(None).estimate)))
+            return Estimate(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _drawn(self, folder: Path, key: str, count: int, found: Estimate, seed: int) -> ExampleTable:
+        """``count`` of the units."""
+        path = folder / f"examples-{key}-{count}-of-{found.units}-{seed}.arrow"
+        expected = found.passages * count // found.units
+
+        def read(corpus: Sequence[str]) -> Iterator[Item]:
+            return drawn(units(read_corpus(corpus), longest_unit(self.builder)), count, found.units, seed)
+
+        return self._built(path, read, expected)
+
+    def _built(
+        self,
+        path: Path,
+        read: Callable[[Sequence[str]], Iterator[Item]],
+        expected: int | None = None,
+        most: int | None = None,
+    ) -> ExampleTable:
+        """The examples in ``path``; ``expected``: about how many they will be."""
+        with self.console.bar("tokenizing", expected or most, unit="passages") as bar:
+            table = self.builder.build(self.arguments, path, bar, read, most)
+            bar.finish()
+        return table
