@@ -12,17 +12,14 @@ from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_record
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.indexing import Indexing
 from llara_cli.retrieval.vector_files import open_vectors
+from llara_cli.settings import DEFAULT_MODEL
 
 DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
 
 
 def named_model(session: Session, given: str, remote_code: bool = False) -> ModelSource:
-    """The model that an argument names; that it is an adapter is said."""
-    return said(session, resolve(given, session.workspace, remote_code=remote_code))
-
-
-def said(session: Session, source: ModelSource) -> ModelSource:
-    """The source itself, with a note where it is put together from two places."""
+    """The model that an argument names; where it is an adapter, its base is told."""
+    source = resolve(given, session.workspace, remote_code=remote_code)
     if source.base is not None:
         session.console.note(f"{source.name}: an adapter, put on its base {source.base.path}")
     return source
@@ -38,12 +35,21 @@ def chosen_encoder(session: Session, given: str | None, source: ModelSource) -> 
     return DEFAULT_ENCODER
 
 
+def model_to_pretrain(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the default base model."""
+    if given is None:
+        given = default_model(session.workspace.root)
+        session.console.note(f"model: {given} ({'the default' if given == DEFAULT_MODEL else 'from llara.toml'})")
+    return named_model(session, given, remote_code)
+
+
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
     """The model named, else the newest pre-trained one, else the default base model."""
     if given is None:
-        adapted = [a for a in users_own(session, "models") if a.manifest["settings"].get("task") == "pretrain"]
-        given = adapted[-1].name if adapted else default_model(session.workspace.root)
-    return named_model(session, given, remote_code)
+        if adapted := [a for a in users_own(session, "models") if a.manifest["settings"].get("task") == "pretrain"]:
+            given = adapted[-1].name
+            session.console.note(f"model: {given} (the newest pretrained model)")
+    return model_to_pretrain(session, given, remote_code)
 
 
 def model_to_use(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:

@@ -27,7 +27,7 @@ def finetune(
             show_default=False,
         ),
     ],
-    model: o.Model = None,
+    model: o.ModelToFinetune = None,
     recipe: o.Recipe = None,
     name: o.Name = None,
     backend: Annotated[str, typer.Option(help="Training backend: lora, full, ...")] = "lora",

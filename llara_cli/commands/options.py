@@ -11,6 +11,7 @@ import typer
 
 from llara_cli.console import Console, UserError, is_follower, launched_processes
 from llara_cli.names import check_name
+from llara_cli.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from llara_cli.workspace import Workspace
@@ -42,10 +43,21 @@ Restart = Annotated[bool, typer.Option("--restart", help="Build anew beside the 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (memory, steps, time, disk) and stop.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoint run its own Python code.")]
 Dtype = Annotated[str, typer.Option(help="Compute dtype: auto, fp32, bf16 or fp16.")]
+_NAMED = "A workspace name, a folder, a hub id or a .gguf file."
 Model = Annotated[
     str | None,
+    typer.Option(help=f"{_NAMED} (default: the newest)", show_default=False, rich_help_panel=_MODEL),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(help=f"{_NAMED} (default: {DEFAULT_MODEL})", show_default=False, rich_help_panel=_MODEL),
+]
+ModelToFinetune = Annotated[
+    str | None,
     typer.Option(
-        help="A workspace name, a folder, a hub id or a .gguf file.", show_default=False, rich_help_panel=_MODEL
+        help=f"{_NAMED} (default: the newest pretrained model of the workspace, else {DEFAULT_MODEL})",
+        show_default=False,
+        rich_help_panel=_MODEL,
     ),
 ]
 Recipe = Annotated[
@@ -190,7 +202,6 @@ def yield_standard_output(console: Console, output: Path | None) -> None:
 def default_model(workspace_root: Path) -> str:
     """``model`` of ``llara.toml``, else the project's default base model."""
     from llara_cli.commands.defaults import read_toml
-    from llara_cli.settings import DEFAULT_MODEL
 
     return str(read_toml(workspace_root).get("model", DEFAULT_MODEL))
 

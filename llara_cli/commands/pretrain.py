@@ -13,7 +13,7 @@ from llara_cli.commands.show import show_plan, show_training
 def pretrain(
     ctx: typer.Context,
     corpus: Annotated[list[str], typer.Argument(help="Files, folders, or hf:NAME/CONFIG.", show_default=False)],
-    model: o.Model = None,
+    model: o.BaseModel = None,
     recipe: o.Recipe = None,
     name: o.Name = None,
     backend: Annotated[str, typer.Option(help="Training backend: full, lora, ...")] = "full",
@@ -63,7 +63,7 @@ def pretrain(
 ) -> None:
     """Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.commands.choose import named_model
+    from llara_cli.commands.choose import model_to_pretrain
     from llara_cli.settings import AdapterSettings, OptimiserSettings, PretrainSettings, apply_preset
     from llara_cli.training.pretrain import Pretraining
 
@@ -74,7 +74,7 @@ def pretrain(
     adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets))
     chosen: Any = targets
     settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimiser)
-    source = named_model(session, model or o.default_model(session.workspace.root), trust_remote_code)
+    source = model_to_pretrain(session, model, trust_remote_code)
     run = Pretraining.of(session.workspace, session.console, source, corpus, apply_preset(settings, preset), name)
     if dry_run:
         show_plan(session.console, run.name, run.plan())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,17 +57,30 @@ def show_facts(console: Console, result: Mapping[str, Any]) -> None:
     console.result(result, render)
 
 
+def loss_lines(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How each loss went: its mean over the first tenth of the steps and over the last, since batches differ."""
+    part = max(1, len(history) // 10)
+    means = (
+        ""
+        if len(history) == 1
+        else "  (first and last step)"
+        if part == 1
+        else f"  (means of the first and last {part} steps)"
+    )
+    lines = {}
+    for name in ("loss", "ebae", "ebar", "lm"):
+        values = [[row[name] for row in rows if row[name] is not None] for rows in (history[:part], history[-part:])]
+        if all(values):
+            first, last = (f"{fmean(each):.4f}" for each in values)
+            lines[name] = (first if len(history) == 1 else f"{first} -> {last}") + means
+    return lines
+
+
 def show_training(console: Console, result: Mapping[str, Any]) -> None:
-    """First and last loss, and what it took."""
+    """How the losses went, and what it took."""
 
     def render() -> RenderableType:
-        history = result["history"]
-        first, last = history[0], history[-1]
-        losses = {
-            name: f"{first[name]:.4f} -> {last[name]:.4f}"
-            for name in ("loss", "ebae", "ebar", "lm")
-            if first[name] is not None and last[name] is not None
-        }
+        losses = loss_lines(result["history"])
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
         speed = {"seconds": human_seconds(result["seconds"]), "tokens/s": f"{result['tokens_per_second']:,.0f}"}
         dev = result.get("dev")

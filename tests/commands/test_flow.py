@@ -13,9 +13,11 @@ from program import Llara, tree, write_jsonl
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llara_cli.commands.show import loss_lines
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPES
 from llara_cli.retrieval.shards import Shards
+from llara_cli.settings import DEFAULT_MODEL
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--learning-rate", 1e-3)
 
@@ -223,6 +225,26 @@ def test_every_index_backend_answers(llara: Llara, beir: Path, tiny_model: Path,
         refused = llara("search", "the sea", "--device", "cuda")
         assert refused.code == 2
         assert "cuda" in refused.error or "CPU only" in refused.error
+
+
+def test_the_model_that_is_taken_is_said(llara: Llara, corpus: Path, train: Path, tiny_model: Path) -> None:
+    default = f"model: {DEFAULT_MODEL} (the default)"
+    for command in (("pretrain", corpus), ("finetune", train)):
+        assert default in llara(*command, "--dry-run").err  # which is not on this machine
+        assert f"{DEFAULT_MODEL})" in " ".join(llara(command[0], "--help").out.replace("│", " ").split())
+    pretrain(llara, corpus, tiny_model, "--name", "adapted")
+    tuned = llara("finetune", train, "--max-steps", 1, "--lora-rank", 2)
+    assert "model: adapted (the newest pretrained model)" in tuned.err
+
+
+def test_losses_are_told_as_means_of_several_steps() -> None:
+    history = [{"loss": float(step), "ebae": None, "ebar": 1.0, "lm": None} for step in range(1, 31)]
+    assert loss_lines(history) == {
+        "loss": "2.0000 -> 29.0000  (means of the first and last 3 steps)",
+        "ebar": "1.0000 -> 1.0000  (means of the first and last 3 steps)",
+    }
+    assert loss_lines(history[:19])["loss"] == "1.0000 -> 19.0000  (first and last step)"
+    assert loss_lines(history[:1])["loss"] == "1.0000"
 
 
 def test_toml_sets_defaults_and_a_flag_wins(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
