@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, Task, TaskID
+
+_MOVE_SECONDS = 0.1
+ItemT = TypeVar("ItemT")
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -67,6 +71,19 @@ class Bar:
 
     def advance(self, amount: float = 1) -> None:
         self.progress.advance(self.task, amount)
+
+    def over(self, items: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The items, counted as they pass; the bar moves some times a second, as each move takes a while."""
+        waiting, moved = 0, time.monotonic()
+        try:
+            for item in items:
+                waiting += 1
+                if time.monotonic() - moved > _MOVE_SECONDS:
+                    self.advance(waiting)
+                    waiting, moved = 0, time.monotonic()
+                yield item
+        finally:
+            self.advance(waiting)
 
     def show(self, text: str) -> None:
         self.progress.update(self.task, detail=text)
@@ -130,6 +147,23 @@ class Console:
         """A line that only ``--verbose`` shows."""
         if self.verbose:
             self.note(message)
+
+    @contextmanager
+    def status(self, doing: str) -> Iterator[None]:
+        """A line on stderr with the time gone, while something takes a while and cannot tell how far it is.
+
+        Only a terminal shows it, and it goes away at the end. Nothing else may be shown meanwhile.
+        """
+        from rich.console import Console as RichConsole
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        # the file itself, whatever takes the place of sys.stderr meanwhile to silence a library
+        console = RichConsole(file=sys.stderr)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        silent = self.quiet or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=silent) as progress:
+            progress.add_task(doing, total=None)
+            yield
 
     @contextmanager
     def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:

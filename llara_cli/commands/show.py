@@ -60,19 +60,13 @@ def show_facts(console: Console, result: Mapping[str, Any]) -> None:
 def loss_lines(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """How each loss went: its mean over the first tenth of the steps and over the last, since batches differ."""
     part = max(1, len(history) // 10)
-    means = (
-        ""
-        if len(history) == 1
-        else "  (first and last step)"
-        if part == 1
-        else f"  (means of the first and last {part} steps)"
-    )
+    means = f"  (means of the first and last {part} steps)" if part > 1 else "  (first and last step)"
     lines = {}
     for name in ("loss", "ebae", "ebar", "lm"):
         values = [[row[name] for row in rows if row[name] is not None] for rows in (history[:part], history[-part:])]
         if all(values):
             first, last = (f"{fmean(each):.4f}" for each in values)
-            lines[name] = (first if len(history) == 1 else f"{first} -> {last}") + means
+            lines[name] = first if len(history) == 1 else f"{first} -> {last}{means}"
     return lines
 
 

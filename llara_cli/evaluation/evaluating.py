@@ -87,6 +87,8 @@ class Evaluating:
         """Evaluate each data set that has no result yet that still holds; the command's result."""
         check_is_one(self.ranker, [data for _, data in found])
         for task, data in found:
+            with self.console.status(f"reading the queries of {data.name}"):
+                _ = data.queries
             self._check(task, data)
         self.workspace.create()
         results = Results(self.workspace, self.benchmark, self.ranker.name)
@@ -111,7 +113,8 @@ class Evaluating:
 
     def _evaluate_alone(self, results: Results, task: Task, data: DataSet) -> Evaluation:
         metrics = self.settings.metrics or task.metrics
-        identity, made = self._identity(task, data), results.load(data.name)
+        with self.console.status(f"checking {self.ranker.name} and {data.name}"):
+            identity, made = self._identity(task, data), results.load(data.name)
         why = "--restart" if self.settings.restart else made.differs(identity) if made else ""
         if made is None or why:
             if made is not None:

@@ -140,7 +140,8 @@ class ModelRanker:
         registry.load("index", self.dense.index_backend)
         for role in ("passage", "query"):
             self._encode_settings(role).check()
-        self.settings()
+        with self.console.status(f"reading the configuration of {self.source.name}"):
+            self.settings()
 
     def answers(self, data: DataSet, k: int, drop: bool) -> Answers:
         """Encode corpus and judged queries (or find them encoded) and search; nothing is held but a block."""

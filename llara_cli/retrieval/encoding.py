@@ -109,6 +109,8 @@ class Encoding:
     def _building(self, restart: bool) -> Iterator[Build | Artifact]:
         """The artifact under construction, its collection checked; a caller's mistake leaves none without a shard."""
         name = self.name or self.derived_name()
+        with self.console.status(f"checking {self.source.name} and {self.file.name}"):
+            _ = self.blueprint
         with self.workspace.build("embeddings", name, self.blueprint, restart=restart) as build:
             if isinstance(build, Build):
                 self._take_in(build)
@@ -203,7 +205,8 @@ class Encoding:
         if (build.folder / IDS).exists():
             return
         with build.staging() as staging:
-            write_documents(staging, read_documents(self.file, self.console.note))
+            with self.console.bar("reading", None, unit="texts") as bar:
+                write_documents(staging, bar.over(read_documents(self.file, self.console.note)))
             build.open_folder()
             (staging / TEXTS).replace(build.folder / TEXTS)
             (staging / IDS).replace(build.folder / IDS)
@@ -217,7 +220,8 @@ class Encoding:
             layout=self.settings.layout,
             note=self.console.warn,
         )
-        return self.backend.load(self.source, options)
+        with self.console.status(f"loading {self.source.name}"):
+            return self.backend.load(self.source, options)
 
     def _checked(self, encoded: Encoded) -> Encoded:
         if not np.isfinite(encoded.vectors).all():

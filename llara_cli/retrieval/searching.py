@@ -80,7 +80,8 @@ class Searching:
     @cached_property
     def backend(self) -> IndexBackend:
         """The opened index."""
-        return open_index(self.index, self.device)
+        with self.console.status(f"opening index {self.index.name}"):
+            return open_index(self.index, self.device)
 
     @cached_property
     def encoder(self) -> EncoderBackend:
@@ -90,7 +91,8 @@ class Searching:
         dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
         cut_at = self.members.stores[0].artifact.manifest["settings"].get("max_length")
         options = EncoderOptions(dtype=dtype, query_length=self.query_length, passage_length=cut_at)
-        encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
+        with self.console.status(f"loading {self.source.name}"):
+            encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
         return encoder
 
     def check(self, k: int) -> None:
@@ -120,6 +122,7 @@ class Searching:
         check_output(output, self.workspace.root, [path, Path(self.source.path)])
         queries = [(document.id, document.passage) for document in read_documents(path, self.console.note)]
         started = time.monotonic()
+        _ = self.encoder, self.backend  # loading them has a line of its own on the screen
         with self.console.bar("searching", len(queries), unit="queries") as bar:
             RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name, open_output)
         self.warn_of_shortfall(len(queries))

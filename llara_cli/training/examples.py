@@ -99,7 +99,7 @@ class ExampleBuilder:
                 aside = path.with_suffix(".part")
                 try:
                     examples = islice(self.of(read(corpus)), most)
-                    if not write_table(aside, _SCHEMA, _counted(examples, bar)):
+                    if not write_table(aside, _SCHEMA, map(_row, bar.over(examples))):
                         raise UserError(f"{', '.join(corpus)}: {NOTHING_TO_LEARN}")
                     aside.replace(path)
                 finally:
@@ -189,10 +189,5 @@ def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iter
         yield from (result.result() for result in results)
 
 
-def _counted(examples: Iterable[Example], bar: Bar) -> Iterator[dict[str, TokenIds]]:
-    number = 0
-    for number, example in enumerate(examples, start=1):
-        if number % BLOCK == 0:  # one by one, they would take as long to count as to tokenise
-            bar.advance(BLOCK)
-        yield {"text": example.text, "self": example.targets["self"], "next": example.targets["next"]}
-    bar.advance(number % BLOCK)
+def _row(example: Example) -> dict[str, TokenIds]:
+    return {"text": example.text, "self": example.targets["self"], "next": example.targets["next"]}

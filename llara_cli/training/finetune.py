@@ -99,7 +99,8 @@ class Finetuning(TrainingRun[Group]):
         recipe = choose_recipe(settings, source)
         for each in train:
             training_files(each.path)
-        facts = ModelFacts.of(source)
+        with console.status(f"reading the configuration of {source.name}"):
+            facts = ModelFacts.of(source)
         recipe = choose_roles(recipe, settings, facts.hidden_size)
         settings = replace(settings.fitted(facts.parameters), set_weights=tuple(each.weight for each in train))
         refuse_length(settings.query_length, facts.max_positions, "--query-length")

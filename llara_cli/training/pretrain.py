@@ -47,7 +47,8 @@ class Pretraining(TrainingRun[Example]):
         settings.check()
         recipe = choose_recipe(settings, source)
         corpus_files(corpus, console.note)
-        facts = ModelFacts.of(source)
+        with console.status(f"reading the configuration of {source.name}"):
+            facts = ModelFacts.of(source)
         settings = settings.fitted(facts.parameters, facts.max_positions)
         refuse_length(settings.max_length or 0, facts.max_positions, "--max-length")
         drop = recipe.drop_stop_words if settings.drop_stop_words is None else settings.drop_stop_words

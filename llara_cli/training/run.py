@@ -119,7 +119,9 @@ class TrainingRun(ABC, Generic[ItemT]):
         ``made_for``: who needs the model, as ``Build.finish`` has it.
         """
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
-        self._check_weights()
+        with self.console.status("checking the model and the data"):
+            self._check_weights()
+            _ = self.blueprint
         team = Team(self.accelerator.process_index, self.accelerator.num_processes)
         with team.share(lambda: self.workspace.build("models", self.name, self.blueprint, restart=restart)) as build:
             if isinstance(build, Artifact):
@@ -142,11 +144,12 @@ class TrainingRun(ABC, Generic[ItemT]):
         wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
         samples = [items[:wanted] for items in sample.batches]
         deep = min(DEPTHS[1], self.facts.layers)
-        first = cost = self._cost(DEPTHS[0], samples, load.overhead)
-        give_back_memory()  # now that all is imported which a step imports, and the model is gone
-        runtime = resident_memory() if self.device.type == "cpu" else 0
-        if deep > DEPTHS[0]:
-            cost = first.at(deep, self._cost(deep, samples, load.overhead), self.facts.layers)
+        with self.console.status("measuring a few steps of models with few layers"):
+            first = cost = self._cost(DEPTHS[0], samples, load.overhead)
+            give_back_memory()  # now that all is imported which a step imports, and the model is gone
+            runtime = resident_memory() if self.device.type == "cpu" else 0
+            if deep > DEPTHS[0]:
+                cost = first.at(deep, self._cost(deep, samples, load.overhead), self.facts.layers)
         processes = self.accelerator.num_processes
         flops = needed_flops(self.facts, schedule, load, frozen_base=self.settings.backend != "full")
         return probed_plan(self.facts, cost, flops, sample, self.device, self.dtype, runtime, processes)
@@ -186,7 +189,8 @@ class TrainingRun(ABC, Generic[ItemT]):
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The base model's own tokenizer."""
-        return TextTokenizer.load(self.source)
+        with self.console.status(f"loading the tokenizer of {self.source.name}"):
+            return TextTokenizer.load(self.source)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -218,7 +222,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
         seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
         warn_if_long(self.console, seconds, self.schedule.steps)
-        prepared = self._prepare(self.source)
+        with self.console.status(f"loading {self.source.name}"):
+            prepared = self._prepare(self.source)
         if self.accelerator.is_main_process:
             build.open_folder()
         trainer: Trainer[ItemT] = Trainer(
@@ -242,7 +247,8 @@ class TrainingRun(ABC, Generic[ItemT]):
             result["dev"] = trainer.watch.restore_best()
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
-            self._finish(build, prepared, result, trainer.objective.execution, made_for)
+            with self.console.status("saving the model"):
+                self._finish(build, prepared, result, trainer.objective.execution, made_for)
         self.accelerator.wait_for_everyone()
         return result
 

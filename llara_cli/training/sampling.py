@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from llara_cli.artifacts import write_atomically
-from llara_cli.console import Bar, Console, UserError
+from llara_cli.console import Console, UserError
 from llara_cli.data.corpus import RawDocument, pieces, read_corpus
 from llara_cli.data.hub import PREFIX as HUB
 from llara_cli.training.examples import NOTHING_TO_LEARN, ExampleBuilder, ExampleTable, Item
@@ -35,8 +35,6 @@ UNIT_CHARACTERS = 64
 as a whole, a few books would be all that a run sees of a corpus of books."""
 _LONGEST_TOKEN = 8
 """Characters a token has at most, on average, in any language: what a stream is read up to for an estimate."""
-_ITEMS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 1 << 20
-"""How often the bar of a survey moves."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +111,6 @@ def survey(builder: ExampleBuilder, items: Iterable[Item], most: int | None = No
     return Survey(Estimate(count, characters, passages, tokens, exact), list(chain.from_iterable(found)))
 
 
-def counted(items: Iterable[Item], bar: Bar) -> Iterator[Item]:
-    """The items, with a bar that moves every few of them, or sooner where they are long."""
-    number = characters = 0
-    for item in items:
-        number += 1
-        characters += _length(item)
-        if number == _ITEMS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
-            bar.advance(number)  # one by one, they would take as long to count as to read
-            number = characters = 0
-        yield item
-    bar.advance(number)
-
-
 def _length(item: Item) -> int:
     return len(item.text if isinstance(item, RawDocument) else item.input)
 
@@ -193,7 +178,7 @@ class Corpus:
 
     def _surveyed(self, most: int | None) -> Survey:
         with self.console.bar("reading", None, unit="documents") as bar:
-            return survey(self.builder, counted(read_corpus(self.arguments), bar), most)
+            return survey(self.builder, bar.over(read_corpus(self.arguments)), most)
 
     def _estimate(self, folder: Path, key: str) -> Estimate:
         """From an earlier run's survey, or from one made now."""

@@ -233,7 +233,7 @@ def test_the_model_that_is_taken_is_said(llara: Llara, corpus: Path, train: Path
         assert default in llara(*command, "--dry-run").err  # which is not on this machine
         assert f"{DEFAULT_MODEL})" in " ".join(llara(command[0], "--help").out.replace("│", " ").split())
     pretrain(llara, corpus, tiny_model, "--name", "adapted")
-    tuned = llara("finetune", train, "--max-steps", 1, "--lora-rank", 2)
+    tuned = llara("finetune", train, "--max-steps", 1, "--lora-rank", 2, "--negatives", 1, "--batch-size", 2)
     assert "model: adapted (the newest pretrained model)" in tuned.err
 
 
