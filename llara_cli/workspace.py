@@ -171,6 +171,19 @@ class Workspace:
                 finish_swap(target)
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold every lock of the workspace. Raises ``UserError`` where another process holds one."""
+        with ExitStack() as held:
+            for path in sorted((self.root / ".locks").rglob("*.lock")):
+                try:
+                    held.enter_context(FileLock(path, timeout=0))
+                except Timeout as error:
+                    raise UserError(
+                        f"another command is working in {self.root} (it holds {path}): run this again when it is done"
+                    ) from error
+            yield
+
+    @contextmanager
     def lock(self, place: str, wait: float = 0) -> Iterator[None]:
         """Hold ``place``, a path in the workspace, alone; ``wait``: seconds for another process to be done with it.
 

@@ -14,6 +14,7 @@ import pytest
 from llara_cli import app, registry
 from llara_cli.commands import (
     backends,
+    clean,
     compare,
     doctor,
     encode,
@@ -28,7 +29,7 @@ from llara_cli.commands import (
 )
 
 REPO = Path(__file__).resolve().parents[1]
-VERBS = (pretrain, finetune, mine, encode, index, search, evaluate, compare, export, status, doctor, backends)
+VERBS = (pretrain, finetune, mine, encode, index, search, evaluate, compare, export, status, clean, doctor, backends)
 
 
 def test_every_verb_is_in_the_help_with_its_own_first_line() -> None:

@@ -28,7 +28,9 @@ def status(
     """Artifacts of the workspace, their sizes and where they came from."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from llara_cli.artifacts import KINDS
+    from llara_cli.cleaning import size
     from llara_cli.verification import damaged_manifests
+    from llara_cli.workspace import CACHE
 
     found = session.workspace
     artifacts = [artifact for kind in KINDS for artifact in found.artifacts(kind)]
@@ -40,6 +42,7 @@ def status(
         "artifacts": [_row(artifact) for artifact in sound],
         "unfinished": [f"{kind}/{path.name}" for kind in KINDS for path in found.unfinished(kind)],
         "damaged": damaged,
+        "cache": {"path": str(found.root / CACHE), "bytes": size(found.root / CACHE)},
     }
     session.console.result(result, lambda: _table(result, verify))
     if verify and damaged:
@@ -91,6 +94,8 @@ def _table(result: dict[str, Any], verified: bool) -> RenderableType:
         table.add_row(row["kind"], Text(row["name"]), human_bytes(row["bytes"]), holds, Text(origin))
     hint = [] if result["artifacts"] else ["nothing yet: llara pretrain CORPUS makes the first model"]
     rest = [f"unfinished: {name} (the same command resumes it)" for name in result["unfinished"]]
+    if cached := result["cache"]["bytes"]:
+        rest.append(f"cache: {human_bytes(cached)} in {result['cache']['path']} (llara clean removes it)")
     damage = [Text(f"damaged: {problem}", style="red") for problem in result["damaged"]]
     good = ["verified: every file is as it was written"] if verified and not damage else []
     return Group(table, *map(Text, hint + rest), *damage, *map(Text, good))

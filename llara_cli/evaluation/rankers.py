@@ -25,9 +25,9 @@ from llara_cli.retrieval.judged import DataSet
 from llara_cli.retrieval.ranking import Ranking, Shortfall, rank
 from llara_cli.retrieval.runs import read_run
 from llara_cli.retrieval.store import VectorStore
-from llara_cli.workspace import Workspace
+from llara_cli.workspace import CACHE, Workspace
 
-QUERIES = "cache/queries"
+QUERIES = f"{CACHE}/queries"
 """Where, in the workspace, the judged queries of a data set are put to be encoded."""
 QUERIES_SECONDS = 30
 """How long to wait for another process that puts queries there: far more than that takes."""

@@ -16,7 +16,8 @@ from tiny import TEXTS
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "faiss", "peft", "pyarrow", "hnswlib", "scipy", "ir_datasets",
          "matplotlib")  # fmt: skip
-VERBS = ("pretrain", "finetune", "encode", "index", "search", "evaluate", "compare", "status", "doctor", "backends")
+VERBS = ("pretrain", "finetune", "encode", "index", "search", "evaluate", "compare", "status", "clean", "doctor",
+         "backends")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""What a workspace can do without: what commands make again when they need it, and what interrupted swaps left."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from llara_cli.artifacts import KINDS, MANIFEST
+from llara_cli.workspace import CACHE, Workspace
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A file or folder that can go, and its size."""
+
+    path: Path
+    bytes: int
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def removable(workspace: Workspace) -> list[Removable]:
+    """The cache's files, folders that were being filled, and artifacts whose successors are in their place."""
+    found = sorted((workspace.root / CACHE).glob("*"))
+    for kind in KINDS:
+        folder = workspace.root / kind
+        found += sorted(folder.glob(".*.staging"))
+        # one whose successor is not there is all that is left of the artifact: it will be put back
+        replaced = (old.name[1:].removesuffix(".old") for old in sorted(folder.glob(".*.old")))
+        found += [folder / f".{name}.old" for name in replaced if (folder / name / MANIFEST).is_file()]
+    return [Removable(path, size(path)) for path in found]
+
+
+def clean(workspace: Workspace) -> list[Removable]:
+    """Remove what is ``removable``. Raises ``UserError`` while another command works in the workspace."""
+    with workspace.alone():
+        found = removable(workspace)
+        for each in found:
+            if each.path.is_dir() and not each.path.is_symlink():
+                shutil.rmtree(each.path)
+            else:
+                each.path.unlink()
+    return found
