@@ -29,13 +29,13 @@ from rivals import Authors
 from sides import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
 from texts import Kind, Texts
 
-from llara_cli.model.allocator import keep_freed_memory
+from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.products import product
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.pretext import Example
-from llara_cli.training.probe import give_back_memory, peak_memory, resident_memory
+from llara_cli.training.probe import peak_memory
 from llara_cli.training.run import MICRO_BATCH_TOKENS
 
 BATCH = {"mixed": 48, "full": 12}

@@ -151,12 +151,14 @@ class Encoded:
 class EncoderFacts:
     """What is known of an encoder before its weights are loaded.
 
-    ``dim``: width of a vector; ``token_flops``: operations a token, where the backend can tell.
+    ``dim``: width of a vector. Where the backend can tell: ``token_flops``, operations a token; ``token_numbers``,
+    numbers that a forward holds a token at its peak.
     """
 
     parameters: int
     dim: int
     token_flops: float | None = None
+    token_numbers: int | None = None
 
 
 class EncoderBackend(ABC):

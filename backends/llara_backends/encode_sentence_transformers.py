@@ -31,6 +31,7 @@ from llara_cli.model.checkpoint import (
     refuse_quantized,
 )
 from llara_cli.model.encoder import BATCH_TOKENS, choose_length
+from llara_cli.model.facts import token_numbers
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.source import MODULES, ModelSource
 from llara_cli.model.tokens import first_line
@@ -66,7 +67,9 @@ class SentenceTransformersEncoder(EncoderBackend):
     def facts(cls, source: ModelSource) -> EncoderFacts:
         """Parameters, and the width after pooling and every layer behind it."""
         model = _load(source, torch.float32, None)
-        return EncoderFacts(sum(weight.numel() for weight in model.parameters()), _dim(model, source))
+        hidden = getattr(model.config.get_text_config(), "hidden_size", 0) if model.config is not None else 0
+        parameters = sum(weight.numel() for weight in model.parameters())
+        return EncoderFacts(parameters, _dim(model, source), token_numbers=token_numbers(model, hidden) or None)
 
     @classmethod
     def choose_length(cls, source: ModelSource, length: int | None) -> int | None:

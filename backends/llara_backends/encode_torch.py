@@ -25,7 +25,7 @@ class TorchEncoder(EncoderBackend):
     def facts(cls, source: ModelSource) -> EncoderFacts:
         """Parameters and hidden size, from the configuration."""
         found = ModelFacts.of(source)
-        return EncoderFacts(found.parameters, found.hidden_size, 2.0 * found.linear_parameters)
+        return EncoderFacts(found.parameters, found.hidden_size, 2.0 * found.linear_parameters, found.token_numbers)
 
     @classmethod
     def count_tokens(cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None) -> tuple[int, int]:

@@ -52,7 +52,15 @@ def show_facts(console: Console, result: Mapping[str, Any]) -> None:
     }
 
     def render() -> RenderableType:
-        return facts({key: readable[key](value) if key in readable else value for key, value in result.items()})
+        rows: dict[str, Any] = {}
+        for key, value in result.items():
+            if key == "memory" and isinstance(value, Mapping):  # of a plan that knows its parts; their sum comes next
+                rows |= {f"memory: {part}": human_bytes(size) for part, size in value.items()}
+            elif key in result.get("estimated", ()):
+                rows[key] = about(value)
+            elif key != "estimated":
+                rows[key] = readable[key](value) if key in readable else value
+        return facts(rows)
 
     console.result(result, render)
 

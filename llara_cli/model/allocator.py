@@ -1,10 +1,13 @@
-"""The C library's allocator, set for work that needs the same large pieces of memory again and again."""
+"""The process' memory: how much it is, and the C library's allocator, set to keep or to give back what is freed."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
+
+import psutil
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_MAX`` of glibc's malloc.h."""
@@ -30,3 +33,15 @@ def keep_freed_memory() -> bool:
         return False
     # no threshold for mmap: releases before 2.35 refuse one of more than 32 MB
     return bool(library.mallopt(MMAP_MAX, NONE)) and bool(library.mallopt(TRIM_THRESHOLD, NEVER))
+
+
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def give_back_memory() -> None:
+    """Drop what is unused, and let the C library (glibc) hand it to the system, so that it is not counted."""
+    gc.collect()
+    if sys.platform != "win32" and hasattr(trim := ctypes.CDLL(None), "malloc_trim"):
+        trim.malloc_trim(0)

@@ -11,6 +11,15 @@ from llara_cli.model.loading import model_of_shapes
 from llara_cli.model.source import ModelSource
 
 
+def token_numbers(model: torch.nn.Module, dim: int) -> int:
+    """Numbers that a forward without gradients holds a token at its peak, inside the feed-forward part of a layer.
+
+    These are the layer's input, normalised and not, and the products with what is made of them. ``dim``: hidden size.
+    """
+    sizes = [(each.in_features, each.out_features) for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    return 3 * (dim + max((max(size) for size in sizes if dim in size), default=dim))
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What is known of a model before its weights are loaded."""
@@ -21,6 +30,7 @@ class ModelFacts:
     layers: int
     vocabulary: int
     max_positions: int | None
+    token_numbers: int
 
     @classmethod
     def of(cls, source: ModelSource) -> ModelFacts:
@@ -36,4 +46,5 @@ class ModelFacts:
             layers=int(getattr(body.config, "num_hidden_layers", 1)),
             vocabulary=body.vocabulary,
             max_positions=body.max_positions,
+            token_numbers=token_numbers(body.body, body.dim),
         )

@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, input_record
 from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
 from llara_cli.data.table import Table
+from llara_cli.model.allocator import give_back_memory, resident_memory
 from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
+from llara_cli.model.encoder import BATCH_TOKENS
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
 from llara_cli.names import input_stem, slug
 from llara_cli.processes import Team
-from llara_cli.protocols import Encoded, EncoderBackend, EncoderOptions, Role
+from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
 from llara_cli.retrieval.shards import Shards
 from llara_cli.retrieval.store import IDS, STORES, TEXTS, cut, write_documents
 from llara_cli.settings import LAYOUTS, refuse_nonpositive
 from llara_cli.workspace import Workspace, told_again
 
+NUMBER_BYTES = 4
+"""Of a token's id, and of a number of a vector."""
 SAMPLE = 512
 """Texts of which a plan counts the tokens."""
 _DERIVED_BYTES = 180
@@ -140,14 +145,37 @@ class Encoding:
             "dim": dim,
             "shards": -(-count // self.settings.shard_size),
             "disk": count * dim * width,
-            "memory": facts.parameters * dtype.itemsize,
         }
         counted = self.backend.count_tokens(self.source, sample, self.settings.role, self.settings.max_length)
-        if counted is not None and facts.token_flops is not None:
-            tokens, seen = (number * count // len(sample) for number in counted)
+        tokens, seen = (number * count // len(sample) for number in counted) if counted else (None, None)
+        if tokens is not None and seen is not None and facts.token_flops is not None:
             flops = facts.token_flops * seen
             plan |= {"tokens": tokens, "flops": flops, "expected_seconds": rough_seconds(flops, device, dtype)}
-        return plan
+        memory = self._memory(facts, dtype, device, count, seen)
+        exact = count <= len(sample) or tokens is None
+        estimated: dict[str, Any] = {"estimated": [] if exact else ["tokens"]}
+        return plan | {"memory": memory, "peak_memory": sum(memory.values())} | estimated
+
+    def _memory(
+        self, facts: EncoderFacts, dtype: torch.dtype, device: torch.device, count: int, seen: int | None
+    ) -> dict[str, int]:
+        """Bytes by part, at the peak: on a GPU of its memory, else of the machine's.
+
+        ``loading or computing``: the larger of what the two take beside the weights. While it is read, a checkpoint is
+        in memory twice, the second time as pages of its file, which the system takes back where memory is short.
+        """
+        weights = facts.parameters * dtype.itemsize
+        budget = self.settings.batch_tokens or BATCH_TOKENS[device.type]
+        longest = self.max_length or 0
+        batch = max(longest, budget if seen is None else min(budget, seen))
+        computing = (facts.token_numbers or 0) * dtype.itemsize * batch
+        if device.type != "cpu":
+            return {"weights": weights, "activations": computing}
+        rows = 2 * min(count, self.settings.shard_size)  # of a shard, and of the one that is tokenised meanwhile
+        computing += rows * NUMBER_BYTES * (facts.dim + (seen or 0) // max(1, count))
+        give_back_memory()
+        parts = {"weights": weights, "loading or computing": max(weights, computing)}
+        return parts | {"runtime": resident_memory()}
 
     def derived_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""

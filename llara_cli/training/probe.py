@@ -7,7 +7,6 @@ layout, lengths, attention) is in the figures.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import re
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llara_cli.model.allocator import give_back_memory, resident_memory
 from llara_cli.model.loading import load_config, quiet_transformers
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
@@ -200,15 +200,3 @@ class Growth:
     def _watch(self) -> None:
         while not self._done.wait(LOOK_SECONDS):
             self.peak = max(self.peak, resident_memory() - self._before)
-
-
-def resident_memory() -> int:
-    """Bytes of the machine's memory that this process holds."""
-    return int(psutil.Process().memory_info().rss)
-
-
-def give_back_memory() -> None:
-    """Drop what is unused, and let the C library (glibc) hand it to the system, so that it is not counted."""
-    gc.collect()
-    if sys.platform != "win32" and hasattr(trim := ctypes.CDLL(None), "malloc_trim"):
-        trim.malloc_trim(0)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
-from llara_cli.model.allocator import keep_freed_memory
+from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import has_projection, quiet_transformers
@@ -37,7 +37,7 @@ from llara_cli.training.loop import Trainer, autocast
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import make_optimiser
 from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
-from llara_cli.training.probe import DEPTHS, Cost, cost_of, give_back_memory, peak_memory, resident_memory, shrunken
+from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
 from llara_cli.training.schedule import Schedule, Share
 from llara_cli.training.validation import Watch
 from llara_cli.workspace import Workspace, told_again

@@ -128,3 +128,23 @@ def test_the_peak_of_memory_is_not_that_of_the_process_which_started_this_one() 
     code = "import torch; from llara_cli.training.probe import peak_memory; print(peak_memory(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 2**25 < int(done.stdout) < len(held)
+
+
+@pytest.mark.parametrize("hidden", [32, 512])
+def test_memory_of_encoding_is_what_it_takes(tmp_path: Path, hidden: int) -> None:
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=hidden, intermediate_size=1408, num_hidden_layers=9, num_attention_heads=8
+    )
+    texts = write_jsonl(tmp_path / "c.jsonl", [{"_id": f"d{n}", "text": " ".join(TEXTS)} for n in range(16)])
+    command = ("encode", texts, "--model", save(config, tmp_path / "model"), "-w", tmp_path / "ws", "--json")
+    code = (
+        "import sys, torch; from llara_cli import app; from llara_cli.training.probe import peak_memory;"
+        "app.run([*sys.argv[1:], '--dry-run']); app.run(sys.argv[1:]); print(peak_memory(torch.device('cpu')))"
+    )
+    told, _, taken = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ).stdout.splitlines()  # fmt: skip
+    plan = json.loads(told)
+    assert plan["peak_memory"] == sum(plan["memory"].values())
+    assert plan["peak_memory"] == pytest.approx(int(taken), rel=0.3)
