@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from program import Llara, write_jsonl
 from tiny import TEXTS, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 
 from llara_cli.model.loading import quiet_transformers
+from llara_cli.training.probe import Growth
 
 SMALL = ("--max-length", 110, "--batch-size", 8, "--max-steps", 3, "--name", "m", "--json")
 
@@ -128,6 +130,13 @@ def test_the_peak_of_memory_is_not_that_of_the_process_which_started_this_one() 
     code = "import torch; from llara_cli.training.probe import peak_memory; print(peak_memory(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 2**25 < int(done.stdout) < len(held)
+
+
+def test_memory_that_is_held_for_a_moment_is_counted() -> None:
+    size = 1 << 27
+    with Growth(torch.device("cpu")) as growth:
+        assert len(b"x" * size) == size
+    assert 0.9 * size < growth.peak < 2 * size
 
 
 @pytest.mark.parametrize("hidden", [32, 512])
