@@ -46,6 +46,7 @@ class TorchEncoder(EncoderBackend):
         tokenizer = TextTokenizer.load(source)
         model = load_causal_lm(source, choose_dtype(options.dtype, device))
         backbone = Backbone(model.to(device).eval())
+        backbone.check(source.path)
         lengths: dict[Role, int] = {
             "query": choose_length(options.query_length, backbone.max_positions),
             "passage": choose_length(options.passage_length, backbone.max_positions),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from llara_cli.model.body import find_body
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
@@ -23,7 +24,7 @@ class FullBackend(TrainingBackend):
         model = load_causal_lm(source, torch.bfloat16 if setup.bf16_weights else torch.float32)
         add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
         model.requires_grad_(False)  # a multimodal model has more than a decoder and its projection
-        for part in (model.get_decoder(), model.get_output_embeddings()):
+        for part in (find_body(model), model.get_output_embeddings()):
             part.requires_grad_(True)
         return model
 

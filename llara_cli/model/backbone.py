@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from llara_cli.console import UserError
 from llara_cli.model.batching import Batching
+from llara_cli.model.body import FAILURES, evaluating, find_body, reason, tolerance, width
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.products import Products, lean_training
@@ -21,6 +22,8 @@ from llara_cli.model.products import Products, lean_training
 ROW_TOKENS, BLOCK_TOKENS = 256, 128
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
 MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
+TRIAL, EARLIER = 16, 8
+"""Tokens that a model is tried on, and those before the ones that are changed."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,7 +72,7 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.body: nn.Module = model.get_decoder()
+        self.body = find_body(model)
         self.config = model.config.get_text_config()
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self._window = getattr(self.config, "sliding_window", None)
@@ -85,12 +88,19 @@ class Backbone:
     @property
     def dim(self) -> int:
         """Width of a hidden state."""
-        return int(self.config.hidden_size)
+        return width(self.config)
 
     @property
     def vocabulary(self) -> int:
         """Rows of the vocabulary projection."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        weight = self.projection.weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
+
+    @property
+    def embedded_tokens(self) -> int:
+        """Rows of the embedding: the model knows the ids below."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def max_positions(self) -> int | None:
@@ -99,14 +109,16 @@ class Backbone:
 
     @property
     def projection(self) -> nn.Module:
-        """The vocabulary projection W: (..., dim) -> (..., vocabulary)."""
-        head: nn.Module = self.model.get_output_embeddings()
+        """The vocabulary projection W: (..., dim) -> (..., vocabulary). Raises ``UserError`` where there is none."""
+        head: nn.Module | None = self.model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{self.config.model_type}: {type(self.model).__name__} tells no output embeddings")
         return head
 
     def freeze_projection(self) -> None:
-        """Train no weight of the projection that the body does not have too (tied to its embeddings)."""
+        """Train no weight that the body does not have: none of the projection's, unless it is its embeddings'."""
         own = {id(weight) for weight in self.body.parameters()}
-        for weight in self.projection.parameters():
+        for weight in self.model.parameters():
             if id(weight) not in own:
                 weight.requires_grad_(False)
 
@@ -197,16 +209,37 @@ class Backbone:
         types = set(getattr(self.config, "layer_types", None) or ())
         if not self._takes_positions or types - MASKABLE_LAYERS:
             return False
-        ids = np.random.default_rng(0).integers(0, self.config.vocab_size, 19)
+        ids = np.random.default_rng(0).integers(0, self.embedded_tokens, 19)
         trunk, first, second = ids[:8].tolist(), ids[8:15].tolist(), ids[15:].tolist()
-        training = self.model.training
-        self.model.eval()
         try:
-            joint = self.slots(lay_out([Tree(trunk, [first, second])]))
-            alone = self.slots(lay_out([Tree(trunk, [first]), Tree(trunk, [second])]))
+            with evaluating(self.model):
+                joint = self.slots(lay_out([Tree(trunk, [first, second])]))
+                alone = self.slots(lay_out([Tree(trunk, [first]), Tree(trunk, [second])]))
         except (RuntimeError, TypeError, ValueError):
             return False
-        finally:
-            self.model.train(training)
         error = (joint - alone).float().norm() / alone.float().norm()
         return bool(error < (1e-3 if joint.dtype in (torch.float32, torch.float64) else 5e-2))
+
+    def check(self, where: str) -> None:
+        """Try the body on a few tokens: it must return hidden states, which no later token may change.
+
+        ``where`` names the model. Raises ``UserError`` where the body is no causal decoder of token ids.
+        """
+        kind = self.config.model_type
+        ids = np.random.default_rng(1).integers(min(5, self.embedded_tokens - 1), self.embedded_tokens, (2, TRIAL))
+        ids[1, :EARLIER] = ids[0, :EARLIER]
+        try:
+            with evaluating(self.model):
+                hidden = self.hidden(lay_out([Tree(row, []) for row in ids]))
+        except FAILURES as error:
+            raise UserError(f"{where}: {kind} does not run on token ids alone: {reason(error)}") from error
+        if hidden.shape != (2 * TRIAL, self.dim):
+            raise UserError(f"{where}: {kind} returns hidden states of width {hidden.shape[-1]}, expected {self.dim}")
+        one, other = hidden.float().view(2, TRIAL, self.dim)[:, :EARLIER]
+        # not the largest: rounding may send a single token to another expert
+        if float(((one - other).norm(dim=-1) / one.norm(dim=-1)).median()) > tolerance(hidden):
+            why = " (is_decoder: false)" if getattr(self.config, "is_decoder", None) is False else ""
+            raise UserError(
+                f"{where}: {kind}{why} is no causal decoder: a token's state depends on the tokens after it;"
+                " encode with --encoder sentence-transformers"
+            )

@@ -109,6 +109,10 @@ class TrainingRun(ABC, Generic[ItemT]):
     def objective(self, prepared: Prepared) -> Objective[ItemT]:
         """What the gradients are of."""
 
+    def check(self, backbone: Backbone) -> None:
+        """Raise ``UserError`` for a model that cannot be trained."""
+        backbone.check(self.source.path)
+
     def watch(self, prepared: Prepared, folder: Path) -> Watch | None:
         """Scores on a dev set while it trains, for kinds of training that have one."""
         return None
@@ -295,6 +299,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         if self.device.type == "cpu":  # not before: loading frees what is not needed again
             keep_freed_memory()
         backbone = Backbone(model)
+        self.check(backbone)
         if optimiser.gradient_checkpointing:
             backbone.recompute_in_backward()
         if optimiser.compile:

@@ -1,0 +1,60 @@
+"""The decoder within a causal language model, and whether it is one: found and tried before any work relies on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llara_cli.console import UserError
+from llara_cli.model.tokens import first_line
+
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
+"""What a forward of an architecture raises that takes other inputs than token ids."""
+
+
+def find_body(model: PreTrainedModel) -> nn.Module:
+    """The module that turns token ids into last hidden states.
+
+    It is what transformers says (``get_decoder``), unless that is the model itself or a layer of its head.
+    Raises ``UserError`` where there is none.
+    """
+    parts: tuple[nn.Module, ...] = (model.get_decoder(), model.base_model, *model.children())
+    for part in parts:
+        if part is not model and "input_ids" in inspect.signature(part.forward).parameters:
+            return part
+    raise UserError(f"{model.config.model_type}: no decoder that takes token ids was found in {type(model).__name__}")
+
+
+def width(config: Any) -> int:
+    """Width of the hidden states that a decoder returns; OPT projects them to that of its embeddings."""
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def tolerance(values: Tensor) -> float:
+    """How far results may be from each other, relative to their size, that differ by rounding only."""
+    return 1e-4 if values.dtype in (torch.float32, torch.float64) else 5e-2
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def reason(error: Exception) -> str:
+    """What a forward that failed says, in a line. A full memory is nothing that a caller did wrong: raised again."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return f"{type(error).__name__}: {first_line(error)}"
