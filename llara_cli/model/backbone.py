@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from llara_cli.console import UserError
 from llara_cli.model.batching import Batching
-from llara_cli.model.body import FAILURES, evaluating, find_body, reason, tolerance, width
+from llara_cli.model.body import FAILURES, evaluating, find_body, reason, rope_switch, tolerance, width
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.products import Products, lean_training
@@ -78,6 +78,7 @@ class Backbone:
         self._window = getattr(self.config, "sliding_window", None)
         if getattr(self.config, "use_sliding_window", True) is False:
             self._window = None
+        self._rope_switch = rope_switch(self.config)
         self._lean = False
 
     @property
@@ -135,11 +136,12 @@ class Backbone:
 
         Packed rows are as long as a forward where empty blocks of the mask cost nothing, short ones where they do.
         """
+        switch = self._rope_switch
         if layout == "bucketed":
-            return Batching("bucketed", budget, ROW_TOKENS)
+            return Batching("bucketed", budget, ROW_TOKENS, switch=switch)
         if self.device.type == "cuda" and self.attend_in_blocks():
-            return Batching("packed", budget, budget, BLOCK_TOKENS)
-        return Batching("packed", budget, ROW_TOKENS)
+            return Batching("packed", budget, budget, BLOCK_TOKENS, switch)
+        return Batching("packed", budget, ROW_TOKENS, switch=switch)
 
     def recompute_in_backward(self) -> None:
         """Keep a layer's input only, and compute the layer again in backward: less memory, a third more time."""
@@ -159,12 +161,17 @@ class Backbone:
         """Last hidden states (R * L, dim) of a layout."""
         device = self.device
         given: dict[str, Any] = {"input_ids": torch.from_numpy(layout.ids).to(device), "use_cache": False}
-        if not layout.plain:
+        if not layout.plain or self._padding_would_count(layout):
             given["attention_mask"] = self._mask(layout)
             given["position_ids"] = torch.from_numpy(layout.positions).to(device)
         with self._products():
             output: Tensor = self.body(**given).last_hidden_state
         return output.reshape(-1, output.shape[-1])
+
+    def _padding_would_count(self, layout: Layout) -> bool:
+        """Whether rows, padded, are wider than the model has positions for, or than it takes another way to compute."""
+        limits = (limit for limit in (self._rope_switch, self.max_positions) if limit is not None)
+        return any(layout.positions.max(initial=0) < limit < layout.ids.shape[1] for limit in limits)
 
     def _products(self) -> AbstractContextManager[Any]:
         """Around the body: how its matrices are multiplied."""

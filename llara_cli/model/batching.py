@@ -70,18 +70,35 @@ class Batching:
         budget: tokens of one forward, padding counted; a longer sequence has a forward of its own.
         row_tokens: tokens of a packed row.
         multiple: a row's width is rounded up to a multiple of this many tokens.
+        switch: positions above which the model computes another way, by the longest sequence of a forward (LongRoPE):
+            sequences with more never share a forward with others. None: nothing depends on that.
     """
 
     layout: LayoutName
     budget: int
     row_tokens: int
     multiple: int = 1
+    switch: int | None = None
 
-    def forwards(self, lengths: Sequence[int], processes: int = 1) -> list[Rows]:
-        """The forwards of a batch; at least as many as ``processes`` where there are rows enough."""
+    def forwards(self, lengths: Sequence[int], processes: int = 1, *, spans: Sequence[int] | None = None) -> list[Rows]:
+        """The forwards of a batch; at least as many as ``processes`` where there are rows enough.
+
+        ``spans``: positions of each sequence, which are fewer than its tokens where branches share them.
+        """
         budget = self.budget
         if processes > 1:
             budget = max(1, min(budget, -(-sum(lengths) // processes)))
+        if self.switch is None:
+            return self._forwards(lengths, budget)
+        spans = lengths if spans is None else spans
+        found = []
+        for beyond in (True, False):
+            numbers = [number for number, span in enumerate(spans) if (span > self.switch) == beyond]
+            for rows in self._forwards([lengths[number] for number in numbers], budget):
+                found.append([[numbers[place] for place in row] for row in rows])
+        return found
+
+    def _forwards(self, lengths: Sequence[int], budget: int) -> list[Rows]:
         if self.layout == "packed":
             rows = pack(lengths, min(self.row_tokens, budget))
         else:

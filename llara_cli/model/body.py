@@ -36,6 +36,17 @@ def width(config: Any) -> int:
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
+def rope_switch(config: Any) -> int | None:
+    """The number of positions above which a decoder turns queries and keys by other factors (LongRoPE).
+
+    It goes by the longest sequence of a forward. None: by nothing but a token's own position.
+    """
+    told = getattr(config, "rope_parameters", None) or {}
+    each = [told] if "rope_type" in told else [part for part in told.values() if isinstance(part, dict)]
+    found = [part["original_max_position_embeddings"] for part in each if part.get("rope_type") == "longrope"]
+    return int(found[0]) if found else None
+
+
 def tolerance(values: Tensor) -> float:
     """How far results may be from each other, relative to their size, that differ by rounding only."""
     return 1e-4 if values.dtype in (torch.float32, torch.float64) else 5e-2

@@ -133,7 +133,8 @@ class Encoder:
 
     def _forwards(self, trees: Sequence[Tree], numbers: Sequence[int]) -> list[Rows]:
         """What is to be computed for the trees called ``numbers``; the longest, which need most memory, come last."""
-        forwards = self.batching.forwards([len(trees[number]) for number in numbers])
+        chosen = [trees[number] for number in numbers]
+        forwards = self.batching.forwards([len(tree) for tree in chosen], spans=[tree.span for tree in chosen])
         return [[[numbers[place] for place in row] for row in rows] for rows in reversed(forwards)]
 
     def _embed(self, trees: Sequence[Tree], rows: Rows) -> Vectors | None:

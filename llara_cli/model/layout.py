@@ -31,6 +31,11 @@ class Tree:
     def __len__(self) -> int:
         return len(self.trunk) + sum(len(branch) for branch in self.branches)
 
+    @property
+    def span(self) -> int:
+        """Positions that the tree takes: branches share theirs."""
+        return len(self.trunk) + max((len(branch) for branch in self.branches), default=0)
+
 
 @dataclass(frozen=True)
 class Layout:

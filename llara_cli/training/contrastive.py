@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Batching, deal
+from llara_cli.model.batching import deal
 from llara_cli.model.encoder import Sequencer, pool
 from llara_cli.model.layout import Layout, lay_out
 from llara_cli.model.recipe import Recipe
@@ -153,7 +153,7 @@ class ContrastiveObjective:
         passages = self.sequencer.trees([text for group in groups for text in group.passages], "passage")
         trees = queries.trees + passages.trees
         lengths = [len(tree) for tree in trees]
-        batching = Batching("bucketed", self.budget, self.budget)
+        batching = self.backbone.batching("bucketed", self.budget)
         forwards = [[number for (number,) in rows] for rows in batching.forwards(lengths, processes)]
         if self.chunk is not None:
             forwards = [part[at : at + self.chunk] for part in forwards for at in range(0, len(part), self.chunk)]

@@ -84,7 +84,7 @@ class PretextObjective:
         pieces = self._pieces(examples)
         trees = [self._tree(piece) for piece in pieces]
         lengths = [len(tree) for tree in trees]
-        forwards = self.batching.forwards(lengths, engine.processes)
+        forwards = self.batching.forwards(lengths, engine.processes, spans=[tree.span for tree in trees])
         hand = deal([computed_tokens(lengths, [rows]) for rows in forwards], engine.processes)[engine.rank]
         sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
         self._gathered.start()

@@ -6,18 +6,32 @@ import numpy as np
 import pytest
 import torch
 from architectures import CAUSAL, REFUSED, VOCABULARY, make
+from torch import Tensor
 
 from llara_cli.console import UserError
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.layout import Tree, lay_out
+from llara_cli.model.batching import Rows
+from llara_cli.model.layout import Tree, lay_out, lay_out_some
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+PLENTY = 10_000
+"""Tokens of a forward that takes all texts of a test."""
 
 
 def trees(lengths: list[int]) -> list[Tree]:
     """Random texts of these lengths, each with a prompt of three tokens."""
     random = np.random.default_rng(3)
     return [Tree(random.integers(5, VOCABULARY, length), [random.integers(5, VOCABULARY, 3)]) for length in lengths]
+
+
+def compute(backbone: Backbone, texts: list[Tree], forwards: list[Rows], multiple: int = 1) -> Tensor:
+    """The hidden state at the end of each text (texts, dim), computed in these forwards."""
+    found = torch.empty(len(texts), backbone.dim)
+    with torch.no_grad():
+        for rows in forwards:
+            numbers, layout = lay_out_some(texts, rows, multiple)
+            found[numbers] = backbone.slots(layout)[:, 0]
+    return found
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -39,3 +53,19 @@ def test_a_model_that_is_no_causal_decoder_is_refused(name: str, why: str) -> No
         Backbone(make(name)).check("somewhere")
     assert str(refused.value).startswith("somewhere: ")
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_text_does_not_depend_on_its_neighbours(name: str) -> None:
+    """Alone, beside shorter and longer texts, and packed into rows with others: LongRoPE switches at 16 positions."""
+    backbone = Backbone(make(name))
+    texts = trees([4, 40, 1, 12, 13, 14, 25, 9])
+    lengths = [len(text) for text in texts]
+    alone = compute(backbone, texts, [[[number]] for number in range(len(texts))])
+    padded = backbone.batching("bucketed", PLENTY)
+    torch.testing.assert_close(compute(backbone, texts, padded.forwards(lengths)), alone, atol=1e-5, rtol=1e-5)
+    if backbone.runs_jointly():
+        packed = backbone.batching("packed", PLENTY)
+        for batching in (padded, packed):  # rows of more tokens than the model has positions for
+            found = compute(backbone, texts, batching.forwards(lengths), multiple=128)
+            torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llara_cli.model.batching import FORWARD_TOKENS, Batching, computed_tokens, deal, micro_batches, pack
+from llara_cli.model.batching import (
+    FORWARD_TOKENS,
+    LAYOUTS,
+    Batching,
+    LayoutName,
+    computed_tokens,
+    deal,
+    micro_batches,
+    pack,
+)
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
@@ -75,3 +84,20 @@ def test_processes_share_the_tokens(lengths: list[int], processes: int) -> None:
     forwards = Batching("packed", 4096, 256).forwards(lengths, processes)
     assert sorted(n for rows in forwards for row in rows for n in row) == list(range(len(lengths)))
     assert len(forwards) >= min(processes, len(lengths)) or max(lengths) > sum(lengths) / processes
+
+
+@given(
+    texts=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 20)), min_size=1, max_size=30),
+    switch=st.integers(1, 70),
+    budget=st.integers(1, 400),
+    layout=st.sampled_from(LAYOUTS),
+)
+def test_sequences_on_either_side_of_a_switch_share_no_forward(
+    texts: list[tuple[int, int]], switch: int, budget: int, layout: LayoutName
+) -> None:
+    """Lengths, and what branches that share positions save of them."""
+    lengths, spans = [length for length, _ in texts], [max(1, length - saved) for length, saved in texts]
+    forwards = Batching(layout, budget, 100, switch=switch).forwards(lengths, spans=spans)
+    held = [[number for row in rows for number in row] for rows in forwards]
+    assert sorted(number for numbers in held for number in numbers) == list(range(len(texts)))
+    assert all(len({spans[number] > switch for number in numbers}) == 1 for numbers in held)
