@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from llara_cli.model.batching import Batching
 from llara_cli.model.body import FAILURES, evaluating, find_body, reason, rope_switch, tolerance, width
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
+from llara_cli.model.logits import Logits, find_logits
 from llara_cli.model.products import Products, lean_training
 
 ROW_TOKENS, BLOCK_TOKENS = 256, 128
@@ -110,11 +112,19 @@ class Backbone:
 
     @property
     def projection(self) -> nn.Module:
-        """The vocabulary projection W: (..., dim) -> (..., vocabulary). Raises ``UserError`` where there is none."""
+        """The vocabulary projection W; ``logits`` says what else a model does between hidden states and logits.
+
+        Raises ``UserError`` where the model has none.
+        """
         head: nn.Module | None = self.model.get_output_embeddings()
         if head is None:
             raise UserError(f"{self.config.model_type}: {type(self.model).__name__} tells no output embeddings")
         return head
+
+    @cached_property
+    def logits(self) -> Logits:
+        """How logits come from hidden states, found once by trying. Raises ``UserError`` where that cannot be told."""
+        return find_logits(self.model, self.body, self.projection)
 
     def freeze_projection(self) -> None:
         """Train no weight that the body does not have: none of the projection's, unless it is its embeddings'."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from llara_cli.model.logits import PLAIN, Logits
 from llara_cli.model.products import wide
 from llara_cli.training.projection import HeadGradients, chunks, losses_and_gradients
 from llara_cli.training.targets import NextTokens, Targets, Wanted, check_targets
@@ -43,10 +44,12 @@ def pretext_losses(
     *,
     pool_slots: bool,
     gathered: HeadGradients | None = None,
+    logits: Logits = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """EBAE or EBAR of embeddings, from their slots' hidden states (embeddings, slots, dim).
 
     ``pool_slots``: element-wise max over the logits of all slots (``released``), else the last slot's (``paper``).
+    ``logits``: what the model does besides multiplying with ``head``.
 
     Returns:
         The sum of losses times the constants ``weights`` (embeddings,), to go backward from; the losses (embeddings,),
@@ -55,15 +58,17 @@ def pretext_losses(
     Raises:
         ValueError, IndexError: as ``check_targets`` does.
     """
-    return _losses(head, slots if pool_slots else slots[:, -1:], targets, weights, gathered)
+    return _losses(head, slots if pool_slots else slots[:, -1:], targets, weights, gathered, logits)
 
 
 def language_model_loss(
-    head: nn.Module, hidden: Tensor, next_ids: Tensor, weight: float, gathered: HeadGradients | None = None
-) -> tuple[Tensor, Tensor]:
+    head: nn.Module, hidden: Tensor, next_ids: Tensor, weight: float, gathered: HeadGradients | None = None, *,
+    logits: Logits = PLAIN,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Next-token cross-entropy of positions: hidden (tokens, dim), next_ids (tokens,).
 
-    On CUDA through Liger's fused kernel where it is installed.
+    On CUDA through Liger's fused kernel where it is installed and the logits are plain products.
+    ``logits``: what the model does besides multiplying with ``head``.
 
     Returns:
         The summed loss times ``weight``, to go backward from; the summed loss, detached.
@@ -71,12 +76,12 @@ def language_model_loss(
     Raises:
         ValueError, IndexError: as ``check_targets`` does.
     """
-    if hidden.is_cuda and type(head) is nn.Linear and find_spec("liger_kernel") is not None:
+    if hidden.is_cuda and type(head) is nn.Linear and logits == PLAIN and find_spec("liger_kernel") is not None:
         check_targets(NextTokens(next_ids), len(hidden), len(head.weight))
         summed = _liger(hidden, head, next_ids)
         return summed * weight, summed.detach()
     weights = torch.full((len(hidden),), weight, device=hidden.device, dtype=wide(hidden))
-    total, each = _losses(head, hidden[:, None], NextTokens(next_ids), weights, gathered)
+    total, each = _losses(head, hidden[:, None], NextTokens(next_ids), weights, gathered, logits)
     return total, each.sum()
 
 
@@ -88,7 +93,12 @@ def _liger(hidden: Tensor, head: nn.Linear, next_ids: Tensor) -> Tensor:
 
 
 def _losses(
-    head: nn.Module, hidden: Tensor, targets: Wanted, weights: Tensor, gathered: HeadGradients | None
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Wanted,
+    weights: Tensor,
+    gathered: HeadGradients | None,
+    logits: Logits,
 ) -> tuple[Tensor, Tensor]:
     """``losses_and_gradients`` of any head, of the max over slots of the logits of hidden states (rows, slots, dim).
 
@@ -97,16 +107,17 @@ def _losses(
     weight = head.weight  # once: a wrapper may make it anew each time
     assert isinstance(weight, Tensor)
     check_targets(targets, len(hidden), len(weight))
+    hidden = logits.head_input(hidden)
     if type(head) is nn.Linear:
-        return losses_and_gradients(head, hidden, targets, weights, gathered)
+        return losses_and_gradients(head, hidden, targets, weights, gathered, logits.scale, logits.cap)
 
     def losses(chunk: Tensor, part: slice) -> Tensor:
         if chunk.shape[1] > 1:
-            return bag_of_tokens_loss(head(chunk).max(dim=1).values, targets, part)
-        logits: Tensor = head(chunk[:, 0])
+            return bag_of_tokens_loss(logits.of(head(chunk)).max(dim=1).values, targets, part)
+        made = logits.of(head(chunk[:, 0]))
         if isinstance(targets, NextTokens):
-            return functional.cross_entropy(logits.to(wide(logits)), targets.next_ids[part], reduction="none")
-        return bag_of_tokens_loss(logits, targets, part)
+            return functional.cross_entropy(made.to(wide(made)), targets.next_ids[part], reduction="none")
+        return bag_of_tokens_loss(made, targets, part)
 
     run = partial(checkpoint, losses, use_reentrant=False)
     each = torch.cat([run(hidden[part], part) for part in chunks(hidden, len(weight))])

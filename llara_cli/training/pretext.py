@@ -149,8 +149,9 @@ class PretextObjective:
             positions = torch.from_numpy(np.concatenate(spans)).to(hidden.device)
             ids = torch.from_numpy(layout.ids.reshape(-1)).to(hidden.device)
             total, lm = language_model_loss(
-                self.backbone.projection, hidden[positions], ids[positions + 1], factors[2], self._gathered
-            )
+                self.backbone.projection, hidden[positions], ids[positions + 1], factors[2], self._gathered,
+                logits=self.backbone.logits,
+            )  # fmt: skip
             totals.append(total)
             sums[2] += lm
         if self._gathered.last and not any(piece.branches for piece in pieces):
@@ -162,8 +163,9 @@ class PretextObjective:
         weights = torch.zeros(1, device=hidden.device, dtype=wide(hidden))
         targets = Targets([[0]])
         return pretext_losses(
-            self.backbone.projection, hidden[:1, None], targets, weights, pool_slots=False, gathered=self._gathered
-        )[0]
+            self.backbone.projection, hidden[:1, None], targets, weights, pool_slots=False, gathered=self._gathered,
+            logits=self.backbone.logits,
+        )[0]  # fmt: skip
 
     def _pretext(
         self, pieces: Sequence[_Piece], layout: Layout, hidden: Tensor, factors: Factors
@@ -176,8 +178,9 @@ class PretextObjective:
         pool_slots = self.recipe.logits_pooling == "max"
         targets = Targets([example.targets[branch] for example, branch in owners])
         total, losses = pretext_losses(
-            self.backbone.projection, slots, targets, weights[kinds], pool_slots=pool_slots, gathered=self._gathered
-        )
+            self.backbone.projection, slots, targets, weights[kinds], pool_slots=pool_slots, gathered=self._gathered,
+            logits=self.backbone.logits,
+        )  # fmt: skip
         return total, losses, kinds
 
     def _text_spans(self, pieces: Sequence[_Piece], layout: Layout) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from llara_cli.artifacts import input_record
 from llara_cli.console import Console, UserError
 from llara_cli.data.corpus import corpus_files
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import has_projection, lacks_projection
 from llara_cli.model.source import ModelSource
@@ -126,17 +127,21 @@ class Pretraining(TrainingRun[Example]):
         if not has_projection(self.source):
             raise self._no_projection()
 
-    def _prepare(self, source: ModelSource) -> Prepared:
-        prepared = super()._prepare(source)
-        if lacks_projection(prepared.model):
-            raise self._no_projection()
-        return prepared
-
     def _no_projection(self) -> UserError:
         return UserError(
             f"{self.source.path}: the checkpoint has no vocabulary projection (LM head), through which EBAE and EBAR "
             "predict tokens: a random one would be trained. Take the language model that it was made from"
         )
+
+    def check(self, backbone: Backbone) -> None:
+        """Also for one whose logits cannot be computed from its hidden states."""
+        super().check(backbone)
+        if lacks_projection(backbone.model):
+            raise self._no_projection()
+        logits = backbone.logits
+        self.console.detail(f"logits: {logits}")
+        if logits.transform is not None and self.settings.backend == "full":
+            logits.transform.requires_grad_(True)
 
     def objective(self, prepared: Prepared) -> PretextObjective:
         """EBAE and EBAR in one forward where the model honours a mask and positions, else in two."""

@@ -83,10 +83,12 @@ def slices(chunk: Tensor, vocabulary: int) -> list[slice]:
 
 
 def losses_and_gradients(
-    head: nn.Linear, hidden: Tensor, targets: Wanted, weights: Tensor, gathered: HeadGradients | None = None
-) -> tuple[Tensor, Tensor]:
+    head: nn.Linear, hidden: Tensor, targets: Wanted, weights: Tensor, gathered: HeadGradients | None = None,
+    scale: float = 1.0, cap: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``bag_of_tokens_loss`` of the element-wise max over slots of the logits of hidden states (rows, slots, dim).
 
+    The logits are the head's products times ``scale``, softly limited to ``cap`` where there is one: see ``Logits``.
     Gradients are taken at once, and handed over when autograd comes back, which it may once: the head's with the
     batch's last forward.
 
@@ -98,10 +100,12 @@ def losses_and_gradients(
     """
     if weights.requires_grad:
         raise ValueError("the weights of losses are constants")
+    if scale != 1:  # the smaller factor of the products, through which autograd passes the gradient by itself
+        hidden = hidden * scale
     apply: Any = _GradientsAtOnce.apply
     total, each = apply(
         targets, torch.is_grad_enabled(), weights, gathered or HeadGradients(), hidden, head.weight, head.bias,
-        chunks(hidden, len(head.weight)),
+        chunks(hidden, len(head.weight)), scale, cap,
     )  # fmt: skip
     return total, each
 
@@ -112,7 +116,7 @@ class _GradientsAtOnce(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, targets: Wanted, training: bool, weights: Tensor, gathered: HeadGradients, hidden: Tensor,
-        weight: Tensor, bias: Tensor | None, parts: Sequence[slice],
+        weight: Tensor, bias: Tensor | None, parts: Sequence[slice], scale: float, cap: float | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.gathered, ctx.dtype = gathered, weight.dtype
         needed = [training and need for need in ctx.needs_input_grad[4:7]]
@@ -125,7 +129,9 @@ class _GradientsAtOnce(torch.autograd.Function):
         def add_up(part: slice) -> Tensor:
             """Losses of a part, whose gradients are added up; its logits are let go before the next ones are made."""
             chunk, predicted = hidden[part], targets.part(part, hidden.device)
-            made = [_Shares(chunk, weight, bias, columns, predicted) for columns in slices(chunk, len(weight))]
+            made = [
+                _Shares(chunk, weight, bias, columns, predicted, scale, cap) for columns in slices(chunk, len(weight))
+            ]
             log_sum = torch.stack([shares.log_sum for shares in made]).logsumexp(dim=0)
             if any(needed):
                 of_chunk = torch.zeros(chunk.shape, dtype=wide(chunk), device=chunk.device) if needed[0] else None
@@ -149,7 +155,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         gathered.taken()
         of_hidden = None if ctx.of_hidden is None else _times(ctx.of_hidden, upstream)
         ctx.gathered = ctx.of_hidden = None
-        return (None, None, None, None, of_hidden, *of_head, None)
+        return (None, None, None, None, of_hidden, *of_head, None, None, None)
 
 
 def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
@@ -160,17 +166,22 @@ def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
 class _Shares:
     """The softmax of a chunk's logits within a slice of the vocabulary.
 
+    The chunk is scaled already, the bias is not; ``cap`` softly limits the logits, as in ``Logits``.
+
     Attributes:
         log_sum: (rows,) the log of the slice's sum of exponentials.
         wanted: (rows,) the part of the targets' mean logit that lies in the slice.
     """
 
     def __init__(
-        self, chunk: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, predicted: Predicted
-    ) -> None:
-        self._chunk, self._columns = chunk, columns
+        self, chunk: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, predicted: Predicted, scale: float,
+        cap: float | None,
+    ) -> None:  # fmt: skip
+        self._chunk, self._columns, self._scale = chunk, columns, scale
         self._weight = _as_multiplied(weight[columns])
-        logits = product(chunk, self._weight, None if bias is None else bias[columns])
+        if bias is not None:
+            bias = bias[columns] if scale == 1 else bias[columns] * scale
+        logits = product(chunk, self._weight, bias)
         self._dtype = logits.dtype
         self._logits: Tensor | None = None
         self._slot: Tensor | None = None
@@ -179,6 +190,11 @@ class _Shares:
             self._logits = logits  # their memory takes the gradients
             pooled, self._slot = logits.max(dim=1)
         self._values = pooled.to(wide(pooled))
+        self._slope: Tensor | None = None
+        if cap is not None:  # it keeps order, so it may come after the max
+            bent = self._values.div_(cap).tanh_()
+            self._slope = 1 - bent * bent
+            bent.mul_(cap)
         self._whole = len(weight) == self._values.shape[1]
         self._place, self._owner, self._counts = self._inside(predicted)
         self._normalise()
@@ -212,6 +228,8 @@ class _Shares:
         at_pooled = self._values.mul_(((self.log_sum - log_sum).exp() * weights)[:, None])
         of_targets = (-weights.to(at_pooled.dtype) / self._counts)[self._owner]
         at_pooled.index_put_((self._owner, self._place), of_targets, accumulate=True)
+        if self._slope is not None:
+            at_pooled.mul_(self._slope)
         flat = at_pooled.to(self._dtype)
         if self._logits is not None and self._slot is not None:
             flat = self._logits.zero_().scatter_(1, self._slot[:, None], flat[:, None]).flatten(0, -2)
@@ -221,7 +239,7 @@ class _Shares:
         if of_weight is not None:
             add_outer(of_weight[self._columns], flat, self._chunk.flatten(0, -2))
         if of_bias is not None:
-            of_bias[self._columns] += flat.sum(dim=0)
+            of_bias[self._columns] += flat.sum(dim=0) if self._scale == 1 else flat.sum(dim=0) * self._scale
 
 
 def _as_multiplied(weight: Tensor) -> Tensor:

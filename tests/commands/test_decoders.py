@@ -67,3 +67,14 @@ def test_a_model_that_sees_what_comes_later_is_refused(
     assert outcome.code == 2
     assert outcome.error.startswith(f"error: {model}: bert (is_decoder: false) is no causal decoder: ")
     assert "--encoder sentence-transformers" in outcome.error
+
+
+@pytest.mark.parametrize("plan", [[], ["--dry-run"]], ids=["run", "plan"])
+def test_a_model_without_logits_of_hidden_states_is_encoded_with_but_not_pretrained(
+    llara: Llara, corpus: Path, beir: Path, tmp_path: Path, plan: list[str]
+) -> None:
+    model = save(tmp_path / "roberta", "roberta", is_decoder=True, max_position_embeddings=256)
+    refused = llara("pretrain", corpus, "--model", model, "--max-length", 96, *plan)
+    assert refused.code == 2
+    assert "roberta: its logits cannot be computed from its hidden states" in refused.error
+    assert llara("encode", beir / "corpus.jsonl", "--model", model, "--max-length", 96).code == 0

@@ -182,6 +182,12 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
 """Name, model type and settings of causal decoders."""
 
 
+NO_PRETRAINING = {
+    "roberta": "not made of hidden states by one module",
+    "rembert": "not made of hidden states by one module",
+}
+"""Those whose logits are made of hidden states in ways that pre-training does not know, and what is said of it."""
+
 _AFTER = "no causal decoder: a token's state depends on the tokens after it"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "bert-encoder": ("bert", _SHAPE, f"bert (is_decoder: false) is {_AFTER}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from architectures import CAUSAL, REFUSED, VOCABULARY, make
+from architectures import CAUSAL, NO_PRETRAINING, REFUSED, VOCABULARY, make
 from torch import Tensor
 
 from llara_cli.console import UserError
@@ -45,6 +45,24 @@ def test_hidden_states_are_the_models_own(name: str) -> None:
         found = backbone.hidden(lay_out([Tree(ids, [])]))
     assert found.shape == (9, backbone.dim)
     torch.testing.assert_close(found, wanted.hidden_states[-1][0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in CAUSAL if name not in NO_PRETRAINING])
+def test_logits_are_the_models_own(name: str) -> None:
+    model = make(name)
+    backbone = Backbone(model)
+    ids = trees([9])[0].trunk
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor([ids.tolist()]), use_cache=False).logits[0]
+        hidden = backbone.hidden(lay_out([Tree(ids, [])]))
+        found = backbone.logits.of(backbone.projection(backbone.logits.head_input(hidden)))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "why"), NO_PRETRAINING.items())
+def test_logits_that_cannot_be_told_from_hidden_states_are_refused(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: its logits cannot be computed from its hidden states.*{why}"):
+        _ = Backbone(make(name)).logits
 
 
 @pytest.mark.parametrize(("name", "why"), [(name, why) for name, (_, _, why) in REFUSED.items()])

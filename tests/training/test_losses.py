@@ -18,6 +18,7 @@ from llara_cli.model import products
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
+from llara_cli.model.logits import Logits
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
@@ -126,6 +127,51 @@ def test_pretext_losses_are_the_formula(pool_slots: bool, wrapped: bool, bias: b
     torch.testing.assert_close(bag_of_tokens_loss(logits, Targets(sets)), by_hand, rtol=1e-12, atol=0)
     mine, theirs = gradients(total, slots, linear), gradients((by_hand * weights).sum(), slots, linear)
     for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
+
+
+@SMALL
+@pytest.mark.parametrize("pool_slots", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "logits", [Logits(scale=1 / 13), Logits(cap=0.7), Logits(input_scale=3.0, scale=1.5, cap=0.9)], ids=str
+)
+def test_what_a_model_does_to_its_logits_is_in_losses_and_gradients(
+    logits: Logits, bias: bool, wrapped: bool, pool_slots: bool
+) -> None:
+    head, linear = make_head(bias=bias, wrapped=wrapped)
+    slots = draw(ROWS, SLOTS, DIM).requires_grad_()
+    made = linear(slots * logits.input_scale) * logits.scale
+    made = made if logits.cap is None else logits.cap * torch.tanh(made / logits.cap)
+    sets, weights = Targets([[row, 1, 1] for row in range(ROWS)]), torch.linspace(0.1, 2, ROWS, dtype=torch.float64)
+    total, each = pretext_losses(head, slots, sets, weights, pool_slots=pool_slots, logits=logits)
+    pooled = made.amax(dim=1) if pool_slots else made[:, -1]
+    by_hand = torch.stack([-pooled[row].log_softmax(0)[[row, 1, 1]].mean() for row in range(ROWS)])
+    ids = torch.arange(ROWS)
+    lm, summed = language_model_loss(head, slots[:, 0], ids, 0.3, logits=logits)
+    wanted = functional.cross_entropy(made[:, 0], ids, reduction="sum")
+    torch.testing.assert_close(each, by_hand.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(summed, wanted.detach(), rtol=1e-12, atol=0)
+    mine = gradients(total + lm, slots, linear)
+    theirs = gradients((by_hand * weights).sum() + wanted * 0.3, slots, linear)
+    assert len(mine) == len(theirs) == (3 if bias else 2)
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
+
+
+@SMALL
+def test_a_layer_in_front_of_the_head_gets_its_gradient() -> None:
+    head, linear = make_head(bias=True, wrapped=False)
+    layer = nn.Sequential(nn.Linear(DIM + 1, DIM), nn.GELU()).double()
+    hidden = draw(ROWS, DIM + 1).requires_grad_()
+    ids = torch.arange(ROWS)
+    language_model_loss(head, hidden, ids, 0.3, logits=Logits(transform=layer))[0].backward()
+    mine = [layer[0].weight.grad, hidden.grad]
+    layer.zero_grad()
+    hidden.grad = None
+    (functional.cross_entropy(linear(layer(hidden)), ids, reduction="sum") * 0.3).backward()
+    for ours, other in zip(mine, [layer[0].weight.grad, hidden.grad], strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
 
 
