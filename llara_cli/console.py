@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Console:
     verbose: bool = False
     muted: bool = False
     taken: bool = False
+    _warned: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self.quiet |= self.muted
@@ -142,6 +143,12 @@ class Console:
         self._rich(stderr=True).print(
             f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )
+
+    def warn_once(self, message: str) -> None:
+        """``warn``, but of each message only the first time."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self.warn(message)
 
     def detail(self, message: str) -> None:
         """A line that only ``--verbose`` shows."""

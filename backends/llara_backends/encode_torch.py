@@ -52,6 +52,9 @@ class TorchEncoder(EncoderBackend):
             "passage": choose_length(options.passage_length, backbone.max_positions),
         }
         recipe = source.recipe
+        tokenizer.check_ids(recipe, backbone.embedded_tokens, source.path)
+        if warning := tokenizer.contradiction():
+            options.note(f"{source.path}: {warning}")
         sequencer = Sequencer(tokenizer, recipe, lengths)
         return cls(Encoder(backbone, recipe, sequencer, options.batch_tokens, options.layout, options.note))
 

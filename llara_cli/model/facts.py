@@ -29,6 +29,7 @@ class ModelFacts:
     hidden_size: int
     layers: int
     vocabulary: int
+    embedded_tokens: int
     max_positions: int | None
     token_numbers: int
 
@@ -45,6 +46,7 @@ class ModelFacts:
             hidden_size=body.dim,
             layers=int(getattr(body.config, "num_hidden_layers", 1)),
             vocabulary=body.vocabulary,
+            embedded_tokens=body.embedded_tokens,
             max_positions=body.max_positions,
             token_numbers=token_numbers(body.body, body.dim),
         )

@@ -56,6 +56,21 @@ def load_tokenizer(source: ModelSource) -> Any:
     return _keep_leading_spaces(tokenizer)
 
 
+def _add_bos_token(source: ModelSource) -> bool | None:
+    """``add_bos_token`` of ``tokenizer_config.json``, which transformers forgets when it reads ``tokenizer.json``."""
+    if source.gguf_file:
+        return None
+    path = cached_file(
+        source.location, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8")).get("add_bos_token") if path else None
+    except (ValueError, AttributeError):  # what is damaged, loading the tokenizer has refused
+        return None
+    return told if isinstance(told, bool) else None
+
+
 def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     """The single steps of a normalizer or pre-tokenizer, as ``tokenizer.json`` has it."""
     if part is None:
@@ -126,15 +141,19 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer that gives a text's own ids and nothing else."""
+    """A Hugging Face tokenizer that gives a text's own ids and nothing else.
 
-    def __init__(self, tokenizer: Any) -> None:
+    ``add_bos_token``: what its ``tokenizer_config.json`` says about a start token, if anything.
+    """
+
+    def __init__(self, tokenizer: Any, add_bos_token: bool | None = None) -> None:
         self.hf = tokenizer
+        self.add_bos_token = add_bos_token
 
     @classmethod
     def load(cls, source: ModelSource) -> TextTokenizer:
         """The tokenizer of a model."""
-        return cls(load_tokenizer(source))
+        return cls(load_tokenizer(source), _add_bos_token(source))
 
     def with_tokens(self, tokens: Sequence[str]) -> TextTokenizer:
         """A copy that knows these special tokens."""
@@ -222,6 +241,43 @@ class TextTokenizer:
         plain = self.encode(["x"])[0]
         full: list[int] = self.hf("x")["input_ids"]
         return full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
+
+    def contradiction(self) -> str | None:
+        """What to warn of where its two files disagree about a start token: ``tokenizer.json`` is followed."""
+        start = self.start_ids
+        if self.add_bos_token is True and not start:
+            return (
+                "tokenizer_config.json says add_bos_token: true, but tokenizer.json adds no start token:"
+                " texts are read without one"
+            )
+        if self.add_bos_token is False and self.hf.bos_token_id in start:
+            return (
+                "tokenizer_config.json says add_bos_token: false, but tokenizer.json adds a start token:"
+                f" texts are read with {self.hf.bos_token!r} before them"
+            )
+        return None
+
+    def check_ids(self, recipe: Recipe, rows: int, where: str) -> None:
+        """Raise ``UserError`` where a text or a prompt may have ids that an embedding of ``rows`` does not have.
+
+        Special tokens do not count, unless they are the prompt's: inside a text they are plain text. Of the recipe's
+        tokens those that the tokenizer lacks do not count either: they, and all before them, get rows when they are
+        added. ``where`` names the model.
+        """
+        fresh = set(recipe.new_tokens) - self.hf.get_added_vocab().keys()
+        extended = self.with_tokens(recipe.new_tokens) if fresh else self
+        rows = max([rows, *(extended.hf.convert_tokens_to_ids(token) + 1 for token in fresh)])
+        special = {number for number, token in self.hf.added_tokens_decoder.items() if token.special}
+        prompts = extended.prompt_ids(recipe)
+        wanted = {number for part in (prompts.head, *prompts.prompts.values()) for number in part}
+        beyond = {number for number in self.hf.get_vocab().values() if number >= rows} - special
+        if found := sorted(beyond | {number for number in wanted if number >= rows}):
+            first = ", ".join(f"{self.hf.convert_ids_to_tokens(number)!r} ({number})" for number in found[:3])
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise UserError(
+                f"{where}: its tokenizer has tokens that the model does not know: {first}{more}, but the embedding has"
+                f" rows for ids below {rows}: use the tokenizer that belongs to the model, or add rows to it"
+            )
 
     @property
     def special_ids(self) -> frozenset[int]:

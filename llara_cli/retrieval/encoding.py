@@ -246,7 +246,7 @@ class Encoding:
             passage_length=self.max_length if self.settings.role == "passage" else None,
             batch_tokens=self.settings.batch_tokens,
             layout=self.settings.layout,
-            note=self.console.warn,
+            note=self.console.warn_once,
         )
         with self.console.status(f"loading {self.source.name}"):
             return self.backend.load(self.source, options)

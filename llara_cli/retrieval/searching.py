@@ -90,7 +90,9 @@ class Searching:
         # what the vectors were computed in, on a GPU; a CPU computes in what it is good at
         dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
         cut_at = self.members.stores[0].artifact.manifest["settings"].get("max_length")
-        options = EncoderOptions(dtype=dtype, query_length=self.query_length, passage_length=cut_at)
+        options = EncoderOptions(
+            dtype=dtype, query_length=self.query_length, passage_length=cut_at, note=self.console.warn_once
+        )
         with self.console.status(f"loading {self.source.name}"):
             encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
         return encoder

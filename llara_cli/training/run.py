@@ -192,9 +192,13 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """The base model's own tokenizer."""
+        """The base model's own tokenizer. Raises ``UserError`` where it has tokens that the model does not know."""
         with self.console.status(f"loading the tokenizer of {self.source.name}"):
-            return TextTokenizer.load(self.source)
+            tokenizer = TextTokenizer.load(self.source)
+            tokenizer.check_ids(self.recipe, self.facts.embedded_tokens, self.source.path)
+        if warning := tokenizer.contradiction():
+            self.console.warn_once(f"{self.source.path}: {warning}")
+        return tokenizer
 
     @cached_property
     def schedule(self) -> Schedule:
