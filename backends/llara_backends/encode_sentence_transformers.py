@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from llara_backends.sentence_counts import Counts, count, overhead
+from llara_backends.sentence_counts import Counts, count, overhead, shortened
 from llara_cli.console import UserError
 from llara_cli.model.backbone import choose_device, choose_dtype
 from llara_cli.model.batching import micro_batches
@@ -98,6 +98,7 @@ class SentenceTransformersEncoder(EncoderBackend):
 
     def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
+        texts = shortened(self.model.tokenizer, self.prompts[role], texts, self.limits[role])
         counts = self._count(texts, role)
         vectors = np.empty((len(texts), self.dim), np.float32)
         for batch in micro_batches([max(1, length) for length in counts.lengths], self.batch_tokens):

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llara_cli.model.tokens import beginning
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -17,6 +19,16 @@ class Counts:
     tokens: int
     cut: int
     empty: int
+
+
+def shortened(tokenizer: Any, prompt: str, texts: Sequence[str], limit: int | None) -> list[str]:
+    """Texts without what lies far behind a limit of tokens: so that a whole book is not read for its first page.
+
+    Vectors and counts are those of the whole texts.
+    """
+    if limit is None or not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.truncation_side != "right":
+        return list(texts)
+    return [beginning(tokenizer, prompt + text, limit + 1)[len(prompt) :] for text in texts]
 
 
 def count(tokenizer: Any, prompt: str, texts: Sequence[str], limit: int | None) -> Counts:

@@ -67,7 +67,7 @@ class Sequencer:
         limit = self.limits[role]
         branch = self.prompts.prompts[self.branches[role]]
         trees, lengths = [], []
-        for row in self.tokenizer.each(texts):
+        for row in self.tokenizer.each(texts, limit):
             lengths.append(len(row))
             trunk = np.array([*self.prompts.head, *row[:limit]], np.uint32)
             trees.append(Tree(trunk, [branch], self.prompts.slots))

@@ -31,6 +31,8 @@ SPACE_MARKS = ("\u2581", "\u0120")
 """How SentencePiece and byte-level vocabularies write a space at the head of a piece."""
 AT_ONCE = 256
 """Texts that are tokenised together: while they are, a token takes some 300 bytes."""
+TOKEN_CHARACTERS, MARGIN_CHARACTERS = 8, 512
+"""Of a text that will be cut, characters that are read for each token wanted, and more that are read in any case."""
 _NORMALIZERS = frozenset(("NFC", "Prepend", "Replace"))
 _SPLITTERS = frozenset(("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"))
 _WORD_END = re.compile(r"\S(?= )")
@@ -93,6 +95,25 @@ def _keep_leading_spaces(tokenizer: Any) -> Any:
         backend.pre_tokenizer = None
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(mark), normalizers.Replace(" ", mark)])
     return tokenizer
+
+
+def beginning(tokenizer: Any, text: str, tokens: int, **options: Any) -> str:
+    """So much of a text that its first ``tokens`` ids are those of the whole text; all of it where that is not long.
+
+    Where a text is cut its last ids may change, and with them some before: so the tokens wanted must lie in the first
+    half of what is left. ``options``: of the tokenizer's call. A tokenizer without offsets reads all.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return text
+    size = 2 * (TOKEN_CHARACTERS * tokens + MARGIN_CHARACTERS)
+    while 2 * size < len(text):
+        part = text[:size]
+        found = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options)
+        ends = [end for _, end in found["offset_mapping"][:tokens]]
+        if len(ends) == tokens and max(ends) <= size // 2:
+            return part
+        size *= 2
+    return text
 
 
 @dataclass(frozen=True)
@@ -163,13 +184,18 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
         """Token ids of each text, no special tokens added, cut at ``limit``."""
-        return [row[:limit] for row in self.each(texts)]
+        return [row[:limit] for row in self.each(texts, limit)]
 
-    def each(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Token ids of each text, no special tokens added; what else the tokenizer makes is held for few texts only."""
+    def each(self, texts: Sequence[str], limit: int | None = None) -> Iterator[list[int]]:
+        """Token ids of each text, no special tokens added; what else the tokenizer makes is held for few texts only.
+
+        Of a text of more than ``limit`` tokens at least one more is given, but not all: a whole book is never read.
+        """
         options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         for at in range(0, len(texts), AT_ONCE):
             some = list(texts[at : at + AT_ONCE])
+            if limit is not None:
+                some = [beginning(self.hf, text, limit + 1, split_special_tokens=True) for text in some]
             yield from self.hf(some, add_special_tokens=False, split_special_tokens=True, **options)["input_ids"]
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokenized]:

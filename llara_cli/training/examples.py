@@ -155,11 +155,17 @@ class ExampleBuilder:
     def _targets(self, texts: Iterable[str]) -> list[TokenIds]:
         """Target ids of texts."""
         drop = self.recipe.drop_stop_words
-        return self._chosen(self.tokenizer.encode([drop_stop_words(text) if drop else text for text in texts]))
+        chosen = [drop_stop_words(text) if drop else text for text in texts]
+        return self._chosen(self.tokenizer.encode(chosen, self._target_limit))
+
+    @property
+    def _target_limit(self) -> int:
+        """The authors cut at the total length with the start token counted, the paper at the text's."""
+        return self.text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
 
     def _chosen(self, rows: Iterable[TokenIds]) -> list[TokenIds]:
-        """Target ids: the authors cut at the total length with the start token counted, the paper at the text's."""
-        limit = self.text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
+        """Target ids."""
+        limit = self._target_limit
         if self.recipe.targets == "all":
             return [row[:limit] for row in rows]
         special = self.tokenizer.special_ids

@@ -206,3 +206,25 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     _rewritten(folder, lambda old: old | {"embeddings.LayerNorm.bias": torch.zeros(5)})
     with pytest.raises(UserError, match=r"1 of another shape: embeddings\.LayerNorm\.bias \(5,\) instead of \(32,\)$"):
         load(folder)
+
+
+def test_of_a_book_only_the_beginning_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the vector and the counts of the whole."""
+    mine, theirs = load(folder, passage_length=60, query_length=60), library(folder)
+    book = " ".join(TEXTS * 300)
+    seen: list[str] = []
+    theirs.max_seq_length = 60
+    wanted = theirs.encode_query([book], normalize_embeddings=True, show_progress_bar=False)
+    preprocess = mine.model.preprocess
+
+    def watched(inputs: list[str], **options: Any) -> Any:
+        seen.extend(inputs)
+        return preprocess(inputs, **options)
+
+    monkeypatch.setattr(mine.model, "preprocess", watched)
+    found = mine.encode([book, "", "The sea"], "query")
+    np.testing.assert_allclose(found.vectors[:1], wanted, atol=1e-6)
+    assert (found.cut, found.empty) == (1, 1)
+    assert max(map(len, seen)) < 6000
+    short = mine.encode([" ".join(TEXTS * 6), "", "The sea"], "query")
+    assert (found.tokens, found.cut) == (short.tokens, short.cut)
