@@ -24,8 +24,8 @@ from llara_cli.model.products import Products, lean_training
 ROW_TOKENS, BLOCK_TOKENS = 256, 128
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
 MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
-TRIAL, EARLIER = 16, 8
-"""Tokens that a model is tried on, and those before the ones that are changed."""
+TRIAL_TOKENS = 16
+"""Tokens that a model is tried on."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -243,16 +243,19 @@ class Backbone:
         ``where`` names the model. Raises ``UserError`` where the body is no causal decoder of token ids.
         """
         kind = self.config.model_type
-        ids = np.random.default_rng(1).integers(min(5, self.embedded_tokens - 1), self.embedded_tokens, (2, TRIAL))
-        ids[1, :EARLIER] = ids[0, :EARLIER]
+        positions = self.max_positions
+        tokens = TRIAL_TOKENS if positions is None or positions < 2 else min(TRIAL_TOKENS, positions)
+        earlier = slice(0, tokens // 2)
+        ids = np.random.default_rng(1).integers(min(5, self.embedded_tokens - 1), self.embedded_tokens, (2, tokens))
+        ids[1, earlier] = ids[0, earlier]
         try:
             with evaluating(self.model):
                 hidden = self.hidden(lay_out([Tree(row, []) for row in ids]))
         except FAILURES as error:
             raise UserError(f"{where}: {kind} does not run on token ids alone: {reason(error)}") from error
-        if hidden.shape != (2 * TRIAL, self.dim):
+        if hidden.shape != (2 * tokens, self.dim):
             raise UserError(f"{where}: {kind} returns hidden states of width {hidden.shape[-1]}, expected {self.dim}")
-        one, other = hidden.float().view(2, TRIAL, self.dim)[:, :EARLIER]
+        one, other = hidden.float().view(2, tokens, self.dim)[:, earlier]
         # not the largest: rounding may send a single token to another expert
         if float(((one - other).norm(dim=-1) / one.norm(dim=-1)).median()) > tolerance(hidden):
             why = " (is_decoder: false)" if getattr(self.config, "is_decoder", None) is False else ""

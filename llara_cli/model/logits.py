@@ -23,6 +23,7 @@ from llara_cli.model.body import FAILURES, evaluating, reason, tolerance
 from llara_cli.model.products import wide
 
 TRIAL_TOKENS = 7
+"""Tokens that a model is tried on."""
 LARGEST = 1e6
 """The largest product that the logits' function is tried on."""
 
@@ -102,7 +103,7 @@ def _error(model: PreTrainedModel, body: nn.Module, head: nn.Module, logits: Log
     with _hooked(body, lambda module, given, made: outputs.append(made)):
         wanted = model(input_ids=_ids(model), use_cache=False).logits
     found = logits.of(head(logits.head_input(outputs[0].last_hidden_state)))
-    error = float((found - wanted).double().norm() / wanted.double().norm().clamp(min=1e-30))
+    error = float((found - wanted).float().norm() / wanted.float().norm().clamp(min=1e-30))
     return None if error < tolerance(found) or not math.isfinite(error) else error
 
 
@@ -169,7 +170,7 @@ class _Trial:
         assert self._products is not None
         if self._logits.shape != self._products.shape:
             raise _OtherwiseError("it has another number of logits than output embeddings")
-        products, logits = self._products.double().flatten(), self._logits.double().flatten()
+        products, logits = (part.cpu().double().flatten() for part in (self._products, self._logits))
         least, most = int(products.abs().argmin()), int(products.argmax())
         scale, cap = float(logits[most] / products[most]), None
         if not math.isclose(float(logits[least] / products[least]), scale, rel_tol=1e-4):
@@ -181,10 +182,11 @@ class _Trial:
 
 
 def _grid(shape: torch.Size, device: torch.device) -> Tensor:
-    """Products of all sizes and both signs, in float64 whatever the head computes in."""
+    """Products of all sizes and both signs, in float64 (where a device has it) whatever the head computes in."""
     sizes = torch.logspace(-3, math.log10(LARGEST), 97, dtype=torch.float64)
     both = torch.cat([sizes, -sizes])
-    return both.repeat(-(-shape.numel() // len(both)))[: shape.numel()].view(shape).to(device)
+    grid = both.repeat(-(-shape.numel() // len(both)))[: shape.numel()].view(shape)
+    return grid.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _factor(given: Tensor, hidden: Tensor) -> float | None:
@@ -193,7 +195,7 @@ def _factor(given: Tensor, hidden: Tensor) -> float | None:
         return None
     if torch.equal(given, hidden):
         return 1.0
-    one, other = given.double(), hidden.double()
+    one, other = given.cpu().double(), hidden.cpu().double()
     factor = float((one * other).sum() / (other * other).sum())
     near = float((one - factor * other).norm() / one.norm().clamp(min=1e-30)) < tolerance(given)
     return factor if near else None
