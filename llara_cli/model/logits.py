@@ -102,9 +102,13 @@ def _error(model: PreTrainedModel, body: nn.Module, head: nn.Module, logits: Log
     outputs: list[Any] = []
     with _hooked(body, lambda module, given, made: outputs.append(made)):
         wanted = model(input_ids=_ids(model), use_cache=False).logits
-    found = logits.of(head(logits.head_input(outputs[0].last_hidden_state)))
+    given = logits.head_input(outputs[0].last_hidden_state)
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    found = logits.of(head(given.to(weight.dtype)))  # some decoders return float32 whatever their weights are
     error = float((found - wanted).float().norm() / wanted.float().norm().clamp(min=1e-30))
-    return None if error < tolerance(found) or not math.isfinite(error) else error
+    allowed = max(tolerance(part) for part in (given, found, wanted))
+    return None if error < allowed or not math.isfinite(error) else error
 
 
 @contextmanager
@@ -193,7 +197,7 @@ def _factor(given: Tensor, hidden: Tensor) -> float | None:
     """c of ``given = c * hidden``; None where it is something else."""
     if given.shape != hidden.shape:
         return None
-    if torch.equal(given, hidden):
+    if torch.equal(given, hidden.to(given.dtype)):
         return 1.0
     one, other = given.cpu().double(), hidden.cpu().double()
     factor = float((one * other).sum() / (other * other).sum())

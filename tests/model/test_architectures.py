@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,17 @@ def test_logits_are_the_models_own(name: str) -> None:
         hidden = backbone.hidden(lay_out([Tree(ids, [])]))
         found = backbone.logits.of(backbone.projection(backbone.logits.head_input(hidden)))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "granite", "gemma2", "minicpm3", "mamba2", "qwen2_moe", "bert"])
+def test_half_precision_is_tried_as_well(name: str, dtype: torch.dtype) -> None:
+    half, full = Backbone(deepcopy(make(name)).to(dtype)), Backbone(make(name))
+    half.check(name)
+    assert half.logits.input_scale == pytest.approx(full.logits.input_scale, rel=1e-4)
+    assert half.logits.scale == pytest.approx(full.logits.scale, rel=1e-6)
+    assert half.logits.cap == (None if full.logits.cap is None else pytest.approx(full.logits.cap, rel=1e-6))
+    assert type(half.logits.transform) is type(full.logits.transform)
 
 
 @pytest.mark.parametrize(("name", "why"), NO_PRETRAINING.items())
