@@ -17,6 +17,9 @@ from llara_cli.model.tokens import first_line
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
 """What a forward of an architecture raises that takes other inputs than token ids."""
 
+LONGROPE = ("longrope", "su")
+"""LongRoPE's names in configurations: transformers', and that of Phi-3's own code."""
+
 
 def find_body(model: PreTrainedModel) -> nn.Module:
     """The module that turns token ids into last hidden states.
@@ -41,10 +44,14 @@ def rope_switch(config: Any) -> int | None:
 
     It goes by the longest sequence of a forward. None: by nothing but a token's own position.
     """
-    told = getattr(config, "rope_parameters", None) or {}
-    each = [told] if "rope_type" in told else [part for part in told.values() if isinstance(part, dict)]
-    found = [part["original_max_position_embeddings"] for part in each if part.get("rope_type") == "longrope"]
-    return int(found[0]) if found else None
+    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_layer = [part for part in told.values() if isinstance(part, dict)]
+    for part in [told, *by_layer]:
+        if part.get("rope_type", part.get("type")) in LONGROPE:
+            own = getattr(config, "original_max_position_embeddings", None)
+            found = part.get("original_max_position_embeddings") or own or config.max_position_embeddings
+            return int(found)
+    return None
 
 
 def tolerance(values: Tensor) -> float:

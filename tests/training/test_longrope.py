@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from llara_cli.model.backbone import Backbone
+from llara_cli.model.body import rope_switch
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.tokens import TextTokenizer
@@ -42,6 +44,22 @@ def backbone() -> Backbone:
 @pytest.fixture
 def tokenizer() -> TextTokenizer:
     return TextTokenizer(make_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("config", "switch"),
+    [
+        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 40}}, 40),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 9}}}, 9),
+        ({"rope_scaling": {"type": "su", "long_factor": [2.0]}, "original_max_position_embeddings": 30}, 30),
+        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 40}}, None),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, None),
+        ({"rope_scaling": None}, None),
+        ({}, None),
+    ],
+)
+def test_where_the_factors_switch(config: dict[str, Any], switch: int | None) -> None:
+    assert rope_switch(SimpleNamespace(**config, max_position_embeddings=128)) == switch
 
 
 def around_the_switch(tokenizer: TextTokenizer) -> list[str]:
