@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from program import Llara
+from safetensors.torch import load_file
 from tiny import SHAPE, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -55,6 +56,18 @@ def test_decoders_with_modules_of_other_names_are_trained_and_encoded_with(
     assert encoded.json["dim"] == width
     vectors = np.load(Path(encoded.json["path"]) / "vectors-00000.npy")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_full_training_trains_a_layer_in_front_of_the_projection(llara: Llara, corpus: Path, tmp_path: Path) -> None:
+    kind, settings, _ = DECODERS["modernbert"]
+    model = save(tmp_path / "base", kind, **settings)
+    steps = ["--max-steps", 1, "--batch-size", 4, "--max-length", 96, "--learning-rate", 1e-3, "--warmup-ratio", 0]
+    assert llara("pretrain", corpus, "--model", model, "--name", "adapted", *steps).code == 0
+    before, after = (
+        load_file(folder / "model.safetensors")["lm_head.dense.weight"]
+        for folder in (model, tmp_path / "ws" / "models" / "adapted")
+    )
+    assert (after - before).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune", "encode"])
