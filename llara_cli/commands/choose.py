@@ -45,10 +45,10 @@ def model_to_pretrain(session: Session, given: str | None, remote_code: bool = F
 
 def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
     """The model named, else the newest pre-trained one, else the default base model."""
-    if given is None:
-        if adapted := [a for a in users_own(session, "models") if a.manifest["settings"].get("task") == "pretrain"]:
-            given = adapted[-1].name
-            session.console.note(f"model: {given} (the newest pretrained model)")
+    models = users_own(session, "models") if given is None else []
+    if adapted := [model.name for model in models if model.manifest["settings"].get("task") == "pretrain"]:
+        given = adapted[-1]
+        session.console.note(f"model: {given} (the newest pretrained model)")
     return model_to_pretrain(session, given, remote_code)
 
 
