@@ -124,7 +124,13 @@ class Backbone:
     @cached_property
     def logits(self) -> Logits:
         """How logits come from hidden states, found once by trying. Raises ``UserError`` where that cannot be told."""
-        return find_logits(self.model, self.body, self.projection)
+        if self.config._attn_implementation != "flex_attention":
+            return find_logits(self.model, self.body, self.projection)
+        self.model.set_attn_implementation("sdpa")  # the other would be compiled for a few tokens
+        try:
+            return find_logits(self.model, self.body, self.projection)
+        finally:
+            self.model.set_attn_implementation("flex_attention")
 
     def freeze_projection(self) -> None:
         """Train no weight that the body does not have: none of the projection's, unless it is its embeddings'."""

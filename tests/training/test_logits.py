@@ -93,6 +93,15 @@ def test_logits_that_cannot_be_reproduced_are_refused_before_training(kind: type
     assert all(weight.grad is None for weight in model.model.parameters())
 
 
+def test_the_trial_leaves_attention_in_blocks_as_it_is() -> None:
+    model = Backbone(
+        GraniteForCausalLM(GraniteConfig(**SHAPE, num_key_value_heads=2, vocab_size=400, logits_scaling=4))
+    )
+    assert model.attend_in_blocks()
+    assert model.logits.scale == 0.25
+    assert model.config._attn_implementation == "flex_attention"
+
+
 def test_hooks_of_the_trial_are_gone_and_dropout_is_back() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, num_key_value_heads=2, vocab_size=400)).train()
     ids = torch.arange(7)[None]
