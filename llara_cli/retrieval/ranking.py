@@ -16,6 +16,8 @@ Ranking = list[tuple[str, float]]
 RowRanking = list[tuple[str, float, int]]
 """The same with each document's row in the index."""
 _NONE = np.zeros(0, np.int64)
+_CELLS = 1 << 20
+"""Hits held at once: queries x hits each."""
 
 
 @dataclass
@@ -40,10 +42,6 @@ class Shortfall:
         """What happened; ``queries``: how many there were."""
         found = f"{self.queries} of {queries} queries got fewer than {self.wanted} hits"
         return f"{found}: the index looks at a part of its vectors only"
-
-
-_CELLS = 1 << 20
-"""Hits held at once: queries x hits each."""
 
 
 def rank(

@@ -130,13 +130,14 @@ class ContrastiveObjective:
         with torch.enable_grad():
             loss = self.loss(leaf, groups)
             (loss * engine.scale).backward()
+        loss = loss.detach()
         if not self._noted and float(loss) == 0 and not contrasts(self.loss.mask(leaf, groups)):
             self._noted = True
             self.note(
                 f"a batch of {len(groups)} queries teaches nothing, and others may too: each has its positive alone, "
                 "without a hard negative or another row's passage that is not masked as a false negative"
             )
-        return leaf, loss.detach()
+        return leaf, loss
 
     def _embed_all(self, parts: Parts, hand: Sequence[int]) -> list[Tensor]:
         return [self._embed(parts, number) for number in hand]
