@@ -35,7 +35,7 @@ def test_pretrain(llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, 
     length = ("--max-length", 120) if recipe == "released" else ()
     result = pretrain(llara, corpus, tiny_model, "--recipe", recipe, "--backend", backend, *length)
     assert list(result) == ["name", "path", "steps", "texts", "tokens", "seconds", "tokens_per_second", "history"]
-    assert result["name"] == f"tiny-{recipe}-wiki"
+    assert result["name"] == f"tiny-{recipe}-wiki" + ("-lora" if backend == "lora" else "")
     assert result["steps"] == len(result["history"]) == 2
     row = result["history"][0]
     assert list(row) == ["step", "loss", "ebae", "ebar", "lm", "learning_rate", "grad_norm", "texts", "tokens"]

@@ -275,7 +275,7 @@ def test_bad_lines_are_told_with_their_place(
     outcome = beir_run(llara, root, "scifact")
     assert outcome.code == 2
     assert message in outcome.error
-    assert not list((tmp_path / "ws").rglob("scifact.*"))
+    assert not list((tmp_path / "ws/results").rglob("scifact.*"))
 
 
 def test_judged_queries_that_the_collection_lacks_count_nothing_and_are_told(llara: Llara, root: Path) -> None:
