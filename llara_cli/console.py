@@ -91,7 +91,9 @@ class Bar:
     def finish(self) -> None:
         """What is done is all there was: the total was unknown, or an estimate. A bar that did nothing goes away."""
         (task,) = (task for task in self.progress.tasks if task.id == self.task)
+        seconds = task.elapsed
         self.progress.update(self.task, total=task.completed, visible=task.completed > 0)
+        task.finished_speed = task.completed / seconds if seconds else None  # another total makes rich forget it
 
 
 @dataclass

@@ -47,6 +47,7 @@ def bar(terminal: Terminal, total: float | None, steps: int, *, finish: bool = F
 def test_a_bar_ends_with_what_was_done(terminal: Terminal, total: int | None, finish: bool, shown: str) -> None:
     bar(terminal, total, 30, finish=finish)
     assert shown in terminal.screen()
+    assert not finish or terminal.screen().partition("texts/s")[1]
 
 
 def test_a_bar_that_did_nothing_does_not_stay(terminal: Terminal) -> None:

@@ -90,7 +90,7 @@ LearningRate = Annotated[
 WarmupRatio = Annotated[float, typer.Option(help="Share of the steps with rising rate.", rich_help_panel=_TRAINING)]
 WeightDecay = Annotated[float, typer.Option(help="AdamW's decay.", rich_help_panel=_TRAINING)]
 MaxGradNorm = Annotated[float, typer.Option(help="Clip the gradient's norm.", rich_help_panel=_TRAINING)]
-Seed = Annotated[int, typer.Option(help="Order of the data, dropout, new embeddings.", rich_help_panel=_TRAINING)]
+Seed = Annotated[int, typer.Option(help="Which data, their order, dropout, new embeddings.", rich_help_panel=_TRAINING)]
 Optimizer = Annotated[
     str, typer.Option(help="adamw, adamw-8bit, paged-adamw or paged-adamw-8bit.", rich_help_panel=_TRAINING)
 ]

@@ -128,7 +128,8 @@ class Encoding:
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
-        count, sample = _sampled(read_documents(self.file, self.console.note))
+        with self.console.bar("reading", None, unit="texts") as bar:
+            count, sample = _sampled(bar.over(read_documents(self.file, self.console.note)))
         self._check_dim()
         facts = self.backend.facts(self.source)
         dim = self.settings.dim or facts.dim

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llara_cli.data.corpus import RawDocument, read_corpus
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.training import sampling
-from llara_cli.training.examples import ExampleBuilder, ExampleTable
+from llara_cli.training.examples import ExampleBuilder, ExampleTable, Item
 from llara_cli.training.sampling import Corpus, drawn, survey, units
 
 TINY = TextTokenizer(make_tokenizer())
@@ -195,3 +196,15 @@ def test_the_plan_fetches_no_more_of_it_either(fetched: list[int], tiny_model: P
     plan = llara("pretrain", "hf:owner/name", "--model", tiny_model, *flags).json
     assert plan["texts"] == 8
     assert len(fetched) < 2000
+
+
+def test_an_interrupted_tokenization_leaves_nothing_behind(wiki: Path, tmp_path: Path) -> None:
+    def interrupted(corpus: Sequence[str]) -> Iterator[Item]:
+        yield from islice(read_corpus(corpus), 700)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "cache" / "examples-key.arrow"
+    with Console(quiet=True).bar("tokenizing", None) as bar, pytest.raises(KeyboardInterrupt):
+        BUILDER.build([str(wiki)], path, bar, interrupted)
+    assert not list(path.parent.iterdir())
+    assert len(table(wiki, tmp_path, None)) > 2000
