@@ -26,6 +26,8 @@ from llara_cli.training.pretext import Example
 
 SURPLUS = 2
 """Passages tokenised for each that the steps take, so that those of a batch come from many documents."""
+LEAST_UNITS = 256
+"""Units that are drawn however few passages are needed, so that a batch is not of a few documents' neighbours."""
 TOKENISED_WHOLE = 1 << 22
 """Characters. A corpus that has no more takes seconds to tokenise: that is done whatever the run needs."""
 SAMPLE = 256
@@ -154,9 +156,10 @@ class Corpus:
             path = folder / f"examples-{key}-first-{wanted}-{seed}.arrow"
             return self._built(path, lambda corpus: read_corpus(corpus, seed), most=wanted)
         found = self._estimate(folder, key)
-        if found.characters <= TOKENISED_WHOLE or found.passages <= SURPLUS * wanted:
+        small = found.characters <= TOKENISED_WHOLE or found.units <= LEAST_UNITS
+        if small or found.passages <= SURPLUS * wanted:
             return self._built(whole, read_corpus, found.passages)
-        count = math.ceil(wanted * found.units / found.passages)
+        count = max(LEAST_UNITS, math.ceil(wanted * found.units / found.passages))
         while True:
             table = self._drawn(folder, key, count, found, seed)
             if len(table) >= needed or count == found.units:

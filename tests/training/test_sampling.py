@@ -40,8 +40,9 @@ def wiki(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_counts_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A corpus need not have millions of characters for documents to be drawn from it."""
+    """A corpus need not have millions of characters for documents to be drawn from it, nor are hundreds drawn."""
     monkeypatch.setattr(sampling, "TOKENISED_WHOLE", 0)
+    monkeypatch.setattr(sampling, "LEAST_UNITS", 1)
 
 
 def table(corpus: Path | str, folder: Path, needed: int | None, seed: int = 1) -> ExampleTable:
@@ -79,6 +80,13 @@ def test_few_steps_take_documents_from_all_over_the_corpus(wiki: Path, tmp_path:
     assert all(sum(start <= number < start + 500 for number in taken) > 5 for start in range(0, 2000, 500))
     kept = {tuple(row) for row in rows(every)}
     assert all(tuple(row) in kept for row in rows(found))
+
+
+def test_however_few_steps_there_are_many_documents_are_drawn(
+    wiki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "TOKENISED_WHOLE", 0)
+    assert len(set(numbers(table(wiki, tmp_path, 4)))) == sampling.LEAST_UNITS
 
 
 @pytest.mark.usefixtures("small_counts_as_large")
