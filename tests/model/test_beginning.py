@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import TEXTS, make_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -75,6 +75,7 @@ def made(kind: Callable[[], TextTokenizer]) -> TextTokenizer:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(parts=pieces, limit=st.integers(1, 40))
+@example(parts=[("abab", 1), ("abab", 264), ("the sea", 151)], limit=1)
 def test_ids_are_those_of_the_whole_text(
     kind: Callable[[], TextTokenizer], parts: list[tuple[str, int]], limit: int
 ) -> None:
