@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +48,56 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
     return adapted
 
 
-def _linear_layers(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Last name of the linear layers, the vocabulary projection apart -> their whole names."""
-    head, found = model.get_output_embeddings(), dict[str, list[str]]()
+def _linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Module]]:
+    """Last name of the linear layers, the vocabulary projection apart -> all layers of that name."""
+    head, found = model.get_output_embeddings(), dict[str, list[nn.Module]]()
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | Conv1D) and layer is not head:
-            found.setdefault(name.rpartition(".")[2], []).append(name)
+            found.setdefault(name.rpartition(".")[2], []).append(layer)
     return found
 
 
 def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
-    """The linear layers that peft takes, by their whole names; those that it refuses are told of."""
+    """The linear layers that can have an adapter, by their whole names; those that cannot are told of.
+
+    An adapter takes the place of a layer, so a layer that does more than a linear one (a router of experts) has none.
+    """
     layers = _linear_layers(model)
-    refused = sorted(name for name in layers if not _is_accepted(model, name))
+    refused = {name for name, every in layers.items() if not all(map(_is_plain, every))}
+    if not _accepts(model, layers.keys() - refused):
+        refused |= {name for name in layers if name not in refused and not _accepts(model, {name})}
     if refused:
-        setup.note(f"no adapter on {', '.join(refused)}: peft takes none there ({model.config.model_type})")
-    targets = sorted(whole for name, every in layers.items() if name not in refused for whole in every)
+        setup.note(f"no adapter on {', '.join(sorted(refused))}: there can be none ({model.config.model_type})")
+    targets = _whole_names(model, layers.keys() - refused)
     if not targets:
-        raise UserError(f"no linear layer of {model.config.model_type} can get an adapter: take --backend full")
+        raise UserError(f"no linear layer of {model.config.model_type} can have an adapter: take --backend full")
     return targets
 
 
-def _is_accepted(model: PreTrainedModel, name: str) -> bool:
-    """Whether peft puts an adapter on a layer of this name in a model of this kind: tried on a small stand-in."""
-    stand_in = nn.Module()
-    stand_in.config = model.config
-    stand_in.add_module(name, nn.Linear(2, 2))
+def _whole_names(model: PreTrainedModel, last: Set[str]) -> list[str]:
+    head = model.get_output_embeddings()
+    linear = (
+        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+    )
+    return sorted(name for name in linear if name.rpartition(".")[2] in last)
+
+
+@torch.no_grad()
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer, or what is derived from one, gives one tensor of its output's width."""
+    if type(layer) in (nn.Linear, Conv1D) or type(layer).__module__.startswith("bitsandbytes"):
+        return True
+    assert isinstance(layer, nn.Linear)
+    found = layer(layer.weight.new_zeros(1, layer.in_features))
+    return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
+
+
+def _accepts(model: PreTrainedModel, last: Set[str]) -> bool:
+    """Whether peft puts adapters on all layers of these last names: tried on a copy without weights."""
+    with torch.device("meta"):
+        copy = type(model)(deepcopy(model.config))
     try:
-        inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), stand_in)
+        inject_adapter_in_model(LoraConfig(r=1, target_modules=_whole_names(copy, last)), copy)
     except ValueError:
         return False
     return True
