@@ -17,7 +17,8 @@ def test_a_name_in_any_script_goes_through_every_command(
     assert made.json["name"] == COMPOSED, made.err
     assert llara("index", DECOMPOSED, "--json").json["name"] == f"{COMPOSED}-exact"
     assert llara("search", "bees", "--index", f"{DECOMPOSED}-exact").code == 0
-    assert {path.name for path in (tmp_path / "ws").glob("*/*") if path.is_dir()} == {COMPOSED, f"{COMPOSED}-exact"}
+    made_names = {path.name for kind in ("embeddings", "indexes") for path in (tmp_path / "ws" / kind).iterdir()}
+    assert made_names == {COMPOSED, f"{COMPOSED}-exact"}
     named = beir.rename(beir.with_name("коллекция"))
     assert llara("encode", named, "--model", tiny_model, "--json").json["name"] == "tiny-коллекция"
 
