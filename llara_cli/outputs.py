@@ -146,7 +146,7 @@ def open_output(path: Path) -> Iterator[IO[bytes]]:
         try:
             with io.BufferedWriter(_Named(number, path)) as file:
                 if target.exists():
-                    os.fchmod(number, stat.S_IMODE(target.stat().st_mode))
+                    aside.chmod(stat.S_IMODE(target.stat().st_mode))
                 yield file
                 file.flush()
                 _sync(number, path)

@@ -117,6 +117,8 @@ def model_of_shapes(source: ModelSource) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=source.remote_code)
     except Exception as error:  # whatever odd numbers in a config.json make of a model's constructor
         raise UserError(_cannot_load(source, error)) from error
+    if source.base is not None:
+        _make_room(model, adapter_folder(source))
     return model
 
 
@@ -183,10 +185,15 @@ def _from_adapter(source: ModelSource) -> PreTrainedModel:
 def _from_peft(source: ModelSource, base: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model = load_causal_lm(base, torch.float32)
     folder = adapter_folder(source)
-    rows = embedding_rows(model, folder)
+    _make_room(model, folder)
+    return put_together(model, folder, None).to(dtype)
+
+
+def _make_room(model: PreTrainedModel, adapter: Path) -> None:
+    """Give a base as many embeddings as its adapter brings along, as one that was trained with new tokens does."""
+    rows = embedding_rows(model, adapter)
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    return put_together(model, folder, None).to(dtype)
 
 
 def _from_gguf(source: ModelSource, config: Any, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llara_cli.artifacts import sha256_file
 from llara_cli.console import Console, UserError
 from llara_cli.outputs import check_output, is_stream, open_output
 from llara_cli.protocols import Progress
@@ -87,7 +88,8 @@ class Exporting:
                     raise self.store.damaged()
             origin_path(self.file).unlink(missing_ok=True)  # it may be that of the vectors which are replaced
         with open_output(origin_path(self.file)) as file:
-            file.write(Origin.of(self.store.artifact).as_json().encode())
+            digest = "" if is_stream(self.file) else sha256_file(self.file)
+            file.write(replace(Origin.of(self.store.artifact), vectors=digest).as_json().encode())
 
     def _write_parquet(self, progress: Progress) -> None:
         """Columns id, vector, title, text; a group of rows at a time. The origin is in the schema's metadata."""

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llara_cli.artifacts import sha256_file
 from llara_cli.console import UserError
 from llara_cli.data.collection import ID_FIELDS, TEXT_FIELDS, Document, named_records
 from llara_cli.data.lines import check_file, one_line, read_lines
@@ -81,12 +82,18 @@ class NpyFile:
         """A file beside the vectors."""
         return origin_path(self.path)
 
-    @property
+    @cached_property
     def origin(self) -> Origin | None:
-        """What the file beside says, where there is one."""
+        """What the file beside says, where there is one. Raises ``UserError`` where it is of other vectors."""
         if not self.origin_file.is_file():
             return None
-        return Origin.parse(self.origin_file.read_bytes(), self.origin_file)
+        origin = Origin.parse(self.origin_file.read_bytes(), self.origin_file)
+        if origin.vectors != sha256_file(self.path):
+            raise UserError(
+                f"{self.origin_file} is of other vectors than those in {self.path.name}: delete it, and name the model "
+                "that made them with --model"
+            )
+        return origin
 
     @cached_property
     def _matrix(self) -> NDArray[Any]:

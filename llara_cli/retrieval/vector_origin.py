@@ -23,6 +23,7 @@ class Origin:
         fingerprint: the model's.
         role: ``passage`` or ``query``.
         encoder: the encoder backend.
+        vectors: sha256 of the file of vectors, where the origin lies beside it; "" where it lies in it.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Origin:
     fingerprint: str
     role: str
     encoder: str
+    vectors: str = ""
 
     @classmethod
     def of(cls, embeddings: Artifact) -> Origin:

@@ -220,6 +220,17 @@ def test_an_exported_model_that_is_gone_or_told_of_badly(
         assert "out.npy.model.json: what it says" in refusal(llara, tmp_path / "ws", tmp_path / "out.npy")
 
 
+def test_an_origin_of_other_vectors_is_refused(llara: Llara, encoded: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Another tool has written the file anew, and left what llara wrote beside it."""
+    file = tmp_path / "out.npy"
+    assert llara("export", "passages", file).code == 0
+    np.save(file, np.load(file)[::-1])
+    told = refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+    assert "out.npy.model.json is of other vectors than those in out.npy: delete it" in told
+    (tmp_path / "out.npy.model.json").unlink()
+    assert llara("encode", "--from", file, "--model", tiny_model, "--name", "back").code == 0
+
+
 def test_a_plan_and_a_query_side(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
     file = write_npy(tmp_path / "theirs.npy", directions(), list("abcde"))
     plan = take_in(llara, file, tiny_model, "--dry-run")

@@ -16,6 +16,7 @@ from tiny import TEXTS, make_model
 from torch import Tensor
 
 from llara_cli.console import UserError
+from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import lacks_projection, load_causal_lm
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.workspace import Workspace
@@ -311,6 +312,7 @@ def test_new_tokens_of_an_adapter_come_with_it(tiny_model: Path, tmp_path: Path)
         wanted, found = adapted(ids).logits, load_causal_lm(loaded, torch.float32).eval()(ids).logits
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert "<q>" in TextTokenizer.load(loaded).hf.get_vocab()
+    assert ModelFacts.of(loaded).embedded_tokens == 401
 
 
 def _name_nobody(folder: Path) -> None:
