@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from llara_cli.console import UserError
+from llara_cli.console import LlaraError, UserError
 from llara_cli.data.lines import one_line
 from llara_cli.model import gguf_files
 from llara_cli.model.adapted import adapter_folder, base_of, embedding_rows, put_together, refuse_changed
@@ -42,26 +42,44 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
+@contextmanager
+def _explained(source: ModelSource) -> Iterator[None]:
+    """Turn what an odd checkpoint makes of transformers, which may be any error, into one line that names it.
+
+    A machine's memory that is too small is not the checkpoint's fault, and stays what it is.
+    """
+    try:
+        with quiet_transformers():
+            yield
+    except (LlaraError, MemoryError):
+        raise
+    except ImportError as error:
+        raise missing_library(source, error) from error
+    except Exception as error:
+        if "memory" in str(error).lower():
+            raise
+        raise UserError(_cannot_load(source, error)) from error
+
+
 def load_config(source: ModelSource) -> Any:
     """The model's configuration; of an adapter its base's.
 
-    Raises ``UserError`` where there is none to be had, and for weights quantized in a way that cannot be read here.
+    Raises ``UserError`` where there is none to be had, for one of no causal language model, and for weights quantized
+    in a way that cannot be read here.
     """
     if source.base is not None:
         return load_config(source.base)
     options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.remote_code, **options)
+    with _explained(source):
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.remote_code, **options)
         if source.gguf_file:
             gguf_files.complete_config(config, source.gguf_parts)
-    except ImportError as error:
-        raise missing_library(source, error) from error
-    except UserError:
-        raise
-    except Exception as error:  # whatever an odd config.json, or a damaged GGUF, makes of transformers
-        raise UserError(_cannot_load(source, error)) from error
     refuse_quantized(source, config)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise UserError(
+            f"{source.path}: a {config.model_type} is no causal language model; "
+            "if it makes embeddings, encode it with --encoder sentence-transformers"
+        )
     return config
 
 
@@ -76,8 +94,8 @@ def _cannot_load(source: ModelSource, error: Exception) -> str:
 
 def max_positions(config: Any) -> int | None:
     """Tokens that a configuration has positions for; None where it has no limit."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    found = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 0)
+    return found if found > 0 else None
 
 
 def load_causal_lm(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
@@ -95,13 +113,8 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     if source.base is not None:
         return _from_peft(source, source.base, dtype)
     config = load_config(source)
-    try:
-        with quiet_transformers():
-            model = _from_gguf(source, config, dtype) if source.gguf_file else _from_checkpoint(source, config, dtype)
-    except ImportError as error:
-        raise missing_library(source, error) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(_cannot_load(source, error)) from error
+    with _explained(source):
+        model = _from_gguf(source, config, dtype) if source.gguf_file else _from_checkpoint(source, config, dtype)
     model.config.use_cache = False
     return model
 
@@ -112,11 +125,8 @@ def model_of_shapes(source: ModelSource) -> PreTrainedModel:
     Raises ``UserError`` where the configuration describes no causal language model that could be built.
     """
     config = load_config(source)
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=source.remote_code)
-    except Exception as error:  # whatever odd numbers in a config.json make of a model's constructor
-        raise UserError(_cannot_load(source, error)) from error
+    with _explained(source), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=source.remote_code)
     if source.base is not None:
         _make_room(model, adapter_folder(source))
     return model
@@ -134,11 +144,8 @@ def has_projection(source: ModelSource) -> bool:
     config = load_config(source)
     if is_quantized(config):
         return True  # its layers cannot be made without memory
-    try:
-        with quiet_transformers():
-            model = _from_checkpoint(source, config, torch.float32, device_map="meta")
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(_cannot_load(source, error)) from error
+    with _explained(source):
+        model = _from_checkpoint(source, config, torch.float32, device_map="meta")
     return not lacks_projection(model)
 
 

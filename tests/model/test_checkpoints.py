@@ -381,6 +381,8 @@ def test_full_weights_beside_an_adapter_are_refused_before_any_work(
         ({"hidden_size": "32"}, "'hidden_size' expected int, got str"),
         ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
         ({"model_type": "made-up"}, "made-up"),
+        ({"model_type": "t5"}, "a t5 is no causal language model"),
+        ({"model_type": "clip"}, "a clip is no causal language model"),
         ({"quantization_config": "awq"}, "cannot load the model"),
     ],
 )
