@@ -4,7 +4,7 @@ SIZE ?= small
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install test check demo clean
+.PHONY: install test check kill demo clean
 
 install: $(STAMP)
 
@@ -21,6 +21,10 @@ check: install
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# On request: the tests that kill commands, with twenty kills each instead of one.
+kill: install
+	OMP_NUM_THREADS=1 LLARA_TEST_KILLS=20 $(BIN)/python -m pytest tests/commands/test_killed.py tests/commands/test_index_builds.py
 
 demo: install
 	$(BIN)/python demo/run.py --size $(SIZE)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from program import Llara, start, tree
 
-COUNT, DIM, KILLS = 6000, 32, int(os.environ.get("LLARA_TEST_KILLS", "2"))
+COUNT, DIM, KILLS = 6000, 32, int(os.environ.get("LLARA_TEST_KILLS", "1"))
 BACKENDS = {
     "exact": ("--backend", "exact"),
     "flat": ("--backend", "faiss", "--spec", "Flat"),
