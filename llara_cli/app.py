@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llara_cli import __version__
-from llara_cli.console import FULL, LlaraError, Terminated, is_follower
+from llara_cli.console import FULL, LlaraError, Terminated, is_follower, is_out_of_memory
 from llara_cli.streams import prepare_streams
 
 SUMMARY = "Turn a language model into a dense retriever."
@@ -199,7 +199,7 @@ def explain(error: Exception) -> tuple[str, int]:
         told = format_message().rstrip(".")  # nothing where there was no argument, and the help is the answer
         command = getattr(getattr(error, "ctx", None), "command_path", "llara")
         return f"{told} ({command} --help shows what there is)" if told else "", 2
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if is_out_of_memory(error):
         return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
     if getattr(error, "errno", None) in FULL or "no space left on device" in str(error).lower():
         return _full_disk(error), 1

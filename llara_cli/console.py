@@ -43,6 +43,13 @@ class Terminated(KeyboardInterrupt):
         self.signal = signal
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory, or a GPU's, was too small: no mistake in what the user gave."""
+    told = str(error).lower()
+    phrases = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in told for phrase in phrases)
+
+
 def launched_processes() -> int:
     """How many processes ``accelerate launch`` or ``torchrun`` started; 1 where none did."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -20,7 +20,7 @@ QUERY_PROMPT = "Instruct: find the passage\nQuery: "
 _CONFIGS: dict[str, Any] = {"bert": BertConfig, "roberta": RobertaConfig, "llama": LlamaConfig}
 
 
-def make_sentence_model(folder: Path, kind: str = "bert", *, seed: int = 0) -> Path:
+def make_sentence_model(folder: Path, kind: str = "bert", *, seed: int = 0, layers: int = 2) -> Path:
     """Save a model: ``bert`` and ``roberta`` pool the mean, ``llama`` the last token behind a query prompt.
 
     ``roberta`` has a dense layer behind its pooling, of another width.
@@ -31,7 +31,8 @@ def make_sentence_model(folder: Path, kind: str = "bert", *, seed: int = 0) -> P
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
-    config = _CONFIGS[kind](vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **SHAPE)
+    shape = SHAPE | {"num_hidden_layers": layers}
+    config = _CONFIGS[kind](vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **shape)
     parts = folder.with_name(folder.name + "-parts")
     with quiet_transformers():
         AutoModel.from_config(config).save_pretrained(parts)
@@ -53,10 +54,10 @@ def make_static_model(folder: Path) -> Path:
 
 
 def make_router_model(folder: Path) -> Path:
-    """Save a model that encodes queries and passages with different modules."""
-    parts = make_sentence_model(folder.with_name(folder.name + "-bert"))
+    """Save a model that encodes queries and passages with different modules, passages with one layer more."""
+    parts = [make_sentence_model(folder.with_name(f"{folder.name}-bert{n}"), layers=n) for n in (2, 3)]
     with quiet_transformers():
-        query, passage = (Transformer(str(parts)) for _ in range(2))
+        query, passage = (Transformer(str(part)) for part in parts)
         width = SHAPE["hidden_size"]
         routes = Router.for_query_document([query, Pooling(width, "cls")], [passage, Pooling(width, "mean")])
         SentenceTransformer(modules=[routes], device="cpu").save(str(folder))

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llara_cli.console import UserError
 from llara_cli.model.adapted import save_base
+from llara_cli.model.body import linear_layers
 from llara_cli.model.source import ADAPTER, ModelSource
 from llara_cli.model.tokens import first_line
 from llara_cli.protocols import TrainingSetup
@@ -38,7 +39,7 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        known = ", ".join(sorted(_linear_layers(model)))
+        known = ", ".join(sorted(set(map(_last, linear_layers(model)))))
         raise UserError(f"--lora-targets {','.join(targets)}: {first_line(error)} (linear layers: {known})") from error
     # peft makes a set of the names, whose order differs from process to process: equal runs save equal files
     adapted.peft_config["default"].target_modules = sorted(adapted.peft_config["default"].target_modules)
@@ -48,38 +49,27 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
     return adapted
 
 
-def _linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Module]]:
-    """Last name of the linear layers, the vocabulary projection apart -> all layers of that name."""
-    head, found = model.get_output_embeddings(), dict[str, list[nn.Module]]()
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not head:
-            found.setdefault(name.rpartition(".")[2], []).append(layer)
-    return found
-
-
 def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
     """The linear layers that can have an adapter, by their whole names; those that cannot are told of.
 
     An adapter takes the place of a layer, so a layer that does more than a linear one (a router of experts) has none.
     """
-    layers = _linear_layers(model)
-    refused = {name for name, every in layers.items() if not all(map(_is_plain, every))}
-    if not _accepts(model, layers.keys() - refused):
-        refused |= {name for name in layers if name not in refused and not _accepts(model, {name})}
+    layers = linear_layers(model)
+    names = set(map(_last, layers))
+    refused = {_last(name) for name, layer in layers.items() if not _is_plain(layer)}
+    if not _accepts(model, names - refused):
+        refused |= {name for name in names - refused if not _accepts(model, {name})}
     if refused:
-        setup.note(f"no adapter on {', '.join(sorted(refused))}: there can be none ({model.config.model_type})")
-    targets = _whole_names(model, layers.keys() - refused)
+        told = f"{', '.join(sorted(refused))} left without adapters: peft cannot adapt these layers"
+        setup.note(f"{told} ({model.config.model_type})")
+    targets = sorted(name for name in layers if _last(name) not in refused)
     if not targets:
-        raise UserError(f"no linear layer of {model.config.model_type} can have an adapter: take --backend full")
+        raise UserError(f"no linear layer of {model.config.model_type} can have an adapter: use --backend full")
     return targets
 
 
-def _whole_names(model: PreTrainedModel, last: Set[str]) -> list[str]:
-    head = model.get_output_embeddings()
-    linear = (
-        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D) and layer is not head
-    )
-    return sorted(name for name in linear if name.rpartition(".")[2] in last)
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 @torch.no_grad()
@@ -96,8 +86,9 @@ def _accepts(model: PreTrainedModel, last: Set[str]) -> bool:
     """Whether peft puts adapters on all layers of these last names: tried on a copy without weights."""
     with torch.device("meta"):
         copy = type(model)(deepcopy(model.config))
+    names = [name for name in linear_layers(copy) if _last(name) in last]
     try:
-        inject_adapter_in_model(LoraConfig(r=1, target_modules=_whole_names(copy, last)), copy)
+        inject_adapter_in_model(LoraConfig(r=1, target_modules=names), copy)
     except ValueError:
         return False
     return True

@@ -14,11 +14,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llara_backends.sentence_counts import Counts, count, overhead, shortened
-from llara_cli.console import UserError
+from llara_cli.console import UserError, is_out_of_memory
 from llara_cli.model.backbone import choose_device, choose_dtype
 from llara_cli.model.batching import micro_batches
 from llara_cli.model.checkpoint import (
@@ -26,6 +25,7 @@ from llara_cli.model.checkpoint import (
     WEIGHTS,
     Header,
     is_quantized,
+    listed,
     read_header,
     refuse_incomplete,
     refuse_quantized,
@@ -82,7 +82,7 @@ class SentenceTransformersEncoder(EncoderBackend):
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()
-        if _file(source, MODULES) is None:
+        if source.file(MODULES) is None:
             options.note(f"{source.name} has no {MODULES}: sentence-transformers takes the mean of its hidden states")
         _dim(model, source)
         limits: dict[Role, int | None] = {
@@ -124,7 +124,8 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
     """The model by the library's own hands; without ``device`` its Transformer has shapes only, no weights."""
     weights: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "ignore_mismatched_sizes": True}
     try:
-        headers = _headers(source)
+        # without weights those of a hub model are not fetched to look at their names
+        headers = _headers(source) if device is not None or source.is_local else {}
         if renaming := {key: value for header in headers.values() for key, value in (header.renaming or {}).items()}:
             weights["key_mapping"] = renaming
         with quiet_transformers():
@@ -138,6 +139,8 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
             if device is not None:
                 _refuse_incomplete(source, model, headers, weights)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{source.path}: sentence-transformers cannot load it: {first_line(error)}") from error
     return model
 
@@ -162,29 +165,32 @@ def _headers(source: ModelSource) -> dict[str, Header]:
 
 def _folders(source: ModelSource) -> list[str]:
     """The folders of a model's modules, those of its routes too; none where it was not made with the library."""
-    modules, routes = _file(source, MODULES), _file(source, "router_config.json")
+    modules, routes = source.file(MODULES), source.file("router_config.json")
     try:
         named = json.loads(modules.read_text(encoding="utf-8")) if modules else []
         types = json.loads(routes.read_text(encoding="utf-8")).get("types", {}) if routes else {}
-        return [*(str(module["path"]) for module in named), *map(str, types)]
+        folders = [*(str(module["path"]) for module in named), *map(str, types)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source.path}: {MODULES} or router_config.json is damaged: {first_line(error)}") from error
+    if outside := [folder for folder in folders if Path(folder).is_absolute() or ".." in Path(folder).parts]:
+        raise UserError(f"{source.path}: its modules lie outside its folder: {listed(outside)}")
+    return folders
 
 
 def _header(source: ModelSource, folder: str) -> Header | None:
     """What a module's weights are called; None where it has none. Raises ``UserError`` for a pickle."""
     prefix = f"{folder}/" if folder else ""
-    if any(_file(source, prefix + name) is not None for name in (WEIGHTS, INDEX)):
+    if any(source.file(prefix + name) is not None for name in (WEIGHTS, INDEX)):
         return read_header(source, folder)
     pickle = f"{prefix}pytorch_model.bin"
-    if source.is_local and _file(source, pickle) is not None:  # of the hub it would be fetched to look
+    if source.is_local and source.file(pickle) is not None:  # of the hub it would be fetched to look
         raise UserError(f"{source.path}: {pickle} is a pickle, which could run code: save as safetensors")
     return None
 
 
 def _config(source: ModelSource, folder: str) -> dict[str, Any]:
     """``config.json`` of a module; empty where there is none."""
-    path = _file(source, f"{folder}/config.json" if folder else "config.json")
+    path = source.file(f"{folder}/config.json" if folder else "config.json")
     found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     return found if isinstance(found, dict) else {}
 
@@ -200,29 +206,18 @@ def _refuse_quantized(source: ModelSource, folder: str) -> None:
 def _refuse_incomplete(source: ModelSource, model: Any, headers: Iterable[str], weights: dict[str, Any]) -> None:
     """Raise ``UserError`` where the weights of a Transformer are not all in its files: the library does not tell."""
     bodies = [module.model for module in model.modules() if isinstance(module, Transformer)]
-    kinds = {body.config.model_type: body for body in bodies if isinstance(body, PreTrainedModel)}
+    kinds = {body.config.model_type: type(body) for body in bodies if isinstance(body, PreTrainedModel)}
+    options: dict[str, Any] = {"trust_remote_code": source.remote_code, "local_files_only": source.is_local}
     for folder in headers:
-        body = kinds.get(_config(source, folder).get("model_type", ""))
-        if body is None:  # no Transformer's
+        kind = kinds.get(_config(source, folder).get("model_type", ""))
+        if kind is None:  # no Transformer's
             continue
-        place = {"subfolder": folder} if folder else {}
-        _, loaded = type(body).from_pretrained(
-            source.location, config=body.config, device_map="meta", output_loading_info=True,
-            trust_remote_code=source.remote_code, local_files_only=source.is_local, **place, **weights,
-        )  # fmt: skip
+        place = options | ({"subfolder": folder} if folder else {})
+        config = AutoConfig.from_pretrained(source.location, **place)
+        body, loaded = kind.from_pretrained(
+            source.location, config=config, device_map="meta", output_loading_info=True, **place, **weights
+        )
         refuse_incomplete(source, body, loaded)
-
-
-def _file(source: ModelSource, name: str) -> Path | None:
-    """A file of the model, from its folder or the hub; None where there is none."""
-    options = {"_raise_exceptions_for_missing_entries": False, **_quietly(source)}
-    found = cached_file(source.location, name, **options)
-    return Path(found) if found is not None else None
-
-
-def _quietly(source: ModelSource) -> dict[str, Any]:
-    """Of a hub out of reach nothing is said here: loading will."""
-    return {"local_files_only": source.is_local, "_raise_exceptions_for_connection_errors": False}
 
 
 def _prompt(model: Any, names: Sequence[str]) -> str:

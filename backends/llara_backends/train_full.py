@@ -23,9 +23,12 @@ class FullBackend(TrainingBackend):
         """The model in fp32 (or bf16, see ``setup``), with its new tokens, every weight trainable."""
         model = load_causal_lm(source, torch.bfloat16 if setup.bf16_weights else torch.float32)
         add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
-        model.requires_grad_(False)  # a multimodal model has more than a decoder and its projection
-        for part in (find_body(model), model.get_output_embeddings()):
-            part.requires_grad_(True)
+        # a multimodal model has more than a decoder, its projection and what may lie between the two
+        parts = (find_body(model), model.get_output_embeddings())
+        trained = {id(weight) for part in parts for weight in part.parameters()}
+        other = {id(weight) for weight in model.base_model.parameters()} - trained
+        for weight in model.parameters():
+            weight.requires_grad_(id(weight) not in other)
         return model
 
     def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:

@@ -123,7 +123,7 @@ LoraDropout = Annotated[float, typer.Option(help="Dropout before the adapters.",
 LoraTargets = Annotated[
     str | None,
     typer.Option(
-        help="Layers that get an adapter, as q_proj,v_proj. (default: all linear layers)",
+        help="Layers to adapt, e.g. q_proj,v_proj. (default: every linear layer that can take an adapter)",
         show_default=False,
         rich_help_panel=_ADAPTER,
     ),

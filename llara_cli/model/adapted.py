@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llara_cli.artifacts import read_json, write_atomically
-from llara_cli.console import UserError
+from llara_cli.console import UserError, is_out_of_memory
+from llara_cli.model.body import linear_layers
 from llara_cli.model.checkpoint import listed, why_unreadable
 from llara_cli.model.source import BASE, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
 from llara_cli.model.tokens import first_line
@@ -92,12 +93,16 @@ def put_together(model: PreTrainedModel, folder: Path, quantization: str | None)
             warnings.simplefilter("ignore", UserWarning)  # of missing weights, which are an error below
             adapted = PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{folder}: cannot load the adapter: {first_line(error)}") from error
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if absent := wanted - names:
         raise UserError(f"{folder}: the adapter lacks weights that its configuration names: {listed(absent)}")
     if unused := {name for name in names - wanted if "lora_" in name}:
-        raise UserError(f"{folder}: the adapter has weights that the base model has no place for: {listed(unused)}")
+        raise UserError(
+            f"{folder}: the adapter has weights for layers that the base model does not have: {listed(unused)}"
+        )
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
 
@@ -141,7 +146,7 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     A GPU quantises where there is one, a layer at a time, so that it never holds the whole model.
     """
     bnb = _bitsandbytes()
-    for name, layer in _linear_layers(model):
+    for name, layer in _quantizable(model):
         quantised = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=dtype,
             compress_statistics=True, quant_type=NF4, device="meta",
@@ -160,7 +165,7 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def _round_to_nf4(model: PreTrainedModel) -> None:
     """Give every linear layer but the projection the weights that NF4 leaves of it."""
     bnb = _bitsandbytes()
-    for _, layer in _linear_layers(model):
+    for _, layer in _quantizable(model):
         weight = layer.weight.data.to(_quantiser())
         codes, state = bnb.functional.quantize_4bit(weight, compress_statistics=True, quant_type=NF4)
         layer.weight.copy_(bnb.functional.dequantize_4bit(codes, state))
@@ -170,11 +175,8 @@ def _quantiser() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    head = model.get_output_embeddings()
-    return [
-        (name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
-    ]
+def _quantizable(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    return [(name, layer) for name, layer in linear_layers(model).items() if isinstance(layer, nn.Linear)]
 
 
 def _bitsandbytes() -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from llara_cli.console import UserError
+from llara_cli.console import LlaraError, UserError
 from llara_cli.model.batching import Batching
 from llara_cli.model.body import FAILURES, evaluating, find_body, reason, rope_switch, tolerance, width
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
@@ -118,7 +118,7 @@ class Backbone:
         """
         head: nn.Module | None = self.model.get_output_embeddings()
         if head is None:
-            raise UserError(f"{self.config.model_type}: {type(self.model).__name__} tells no output embeddings")
+            raise UserError(f"{self.config.model_type}: {type(self.model).__name__} has no output embeddings")
         return head
 
     @cached_property
@@ -259,6 +259,11 @@ class Backbone:
                 hidden = self.hidden(lay_out([Tree(row, []) for row in ids]))
         except FAILURES as error:
             raise UserError(f"{where}: {kind} does not run on token ids alone: {reason(error)}") from error
+        if not hidden.isfinite().all():
+            raise LlaraError(
+                f"{where}: {kind} gives NaN or infinite hidden states: its weights are damaged, or too large for "
+                f"{dtype_name(hidden.dtype)}: try --dtype fp32 or bf16"
+            )
         if hidden.shape != (2 * tokens, self.dim):
             raise UserError(f"{where}: {kind} returns hidden states of width {hidden.shape[-1]}, expected {self.dim}")
         one, other = hidden.float().view(2, tokens, self.dim)[:, earlier]
@@ -266,6 +271,6 @@ class Backbone:
         if float(((one - other).norm(dim=-1) / one.norm(dim=-1)).median()) > tolerance(hidden):
             why = " (is_decoder: false)" if getattr(self.config, "is_decoder", None) is False else ""
             raise UserError(
-                f"{where}: {kind}{why} is no causal decoder: a token's state depends on the tokens after it;"
+                f"{where}: {kind}{why} is not a causal decoder: hidden states depend on later tokens;"
                 " encode with --encoder sentence-transformers"
             )

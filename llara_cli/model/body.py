@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from llara_cli.console import UserError
+from llara_cli.console import UserError, is_out_of_memory
 from llara_cli.model.tokens import first_line
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
@@ -32,6 +33,16 @@ def find_body(model: PreTrainedModel) -> nn.Module:
         if part is not model and "input_ids" in inspect.signature(part.forward).parameters:
             return part
     raise UserError(f"{model.config.model_type}: no decoder that takes token ids was found in {type(model).__name__}")
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
+    """Name -> layer of every linear layer (GPT-2's ``Conv1D`` is one) but the vocabulary projection."""
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+    }
 
 
 def width(config: Any) -> int:
@@ -73,6 +84,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """What a forward that failed says, in a line. A full memory is nothing that a caller did wrong: raised again."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         raise error
     return f"{type(error).__name__}: {first_line(error)}"

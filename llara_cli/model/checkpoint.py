@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from llara_cli.console import UserError
 from llara_cli.model.source import ModelSource
@@ -72,7 +72,7 @@ def _quantization_method(config: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Header:
-    """The names in a checkpoint's files, in the files' order."""
+    """The names of the weights in a checkpoint's files."""
 
     names: frozenset[str]
 
@@ -98,10 +98,10 @@ def read_header(source: ModelSource, folder: str = "") -> Header | None:
 
 def _weight_files(source: ModelSource, folder: str) -> list[Path] | None:
     prefix = f"{folder}/" if folder else ""
-    whole = _file(source, prefix + WEIGHTS)
+    whole = source.file(prefix + WEIGHTS)
     if whole is not None:
         return [whole]
-    index = _file(source, prefix + INDEX)
+    index = source.file(prefix + INDEX)
     if index is not None:
         return _shards(source, index, folder)
     if not source.is_local:
@@ -116,26 +116,13 @@ def _weight_files(source: ModelSource, folder: str) -> list[Path] | None:
     raise UserError(f"{place}: no weights in it: {WEIGHTS} (or {INDEX}) is missing")
 
 
-def _file(source: ModelSource, name: str) -> Path | None:
-    """A file of the model, from its folder or the hub."""
-    if source.is_local:
-        path = Path(source.location) / name
-        return path if path.is_file() else None
-    found = cached_file(
-        source.location,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    return Path(found) if found is not None else None
-
-
 def _shards(source: ModelSource, index: Path, folder: str) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: {why_unreadable(index, error)}") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{index}: names files outside its folder: {listed(outside)}")
     if not source.is_local:
         paths, _ = get_checkpoint_shard_files(source.location, str(index), subfolder=folder)
         return [Path(path) for path in paths]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from llara_cli.model.backbone import Backbone
+from llara_cli.model.body import linear_layers
 from llara_cli.model.loading import model_of_shapes
 from llara_cli.model.source import ModelSource
 
@@ -38,11 +39,9 @@ class ModelFacts:
         """Read the configuration and build the module without weights."""
         model = model_of_shapes(source)
         body = Backbone(model)
-        head = model.get_output_embeddings()
-        linears = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
         return cls(
             parameters=sum(weight.numel() for weight in model.parameters()),
-            linear_parameters=sum(layer.weight.numel() for layer in linears),
+            linear_parameters=sum(layer.weight.numel() for layer in linear_layers(model).values()),
             hidden_size=body.dim,
             layers=int(getattr(body.config, "num_hidden_layers", 1)),
             vocabulary=body.vocabulary,

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from llara_cli.console import LlaraError, UserError
+from llara_cli.console import LlaraError, UserError, is_out_of_memory
 from llara_cli.data.lines import one_line
 from llara_cli.model import gguf_files
 from llara_cli.model.adapted import adapter_folder, base_of, embedding_rows, put_together, refuse_changed
@@ -46,17 +46,17 @@ def quiet_transformers() -> Iterator[None]:
 def _explained(source: ModelSource) -> Iterator[None]:
     """Turn what an odd checkpoint makes of transformers, which may be any error, into one line that names it.
 
-    A machine's memory that is too small is not the checkpoint's fault, and stays what it is.
+    Running out of memory is not the checkpoint's fault, and stays what it is.
     """
     try:
         with quiet_transformers():
             yield
-    except (LlaraError, MemoryError):
+    except LlaraError:
         raise
     except ImportError as error:
         raise missing_library(source, error) from error
     except Exception as error:
-        if "memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise
         raise UserError(_cannot_load(source, error)) from error
 
@@ -77,8 +77,8 @@ def load_config(source: ModelSource) -> Any:
     refuse_quantized(source, config)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
         raise UserError(
-            f"{source.path}: a {config.model_type} is no causal language model; "
-            "if it makes embeddings, encode it with --encoder sentence-transformers"
+            f"{source.path}: {config.model_type!r} is not a causal language model; "
+            "if it makes embeddings, encode with --encoder sentence-transformers"
         )
     return config
 
@@ -224,7 +224,7 @@ def _as_plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         del config.quantization_config
     config._name_or_path = ""
     with torch.device("meta"):
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     for name, buffer in loaded.named_buffers():

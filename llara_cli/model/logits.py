@@ -1,8 +1,8 @@
 """What a causal language model does between its last hidden states and its logits.
 
 Most multiply by the vocabulary projection and do no more. Granite divides the logits by a constant, Cohere multiplies
-them, MiniCPM divides the hidden states, Gemma 2 bends the logits (``cap * tanh(logits / cap)``), heads in the manner
-of BERT have a dense layer before the projection. What a model does is found by giving its own ``forward`` chosen hidden
+them, MiniCPM divides the hidden states, Gemma 2 soft-caps the logits (``cap * tanh(logits / cap)``), BERT-style heads
+have a dense layer before the projection. What a model does is found by giving its own ``forward`` chosen hidden
 states and chosen products, and checked against its logits.
 """
 
@@ -86,7 +86,7 @@ def find_logits(model: PreTrainedModel, body: nn.Module, head: nn.Module) -> Log
 
 
 class _OtherwiseError(Exception):
-    """The model does something that ``Logits`` has no words for."""
+    """The model does something that ``Logits`` cannot express."""
 
 
 def _ids(model: PreTrainedModel) -> Tensor:
@@ -108,7 +108,7 @@ def _error(model: PreTrainedModel, body: nn.Module, head: nn.Module, logits: Log
     found = logits.of(head(given.to(weight.dtype)))  # some decoders return float32 whatever their weights are
     error = float((found - wanted).float().norm() / wanted.float().norm().clamp(min=1e-30))
     allowed = max(tolerance(part) for part in (given, found, wanted))
-    return None if error < allowed or not math.isfinite(error) else error
+    return None if error < allowed else error
 
 
 @contextmanager

@@ -76,24 +76,24 @@ class ModelSource:
         """Whether only an adapter of llara lies there, to be put on its base."""
         return (Path(self.location) / BASE).is_file()
 
+    def file(self, name: str) -> Path | None:
+        """A file of the model, in its folder or from the hub, which is asked for it; None where there is none."""
+        if not self.is_local:
+            return hub_file(self.location, name)
+        path = Path(self.location) / name
+        return path if path.is_file() else None
+
     @property
     def has_modules(self) -> bool:
         """Whether it is a model of the library sentence-transformers, by its ``modules.json``."""
-        if self.gguf_file or self.base is not None:
-            return False
-        if self.is_local:
-            return (Path(self.location) / MODULES).is_file()
-        return hub_file(self.location, MODULES) is not None
+        return not self.gguf_file and self.base is None and self.file(MODULES) is not None
 
     @property
     def tokenizer_location(self) -> str:
         """Where its tokenizer lies: an adapter may leave it to its base."""
-        if self.base is None or any(self._has(name) for name in _TOKENIZER_FILES):
+        if self.base is None or any(self.file(name) is not None for name in _TOKENIZER_FILES):
             return self.location
         return self.base.tokenizer_location
-
-    def _has(self, name: str) -> bool:
-        return (Path(self.location) / name).is_file() if self.is_local else hub_file(self.location, name) is not None
 
     @property
     def gguf_parts(self) -> list[Path]:
@@ -231,7 +231,6 @@ def _hub_recipe(repo_id: str) -> Recipe | None:
 
 def _fetch(repo_id: str, names: Sequence[str]) -> list[Path]:
     """Small files of a hub model, from the hub's cache or fetched into it; those that are there."""
-    go_offline_if_unreachable()
     return [path for name in names if (path := hub_file(repo_id, name)) is not None]
 
 
@@ -272,18 +271,19 @@ def _on_base(source: ModelSource, config: Path, files: Iterable[str]) -> ModelSo
         files: names that may lie beside it.
 
     Raises:
-        UserError: full weights lie beside the adapter; the base is not named, not there, or an adapter itself.
+        UserError: full weights lie beside the adapter; the base is not named, not found, or an adapter itself.
     """
-    full = [name for name in files if _is_full_weights(name) and source._has(name)]
+    full = [name for name in files if _is_full_weights(name) and source.file(name) is not None]
     if full:
         raise UserError(_both(source, min(full)))
     named = _base_named(config)
-    try:
-        base = resolve_outside(_beside(named, config.parent), source.remote_code)
-    except UserError as error:
-        raise UserError(f"{source.path}: an adapter whose base model is not there: {error}") from error
-    if base.base is not None or base.is_adapter:
+    place = _beside(named, config.parent)
+    if _is_adapter(place):  # looked at before it is resolved: adapters may name each other
         raise UserError(f"{source.path}: an adapter on {named!r}, which is an adapter itself: merge that one first")
+    try:
+        base = resolve_outside(place, source.remote_code)
+    except UserError as error:
+        raise UserError(f"{source.path}: the base model of this adapter was not found: {error}") from error
     return replace(source, base=base, saved_recipe=source.saved_recipe or base.saved_recipe)
 
 
@@ -296,8 +296,9 @@ def _both(source: ModelSource, full: str) -> str:
 
 def refuse_adapter_beside(source: ModelSource) -> None:
     """Raise ``UserError`` for full weights beside an adapter: transformers would attach it without a word."""
-    if source.base is None and source._has(PEFT_CONFIG):
-        raise UserError(_both(source, "config.json"))
+    if source.base is None and source.file(PEFT_CONFIG) is not None:
+        full = [name for name in _FULL_WEIGHTS if source.file(name) is not None]
+        raise UserError(_both(source, full[0] if full else "more files"))
 
 
 def _is_full_weights(name: str) -> bool:
@@ -313,9 +314,15 @@ def _base_named(config: Path) -> str:
         raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)") from error
     if not isinstance(named, str) or not named:
         raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)")
-    if Path(named).is_dir() and Path(named).resolve() == config.parent.resolve():
-        raise UserError(f"{config}: names its own folder as the base model of its adapter")
     return named
+
+
+def _is_adapter(argument: str) -> bool:
+    """Whether a folder or hub id is an adapter, of peft's or of llara's."""
+    place = ModelSource("", str(Path(argument).expanduser()) if Path(argument).expanduser().is_dir() else argument)
+    if not place.is_local and not _HUB_ID.fullmatch(argument):
+        return False
+    return place.is_adapter or place.file(PEFT_CONFIG) is not None
 
 
 def _beside(named: str, folder: Path) -> str:

@@ -64,7 +64,7 @@ def _add_bos_token(source: ModelSource) -> bool | None:
     if source.gguf_file:
         return None
     path = cached_file(
-        source.location, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False,
+        source.tokenizer_location, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     try:

@@ -138,10 +138,7 @@ class Pretraining(TrainingRun[Example]):
         super().check(backbone)
         if lacks_projection(backbone.model):
             raise self._no_projection()
-        logits = backbone.logits
-        self.console.detail(f"logits: {logits}")
-        if logits.transform is not None and self.settings.backend == "full":
-            logits.transform.requires_grad_(True)
+        self.console.detail(f"logits: {backbone.logits}")
 
     def objective(self, prepared: Prepared) -> PretextObjective:
         """EBAE and EBAR in one forward where the model honours a mask and positions, else in two."""

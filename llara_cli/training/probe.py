@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llara_cli.model.allocator import give_back_memory, resident_memory
-from llara_cli.model.loading import load_config, quiet_transformers
+from llara_cli.model.loading import load_config, model_of_shapes, quiet_transformers
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
 from llara_cli.training.optimisers import uncompiled_on_cpu
@@ -63,6 +63,8 @@ def shrunken(source: ModelSource, layers: int, folder: Path) -> ModelSource:
     config = load_config(source)
     text = config.get_text_config()
     text.num_hidden_layers = layers
+    if source.base is not None:  # an adapter may bring more embeddings along
+        text.vocab_size = len(model_of_shapes(source).get_input_embeddings().weight)
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     vars(config).pop("quantization_config", None)

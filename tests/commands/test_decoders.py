@@ -78,7 +78,7 @@ def test_a_model_that_sees_what_comes_later_is_refused(
     model = save(tmp_path / "bert", "bert", is_decoder=False)
     outcome = llara(verb, given, "--model", model)
     assert outcome.code == 2
-    assert outcome.error.startswith(f"error: {model}: bert (is_decoder: false) is no causal decoder: ")
+    assert outcome.error.startswith(f"error: {model}: bert (is_decoder: false) is not a causal decoder: ")
     assert "--encoder sentence-transformers" in outcome.error
 
 

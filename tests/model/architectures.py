@@ -188,7 +188,7 @@ NO_PRETRAINING = {
 }
 """Those whose logits are made of hidden states in ways that pre-training does not know, and what is said of it."""
 
-_AFTER = "no causal decoder: a token's state depends on the tokens after it"
+_AFTER = "not a causal decoder: hidden states depend on later tokens"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "bert-encoder": ("bert", _SHAPE, f"bert (is_decoder: false) is {_AFTER}"),
     "roberta-encoder": ("roberta", _SHAPE, f"roberta (is_decoder: false) is {_AFTER}"),

@@ -315,6 +315,68 @@ def test_new_tokens_of_an_adapter_come_with_it(tiny_model: Path, tmp_path: Path)
     assert ModelFacts.of(loaded).embedded_tokens == 401
 
 
+def test_an_adapter_with_embeddings_of_its_own_can_be_planned(
+    llara: Llara, tiny_model: Path, tmp_path: Path, corpus: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from llara_cli.model.recipe import RELEASED
+    from llara_cli.model.tokens import TextTokenizer
+
+    source = ModelSource("m", str(tiny_model))
+    model, tokenizer = load_causal_lm(source, torch.float32), TextTokenizer.load(source)
+    tokenizer.add_tokens(RELEASED.new_tokens)
+    model.resize_token_embeddings(416, mean_resizing=False)
+    adapted = get_peft_model(model, LoraConfig(r=4, modules_to_save=["embed_tokens", "lm_head"]))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokenizer.save(tmp_path / "adapter")
+    steps = ("--recipe", "released", "--max-steps", 1, "--batch-size", 2, "--name", "m")
+    for flags in (("--dry-run",), ()):
+        outcome = llara("pretrain", corpus, "--model", tmp_path / "adapter", *steps, *flags)
+        assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("bases", [("../b", "../a"), ("../a", "../a")], ids=["each other", "itself"])
+def test_adapters_in_a_circle_are_refused(tiny_model: Path, tmp_path: Path, bases: tuple[str, str]) -> None:
+    for name, base in zip("ab", bases, strict=True):
+        make_adapter(tiny_model, tmp_path / name)
+        _tell(tmp_path / name, base_model_name_or_path=base)
+    with pytest.raises(UserError, match=r"which is an adapter itself: merge that one first$"):
+        resolve(str(tmp_path / "a"), Workspace(tmp_path / "ws"))
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "sub/secret.safetensors", "/etc/secret.safetensors"])
+def test_an_index_names_no_files_outside_its_folder(tiny_model: Path, tmp_path: Path, place: str) -> None:
+    saved = changed(tiny_model, tmp_path / "m", lambda old: old)
+    (saved / "sub").mkdir()
+    shutil.copy(saved / "model.safetensors", tmp_path / "secret.safetensors")
+    shutil.move(saved / "model.safetensors", saved / "sub" / "secret.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(tmp_path / "secret.safetensors"), place)}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"names files outside its folder: {place}$"):
+        logits(saved)
+
+
+def test_weights_that_are_not_finite_are_told_before_any_work(
+    llara: Llara, tiny_model: Path, beir: Path, corpus: Path
+) -> None:
+    def spoil(weights: Weights) -> Weights:
+        return weights | {"model.norm.weight": torch.full_like(weights["model.norm.weight"], torch.nan)}
+
+    saved = changed(tiny_model, beir.parent / "nan", spoil)
+    for arguments in (("encode", beir), ("pretrain", corpus, "--max-steps", 1)):
+        outcome = llara(*arguments, "--model", saved)
+        assert outcome.code == 1
+        assert "llama gives NaN or infinite hidden states: its weights are damaged" in outcome.error
+
+
+@pytest.mark.parametrize("folder", ["plain", "my-memory-model"])
+def test_a_folders_name_decides_nothing(llara: Llara, tiny_model: Path, beir: Path, folder: str) -> None:
+    saved = changed(tiny_model, beir.parent / folder, lambda old: old)
+    (saved / "config.json").write_text("{")
+    assert llara("encode", beir, "--model", saved).code == 2
+
+
 def _name_nobody(folder: Path) -> None:
     _tell(folder, base_model_name_or_path=None)
 
@@ -330,11 +392,11 @@ def _lose_one(folder: Path) -> None:
     save_file({name: weights[name] for name in sorted(weights)[1:]}, path)
 
 
-def _rename_one(folder: Path) -> None:
+def _add_one(folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)
     first = sorted(weights)[0]
-    save_file({name.replace("layers.0", "layers.7") if name == first else name: w for name, w in weights.items()}, path)
+    save_file(weights | {first.replace("layers.0", "layers.7"): weights[first].clone()}, path)
 
 
 @pytest.mark.parametrize(
@@ -343,12 +405,12 @@ def _rename_one(folder: Path) -> None:
         (_name_nobody, r"adapter_config\.json: does not name the base model"),
         (
             lambda f: _tell(f, base_model_name_or_path="/no/such"),
-            "whose base model is not there: no such model: /no/such",
+            "the base model of this adapter was not found: no such model: /no/such",
         ),
-        (lambda f: _tell(f, base_model_name_or_path=str(f)), "names its own folder as the base"),
+        (lambda f: _tell(f, base_model_name_or_path=str(f)), "which is an adapter itself"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), r"no adapter_model\.safetensors"),
         (_lose_one, r"the adapter lacks weights that its configuration names: base_model\.model\."),
-        (_rename_one, "the adapter lacks weights that its configuration names"),
+        (_add_one, r"weights for layers that the base model does not have: base_model\.model\.\S+layers\.7"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "full weights .* and an adapter"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "full weights .* and an adapter"),
     ],
@@ -381,8 +443,8 @@ def test_full_weights_beside_an_adapter_are_refused_before_any_work(
         ({"hidden_size": "32"}, "'hidden_size' expected int, got str"),
         ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
         ({"model_type": "made-up"}, "made-up"),
-        ({"model_type": "t5"}, "a t5 is no causal language model"),
-        ({"model_type": "clip"}, "a clip is no causal language model"),
+        ({"model_type": "t5"}, "'t5' is not a causal language model"),
+        ({"model_type": "clip"}, "'clip' is not a causal language model"),
         ({"quantization_config": "awq"}, "cannot load the model"),
     ],
 )

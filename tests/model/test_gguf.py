@@ -120,8 +120,7 @@ def test_a_gguf_is_the_model_it_was_made_from(gguf_file: Path, tiny_model: Path,
         assert torch.equal(weight, again.state_dict()[name])
     texts = ["The river rises", " in the hills", "</s> é"]
     tokens, plain = TextTokenizer.load(source), TextTokenizer.load(ModelSource("t", str(tiny_model)))
-    assert [tokens.hf.decode(ids) for ids in tokens.encode(texts)] == texts
-    assert tokens.encode(texts[:2]) == plain.encode(texts[:2])
+    assert tokens.encode(texts) == plain.encode(texts)
 
 
 def test_what_is_no_gguf(tmp_path: Path) -> None:
