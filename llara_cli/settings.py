@@ -40,12 +40,14 @@ class AdapterSettings:
     merge: bool = True
     targets: tuple[str, ...] | None = None
 
-    def check(self) -> None:
+    def check(self, backend: str) -> None:
         """Raise ``UserError`` for a value that cannot be."""
         if self.rank < 1 or self.alpha < 1:
             raise UserError(f"--lora-rank and --lora-alpha must be positive, not {self.rank} and {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--lora-dropout must lie in [0, 1), not {self.dropout}")
+        if self.targets is not None and backend == "full":
+            raise UserError("--lora-targets is for --backend lora or qlora: full training has no adapters")
         if self.targets is not None and not all(self.targets):
             raise UserError("--lora-targets: write names of layers, separated by commas, as in q_proj,v_proj")
 
@@ -131,7 +133,7 @@ class PretrainSettings:
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
-        self.adapter.check()
+        self.adapter.check(self.backend)
         self.optimiser.check(self.backend)
         refuse_nonpositive("--max-length", self.max_length)
         if self.layout not in LAYOUTS:
@@ -190,7 +192,7 @@ class FinetuneSettings:
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
-        self.adapter.check()
+        self.adapter.check(self.backend)
         self.optimiser.check(self.backend)
         refuse_nonpositive("--temperature", self.temperature)
         if self.negatives < 0:

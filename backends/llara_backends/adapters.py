@@ -27,7 +27,7 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
 
     Raises ``UserError`` where peft cannot put an adapter on a layer that ``setup`` names.
     """
-    targets = list(setup.adapter.targets) if setup.adapter.targets is not None else _usual_targets(model, setup)
+    targets = _usual_targets(model, setup) if setup.adapter.targets is None else _chosen_targets(model, setup)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=setup.adapter.rank,
@@ -47,6 +47,21 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
         if weight.requires_grad:
             weight.data = weight.data.float()
     return adapted
+
+
+def _chosen_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
+    """The names that the user gave. Raises ``UserError`` for one that no layer has, and for tied embeddings."""
+    targets = list(setup.adapter.targets or ())
+    found = {name: layer for name, layer in model.named_modules() if name}
+    for target in targets:
+        layers = [layer for name, layer in found.items() if name == target or name.endswith(f".{target}")]
+        if not layers:
+            known = ", ".join(sorted(set(map(_last, linear_layers(model)))))
+            raise UserError(f"--lora-targets {target}: no layer of that name (linear layers: {known})")
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        if tied and any(layer is model.get_input_embeddings() for layer in layers):
+            raise UserError(f"--lora-targets {target}: these embeddings are the LM head's weights too (tied)")
+    return targets
 
 
 def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:

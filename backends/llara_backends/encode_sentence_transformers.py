@@ -19,7 +19,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llara_backends.sentence_counts import Counts, count, overhead, shortened
 from llara_cli.console import UserError, is_out_of_memory
 from llara_cli.model.backbone import choose_device, choose_dtype
-from llara_cli.model.batching import micro_batches
+from llara_cli.model.batching import Batching
+from llara_cli.model.body import rope_switch
 from llara_cli.model.checkpoint import (
     INDEX,
     WEIGHTS,
@@ -33,8 +34,8 @@ from llara_cli.model.checkpoint import (
 from llara_cli.model.encoder import BATCH_TOKENS, choose_length
 from llara_cli.model.facts import token_numbers
 from llara_cli.model.loading import quiet_transformers
-from llara_cli.model.source import MODULES, ModelSource
-from llara_cli.model.tokens import first_line
+from llara_cli.model.source import MODULES, PEFT_CONFIG, ModelSource
+from llara_cli.model.tokens import TextTokenizer, first_line
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role, Vectors
 from llara_cli.settings import DEFAULT_LENGTH
 
@@ -53,7 +54,9 @@ class SentenceTransformersEncoder(EncoderBackend):
         """Raises ``UserError`` where a length is too short for the prompt."""
         self.model = model
         self.limits = limits
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+        budget = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+        switch = rope_switch(model.config.get_text_config()) if model.config is not None else None
+        self._batching = Batching("bucketed", budget, budget, switch=switch)
         self.prompts: dict[Role, str] = {role: _prompt(model, names) for role, names in PROMPTS.items()}
         _read_control_tokens_as_text(model, self.prompts)
         for role, limit in limits.items():
@@ -101,7 +104,8 @@ class SentenceTransformersEncoder(EncoderBackend):
         texts = shortened(self.model.tokenizer, self.prompts[role], texts, self.limits[role])
         counts = self._count(texts, role)
         vectors = np.empty((len(texts), self.dim), np.float32)
-        for batch in micro_batches([max(1, length) for length in counts.lengths], self.batch_tokens):
+        for rows in self._batching.forwards([max(1, length) for length in counts.lengths]):
+            batch = [number for row in rows for number in row]
             vectors[batch] = self._encode([texts[number] for number in batch], role)
             if progress is not None:
                 progress(len(batch))
@@ -138,6 +142,7 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
             )
             if device is not None:
                 _refuse_incomplete(source, model, headers, weights)
+                _refuse_unknown_tokens(source, model)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -157,6 +162,11 @@ def _headers(source: ModelSource) -> dict[str, Header]:
         raise UserError(f"{source.path} was trained with a recipe of llara: encode with --encoder torch")
     found = {}
     for folder in dict.fromkeys(["", *folders] if source.is_local or not folders else folders):
+        if source.file(f"{folder}/{PEFT_CONFIG}" if folder else PEFT_CONFIG) is not None:
+            raise UserError(
+                f"{source.path}: its Transformer is an adapter of peft, whose weights are not checked here: merge it "
+                "into its base and save the whole model"
+            )
         _refuse_quantized(source, folder)
         if (header := _header(source, folder)) is not None:
             found[folder] = header
@@ -218,6 +228,15 @@ def _refuse_incomplete(source: ModelSource, model: Any, headers: Iterable[str], 
             source.location, config=config, device_map="meta", output_loading_info=True, **place, **weights
         )
         refuse_incomplete(source, body, loaded)
+
+
+def _refuse_unknown_tokens(source: ModelSource, model: Any) -> None:
+    """Raise ``UserError`` where a text may have ids that a Transformer's embedding does not have."""
+    bodies = [module.model for module in model.modules() if isinstance(module, Transformer)]
+    if isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        for body in bodies:
+            rows = len(body.get_input_embeddings().weight)
+            TextTokenizer(model.tokenizer).check_texts(rows, source.path)
 
 
 def _prompt(model: Any, names: Sequence[str]) -> str:

@@ -31,7 +31,9 @@ class TorchEncoder(EncoderBackend):
     def count_tokens(cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None) -> tuple[int, int]:
         """Tokens of the texts, cut, and of their sequences with the role's prompt."""
         lengths = {role: cls.choose_length(source, length) or 0}
-        found = Sequencer(TextTokenizer.load(source), source.recipe, lengths).trees(texts, role)
+        tokenizer = TextTokenizer.load(source)
+        tokenizer.check_ids(source.recipe, ModelFacts.of(source).embedded_tokens, source.path)
+        found = Sequencer(tokenizer, source.recipe, lengths).trees(texts, role)
         return found.tokens, sum(len(tree) for tree in found.trees)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from transformers import PreTrainedModel
 
 from llara_cli.artifacts import read_json, write_atomically
 from llara_cli.console import UserError, is_out_of_memory
+from llara_cli.data.lines import one_line
 from llara_cli.model.body import linear_layers
 from llara_cli.model.checkpoint import listed, why_unreadable
-from llara_cli.model.source import BASE, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
-from llara_cli.model.tokens import first_line
+from llara_cli.model.source import BASE, PEFT_CONFIG, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
 from llara_cli.protocols import TrainingSetup
 from llara_cli.registry import missing_extra
 
@@ -80,7 +81,8 @@ def refuse_changed(source: ModelSource, base: ModelSource, fingerprint: str) -> 
 def put_together(model: PreTrainedModel, folder: Path, quantization: str | None) -> PreTrainedModel:
     """The base, with its new tokens, and the adapter in ``folder`` as one plain model in fp32.
 
-    Raises ``UserError`` for an adapter that is missing, damaged, made for a model of another shape, or not whole.
+    Raises ``UserError`` for an adapter that is missing, damaged, made for a model of another shape, not whole, or of a
+    kind that cannot be merged into a model.
     """
     from peft import PeftModel, get_peft_model_state_dict  # takes seconds to import
 
@@ -88,23 +90,54 @@ def put_together(model: PreTrainedModel, folder: Path, quantization: str | None)
     if quantization == NF4:
         _round_to_nf4(model)
     model.float()
+    _refuse_unmergeable(model, folder, names)
+    prefix = model.base_model_prefix
+    whole = any(name.startswith(f"base_model.model.{prefix}.") for name in names) or not hasattr(model, prefix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of missing weights, which are an error below
-            adapted = PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            # embedders are trained without the vocabulary projection
+            adapted = PeftModel.from_pretrained(model if whole else getattr(model, prefix), folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{folder}: cannot load the adapter: {first_line(error)}") from error
+        raise UserError(f"{folder}: cannot load the adapter: {one_line(error)}") from error
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if absent := wanted - names:
         raise UserError(f"{folder}: the adapter lacks weights that its configuration names: {listed(absent)}")
-    if unused := {name for name in names - wanted if "lora_" in name}:
+    own = _embedding_names(model)  # peft may save these whole, beside the adapter
+    if unused := {name for name in names - wanted if own.isdisjoint(name.split("."))}:
         raise UserError(
             f"{folder}: the adapter has weights for layers that the base model does not have: {listed(unused)}"
         )
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
+    merged = adapted.merge_and_unload()
+    if not whole:
+        setattr(model, prefix, merged)
+        return model
+    plain: PreTrainedModel = merged
+    return plain
+
+
+def _refuse_unmergeable(model: PreTrainedModel, folder: Path, names: Set[str]) -> None:
+    """Raise ``UserError`` for an adapter that does not become one with its base's weights."""
+    path = folder / PEFT_CONFIG
+    told = read_json(path) if path.is_file() else {}
+    kind = str(told.get("peft_type"))
+    if kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"):
+        raise UserError(f"{folder}: an adapter of kind {kind} adds tokens to the input and cannot be merged")
+    if told.get("layer_replication"):
+        raise UserError(f"{folder}: an adapter that repeats layers of its base (layer_replication) cannot be merged")
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is table.weight
+    if tied and any("lora_embedding" in name for name in names):
+        raise UserError(f"{folder}: LoRA on embeddings that are the LM head's weights too (tied) cannot be merged")
+
+
+def _embedding_names(model: PreTrainedModel) -> Set[str]:
+    """The last names of the embeddings and of the vocabulary projection."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    named = (name for name, module in model.named_modules() if any(module is layer for layer in layers))
+    return {name.rpartition(".")[2] for name in named}
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

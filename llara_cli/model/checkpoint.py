@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _OTHER_HEADS = frozenset(
 _OLD_BUFFERS = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|attn\.bias)$")
 """Constants that older versions of transformers saved."""
 BITSANDBYTES = "bitsandbytes"
+_EIGHT_BITS = {"I8", "U8", "F8_E4M3", "F8_E5M2"}
 
 
 def refuse_quantized(source: ModelSource, config: Any) -> None:
@@ -72,9 +73,14 @@ def _quantization_method(config: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Header:
-    """The names of the weights in a checkpoint's files."""
+    """The weights in a checkpoint's files: name -> dtype, as safetensors writes it (``F32``, ``BF16``, ``I8``)."""
 
-    names: frozenset[str]
+    dtypes: Mapping[str, str]
+
+    @property
+    def names(self) -> Set[str]:
+        """What they are called."""
+        return self.dtypes.keys()
 
     @property
     def renaming(self) -> dict[str, str] | None:
@@ -87,13 +93,23 @@ class Header:
         return patterns or None
 
 
+def refuse_codes(source: ModelSource, header: Header) -> None:
+    """Raise ``UserError`` for weights in eight bits without a configuration that says how they are to be read."""
+    if codes := [name for name, dtype in header.dtypes.items() if dtype in _EIGHT_BITS]:
+        kinds = ", ".join(sorted({header.dtypes[name] for name in codes}))
+        raise UserError(
+            f"{source.path}: {len(codes)} tensors are quantized ({kinds}), and its configuration does not say how: "
+            f"{listed(codes)}"
+        )
+
+
 def read_header(source: ModelSource, folder: str = "") -> Header | None:
     """The header of the weights in ``folder`` of a model; None where the hub has no safetensors of it.
 
     Raises ``UserError`` that names the file where one is missing, cut short, no safetensors file, or a pickle.
     """
     files = _weight_files(source, folder)
-    return None if files is None else Header(frozenset(name for file in files for name in _names(file)))
+    return None if files is None else Header({name: dtype for file in files for name, dtype in _dtypes(file)})
 
 
 def _weight_files(source: ModelSource, folder: str) -> list[Path] | None:
@@ -134,10 +150,10 @@ def _shards(source: ModelSource, index: Path, folder: str) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _names(file: Path) -> list[str]:
+def _dtypes(file: Path) -> list[tuple[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
+            return [(name, str(opened.get_slice(name).get_dtype())) for name in opened.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: {why_unreadable(file, error)}") from error
 

@@ -75,11 +75,44 @@ def complete_config(config: Any, files: list[Path]) -> None:
         )
     if len(files) > 1 and "output.weight" in tensors:
         config.tie_word_embeddings = False  # transformers looks for it in the first part only
+    _complete_from_metadata(config, metadata, files[0])
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and rope.get("rope_type", "default") == "default":
         _refuse_scaling(metadata, files[0])
         if _ROPE_FACTORS in tensors:
             _set_factors(config, np.asarray(tensors[_ROPE_FACTORS].data, np.float64), files[0])
+
+
+def _complete_from_metadata(config: Any, metadata: dict[str, Any], file: Path) -> None:
+    """Take over, of the keys that change what a model computes, those that transformers leaves for some architectures.
+
+    Raises ``UserError`` where one says something else than the configuration, and it cannot be told where to put it.
+    """
+    prefix = metadata.get("general.architecture")
+    told = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and "rope_theta" in rope and (theta := told.get("rope.freq_base")) is not None:
+        config.rope_parameters = rope = {**rope, "rope_theta": float(theta)}
+    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if name in told and hasattr(config, name):
+            setattr(config, name, float(told[name]))
+    if isinstance(rope, dict) and "rope_theta" in rope and (dims := told.get("rope.dimension_count")) is not None:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+        if int(dims) != int(width * share):
+            raise _unread(file, f"rotary positions in {dims} of {width} numbers of a head (rope.dimension_count)")
+    window = int(told.get("attention.sliding_window") or 0)
+    if window and window != getattr(config, "sliding_window", None) and window < (config.max_position_embeddings or 0):
+        raise _unread(file, f"a sliding window of {window} tokens (attention.sliding_window)")
+    if float(told.get("rope.scale_linear", 1.0)) != 1.0:
+        raise _unread(file, f"a RoPE scaling of {told['rope.scale_linear']:g} (rope.scale_linear)")
+
+
+def _unread(file: Path, what: str) -> UserError:
+    return UserError(
+        f"{file}: its metadata say {what}, which transformers does not read from a GGUF of this architecture: "
+        "name the model that it was made from, as safetensors"
+    )
 
 
 def _refuse_scaling(metadata: dict[str, Any], file: Path) -> None:

@@ -23,6 +23,7 @@ from llara_cli.model.checkpoint import (
     is_quantized,
     missing_library,
     read_header,
+    refuse_codes,
     refuse_incomplete,
     refuse_quantized,
 )
@@ -84,7 +85,9 @@ def load_config(source: ModelSource) -> Any:
 
 
 def _cannot_load(source: ModelSource, error: Exception) -> str:
-    if source.is_local:
+    if "use_safetensors" in str(error):
+        return f"{source.path}: no weights as safetensors there: ask its authors for them, or convert them"
+    if source.is_local or source.file("config.json") is not None:
         return f"{source.path}: cannot load the model: {one_line(error)}"
     return (
         f"no model {source.location!r} in the workspace, on this disk or (as far as it can be reached) on the hub:"
@@ -139,7 +142,9 @@ def has_projection(source: ModelSource) -> bool:
     """
     if source.base is not None:
         return has_projection(source.base)
-    if source.is_adapter or source.gguf_file or not source.is_local:
+    if source.is_adapter:
+        return has_projection(base_of(source)[0])
+    if source.gguf_file or not source.is_local:
         return True
     config = load_config(source)
     if is_quantized(config):
@@ -163,6 +168,8 @@ def _projection_names(model: PreTrainedModel) -> set[str]:
 def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     refuse_adapter_beside(source)
     header = read_header(source)
+    if header is not None and not is_quantized(config):
+        refuse_codes(source, header)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": source.remote_code, "use_safetensors": True}
     options |= more
     if header is not None and header.renaming:
@@ -174,6 +181,8 @@ def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype, **mor
     missing = refuse_incomplete(source, model, loaded)
     if is_quantized(config):
         model = _as_plain(model.dequantize(), dtype)
+    if "key_mapping" in options:
+        model._weight_conversions = None  # or saving would write the wrapper's names again
     if missing:
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *missing}
     return model

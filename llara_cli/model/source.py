@@ -314,6 +314,11 @@ def _base_named(config: Path) -> str:
         raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)") from error
     if not isinstance(named, str) or not named:
         raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)")
+    if fields.get("revision") not in (None, "", "main") and not Path(named).expanduser().is_dir():
+        raise UserError(
+            f"{config}: its adapter is for revision {fields['revision']!r} of {named}: download that revision into a "
+            "folder, and name the folder as base_model_name_or_path"
+        )
     return named
 
 

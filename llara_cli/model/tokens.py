@@ -9,7 +9,7 @@ import copy
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -296,11 +296,14 @@ class TextTokenizer:
         fresh = set(recipe.new_tokens) - self.hf.get_added_vocab().keys()
         extended = self.with_tokens(recipe.new_tokens) if fresh else self
         rows = max([rows, *(extended.hf.convert_tokens_to_ids(token) + 1 for token in fresh)])
-        special = {number for number, token in self.hf.added_tokens_decoder.items() if token.special}
         prompts = extended.prompt_ids(recipe)
-        wanted = {number for part in (prompts.head, *prompts.prompts.values()) for number in part}
+        self.check_texts(rows, where, {number for part in (prompts.head, *prompts.prompts.values()) for number in part})
+
+    def check_texts(self, rows: int, where: str, also: Set[int] = frozenset()) -> None:
+        """``check_ids`` of texts alone, and of the ids ``also``."""
+        special = {number for number, token in self.hf.added_tokens_decoder.items() if token.special}
         beyond = {number for number in self.hf.get_vocab().values() if number >= rows} - special
-        if found := sorted(beyond | {number for number in wanted if number >= rows}):
+        if found := sorted(beyond | {number for number in also if number >= rows}):
             first = ", ".join(f"{self.hf.convert_ids_to_tokens(number)!r} ({number})" for number in found[:3])
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise UserError(

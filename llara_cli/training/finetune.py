@@ -22,6 +22,7 @@ from llara_cli.model.recipe import ASYMMETRIC, SYMMETRIC, Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import Role, Vectors
 from llara_cli.settings import FinetuneSettings
+from llara_cli.training import checkpoints
 from llara_cli.training.choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, draw_group
@@ -237,6 +238,8 @@ class Finetuning(TrainingRun[Group]):
         """The loss never meets the vocabulary projection: processes that shared it would wait for its gradient."""
         prepared = super()._prepare(source)
         prepared.backbone.freeze_projection()
+        if not checkpoints.trainable(prepared.model):
+            raise UserError("nothing would be trained: fine-tuning does not reach the layers of --lora-targets")
         return prepared
 
     def objective(self, prepared: Prepared) -> ContrastiveObjective:

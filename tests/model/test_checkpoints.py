@@ -72,6 +72,9 @@ def shards(folder: Path, left_out: str = "") -> Path:
 def test_names_of_wrapped_models_are_understood(tiny_model: Path, tmp_path: Path, wrapped: Any) -> None:
     saved = changed(tiny_model, tmp_path / "m", lambda old: {wrapped(name): weight for name, weight in old.items()})
     assert torch.equal(logits(saved), logits(tiny_model))
+    load_causal_lm(ModelSource("m", str(saved)), torch.float32).save_pretrained(tmp_path / "again")
+    names = load_file(tmp_path / "again" / "model.safetensors").keys()
+    assert names == load_file(tiny_model / "model.safetensors").keys()
 
 
 @pytest.mark.parametrize(
@@ -377,6 +380,55 @@ def test_a_folders_name_decides_nothing(llara: Llara, tiny_model: Path, beir: Pa
     assert llara("encode", beir, "--model", saved).code == 2
 
 
+def test_an_adapter_of_the_body_alone_is_put_on_it(tiny_model: Path, tmp_path: Path) -> None:
+    """As embedders are trained: without the vocabulary projection."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    body = AutoModel.from_pretrained(tiny_model)
+    torch.manual_seed(5)
+    adapted = get_peft_model(body, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = load_causal_lm(resolve(str(tmp_path / "adapter"), Workspace(tmp_path / "ws")), torch.float32).eval()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        wanted, found = adapted(ids).last_hidden_state, loaded.get_decoder()(ids).last_hidden_state
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert loaded(ids).logits.shape == (1, 17, 400)
+
+
+def test_lora_on_tied_embeddings_is_refused(llara: Llara, tmp_path: Path, corpus: Path) -> None:
+    tied = make_model(tmp_path / "tied", "qwen")
+    flags = ("--model", tied, "--backend", "lora", "--max-steps", 1)
+    outcome = llara("pretrain", corpus, *flags, "--lora-targets", "embed_tokens")
+    assert outcome.code == 2
+    assert "--lora-targets embed_tokens: these embeddings are the LM head's weights too (tied)" in outcome.error
+    make_adapter(tied, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    extra = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 400)}
+    save_file(load_file(path) | extra, path)
+    with pytest.raises(UserError, match="LoRA on embeddings that are the LM head's weights too"):
+        load_causal_lm(resolve(str(tmp_path / "adapter"), Workspace(tmp_path / "ws")), torch.float32)
+
+
+def test_targets_that_train_nothing_are_refused(llara: Llara, tiny_model: Path, train: Path, corpus: Path) -> None:
+    flags = ("--model", tiny_model, "--max-steps", 1)
+    for arguments, message in (
+        (("finetune", train, "--lora-targets", "lm_head"), "nothing would be trained"),
+        (("finetune", train, "--lora-targets", "q_proj,nothing"), "--lora-targets nothing: no layer of that name"),
+        (("pretrain", corpus, "--lora-targets", "q_proj"), "--lora-targets is for --backend lora or qlora"),
+    ):
+        outcome = llara(*arguments, *flags)
+        assert outcome.code == 2
+        assert message in outcome.error
+
+
+def test_codes_without_a_configuration_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    saved = changed(tiny_model, tmp_path / "m", lambda old: old | {UP: (old[UP] * 100).to(torch.int8)})
+    with pytest.raises(UserError, match=rf"1 tensors are quantized \(I8\), .*: {UP}$"):
+        logits(saved)
+
+
 def _name_nobody(folder: Path) -> None:
     _tell(folder, base_model_name_or_path=None)
 
@@ -411,6 +463,12 @@ def _add_one(folder: Path) -> None:
         (lambda f: (f / "adapter_model.safetensors").unlink(), r"no adapter_model\.safetensors"),
         (_lose_one, r"the adapter lacks weights that its configuration names: base_model\.model\."),
         (_add_one, r"weights for layers that the base model does not have: base_model\.model\.\S+layers\.7"),
+        (lambda f: _tell(f, peft_type="PREFIX_TUNING"), "an adapter of kind PREFIX_TUNING adds tokens to the input"),
+        (lambda f: _tell(f, layer_replication=[[0, 2], [1, 2]]), r"\(layer_replication\) cannot be merged"),
+        (
+            lambda f: _tell(f, base_model_name_or_path="org/base", revision="abc"),
+            "is for revision 'abc' of org/base: download that revision",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "full weights .* and an adapter"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "full weights .* and an adapter"),
     ],

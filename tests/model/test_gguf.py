@@ -52,6 +52,7 @@ def write_gguf(
     more: dict[str, np.ndarray] | None = None,
     scaling: str | None = None,
     theta: float = 10000.0,
+    numbers: dict[str, int] | None = None,
 ) -> Path:
     """A tiny Llama as GGUF, in float32; in parts of so many tensors each, as llama.cpp splits a file."""
     source = ModelSource("tiny", str(model))
@@ -65,6 +66,8 @@ def write_gguf(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(theta)
+    for key, value in (numbers or {}).items():
+        writer.add_uint32(f"llama.{key}", value)
     if scaling is not None:
         writer.add_string("llama.rope.scaling.type", scaling)
         writer.add_rope_scaling_factor(4.0)
@@ -205,3 +208,25 @@ def test_a_rope_scaling_that_cannot_be_read_is_refused(tiny_model: Path, tmp_pat
     path = write_gguf(tiny_model, tmp_path / "small.gguf", more=more, scaling=scaling)
     with pytest.raises(UserError, match=r"its RoPE scaling \(.*\).* cannot be read from a GGUF"):
         load_causal_lm(resolve(str(path), Workspace(tmp_path / "ws")), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"rope.dimension_count": 4}, "of another shape: "),
+        ({"attention.sliding_window": 32}, r"a sliding window of 32 tokens \(attention\.sliding_window\)"),
+        ({"rope.scale_linear": 4}, r"a RoPE scaling of 4 \(rope\.scale_linear\)"),
+        ({"rope.dimension_count": 8, "attention.sliding_window": 0}, ""),
+    ],
+)
+def test_metadata_that_would_be_ignored_are_refused(
+    tiny_model: Path, tmp_path: Path, numbers: dict[str, int], message: str
+) -> None:
+    path = write_gguf(tiny_model, tmp_path / "small.gguf", numbers=numbers)
+    source = resolve(str(path), Workspace(tmp_path / "ws"))
+    if not message:
+        torch.testing.assert_close(logits(source), logits(ModelSource("t", str(tiny_model))), atol=1e-5, rtol=1e-4)
+        return
+    with pytest.raises(UserError, match=message):
+        load_causal_lm(source, torch.float32)
