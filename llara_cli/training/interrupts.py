@@ -23,8 +23,9 @@ ECHO_SECONDS = 0.5
 def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
     """The first signal is kept until it is asked for, by all processes together; a second one stops at once.
 
-    What is given tells whether to stop: the exception to raise then, the same in every process. A signal that is
-    ignored (``nohup``) stays so, and all keep their handlers outside the main thread.
+    What is given tells whether to stop: the exception to raise then, the same in every process. A signal that nobody
+    asked about any more, such as one during the last checkpoint, is delivered at the end. A signal that is ignored
+    (``nohup``) stays so, and all keep their handlers outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -32,23 +33,34 @@ def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrup
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     received: list[tuple[int, float]] = []
+    answered = False  # whether somebody has been told to stop, or a second signal has stopped all
 
     def restore() -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal answered
         received.append((number, time.monotonic()))
         if received[-1][1] - received[0][1] > ECHO_SECONDS:
+            answered = True
             restore()
             signal.raise_signal(number)
+
+    def stop() -> KeyboardInterrupt | None:
+        nonlocal answered
+        found = _agreed(engine, received[0][0] if received else None)
+        answered = answered or found is not None
+        return found
 
     for number in handlers:
         signal.signal(number, on_signal)
     try:
-        yield lambda: _agreed(engine, received[0][0] if received else None)
+        yield stop
     finally:
         restore()
+        if received and not answered:
+            signal.raise_signal(received[0][0])
 
 
 def _agreed(engine: Engine, mine: int | None) -> KeyboardInterrupt | None:

@@ -17,7 +17,7 @@ from program import Llara, tree
 from safetensors.torch import load_file, save_file
 
 from llara_cli.app import termination_as_interrupt
-from llara_cli.console import Terminated
+from llara_cli.console import LlaraError, Terminated
 from llara_cli.training import interrupts
 from llara_cli.training.engine import Engine
 from llara_cli.training.history import History
@@ -252,6 +252,49 @@ def test_a_second_signal_stops_at_once_but_for_an_echo_of_the_first(
         with pytest.raises(Terminated) as second:
             signal.raise_signal(signal.SIGHUP)
         assert second.value.signal == signal.SIGHUP
+
+
+def test_a_signal_during_the_last_checkpoint_stops_the_run(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 4, "--max-steps", 2, "--save-every", 2,
+             "--name", "m", "--json")  # fmt: skip
+    sync = History.sync
+
+    def signalled(history: History) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        sync(history)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "sync", signalled)
+        done = llara("pretrain", corpus, *flags)
+    assert (done.code, done.out) == (143, "")
+    assert json.loads((tmp_path / "ws/models/m/checkpoint/step.json").read_text()) == {"step": 2}
+    again = llara("pretrain", corpus, *flags)
+    whole = llara("pretrain", corpus, *flags, workspace=tmp_path / "whole")
+    assert again.json["history"] == whole.json["history"]
+
+
+def test_a_signal_after_the_last_question_is_delivered_once() -> None:
+    def late() -> None:
+        with deferred_interrupt(Engine()) as interrupted:
+            assert interrupted() is None
+            signal.raise_signal(signal.SIGTERM)
+
+    def failing() -> None:
+        with deferred_interrupt(Engine()):
+            signal.raise_signal(signal.SIGINT)
+            raise LlaraError("the step failed")
+
+    with termination_as_interrupt():
+        with pytest.raises(Terminated) as found:
+            late()
+        assert found.value.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            failing()
+        with deferred_interrupt(Engine()) as interrupted:
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupted() is not None
 
 
 def test_an_ignored_signal_stays_ignored(hang_up: None) -> None:
