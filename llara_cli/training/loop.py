@@ -96,14 +96,15 @@ class Trainer(Generic[ItemT]):
                 bar.show(self.history.add(row))
                 bar.advance(1)
                 last = step == self.schedule.steps
-                if last:
+                scored = self.watch is not None and self.watch.is_due(step, last=last)
+                if last or scored:
                     self._check_weights(step)
-                if self.watch is not None and self.watch.is_due(step, last=last):
-                    self._check_weights(step)
+                if self.watch is not None and scored:
                     bar.show(self.watch.look(step))
                 stop = interrupted()
                 if stop or self._save_is_due(step, saved):
-                    self._check_weights(step)
+                    if not (last or scored):
+                        self._check_weights(step)
                     self._save(step)
                     saved = time.monotonic()
                 if stop:
@@ -156,12 +157,12 @@ class Trainer(Generic[ItemT]):
     def _check_weights(self, step: int) -> None:
         """Raise ``LlaraError`` where the update of ``step`` spoiled the weights: they must not be scored or saved."""
         if self._spoiled():
-            raise self._failure(step, "its update left weights that are not finite")
+            raise self._failure(step, "the update produced non-finite weights")
 
     def _spoiled(self) -> bool:
         """Whether a weight is not finite in any process."""
-        weights = checkpoints.trainable(self.model).values()
-        return self.engine.agreed(not all(bool(local(weight).isfinite().all()) for weight in weights))
+        finite = [local(weight).isfinite().all() for weight in checkpoints.trainable(self.model).values()]
+        return self.engine.agreed(not bool(torch.stack(finite).all()))  # one wait for the device, not one a weight
 
     def _failure(self, step: int, what: str) -> LlaraError:
         return LlaraError(

@@ -160,10 +160,29 @@ def test_weights_that_an_update_spoiled_are_neither_saved_nor_trained(
     flags = ("--max-length", 60, "--batch-size", 4, "--name", "m", "--learning-rate", 1e39, "--warmup-ratio", 0)
     done = llara("pretrain", corpus, "--model", tiny_model, *flags, *more)
     assert (done.code, done.out) == (1, "")
-    assert "step 1: its update left weights that are not finite; there is no checkpoint yet" in done.error
+    assert "step 1: the update produced non-finite weights; there is no checkpoint yet" in done.error
     folder = tmp_path / "ws/models/m"
     assert not list(folder.rglob("*.safetensors"))
     assert not (folder / "manifest.json").exists()
+
+
+def test_each_weight_is_checked_once_a_step(
+    llara: Llara, train: Path, tiny_model: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step can be the last, be scored and be saved, all at once."""
+    checked: Counter[int] = Counter()
+    isfinite = torch.Tensor.isfinite
+
+    def counting(weight: torch.Tensor) -> torch.Tensor:
+        checked[weight.data_ptr()] += 1
+        return isfinite(weight)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", counting)
+    flags = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--max-steps", 1, "--save-every", 1)
+    done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir, "--dev-every", 1)
+    assert done.code == 0, done.err
+    assert len(checked) > 10
+    assert set(checked.values()) == {1}
 
 
 def test_a_model_that_has_no_vectors_for_the_dev_set_has_failed(
