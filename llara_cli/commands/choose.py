@@ -11,7 +11,7 @@ from llara_cli.console import UserError
 from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_recorded
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.indexing import Indexing
-from llara_cli.retrieval.vector_files import open_vectors
+from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.settings import DEFAULT_MODEL
 
 DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
@@ -60,16 +60,15 @@ def model_to_use(session: Session, given: str | None, remote_code: bool = False)
     return named_model(session, given, remote_code)
 
 
-def model_of_vectors(session: Session, path: Path, given: str | None, remote_code: bool = False) -> ModelSource:
+def model_of_vectors(session: Session, file: VectorFile, given: str | None, remote_code: bool = False) -> ModelSource:
     """The model named, else the one that a file of vectors says it is of: never merely the newest.
 
     Raises ``UserError`` where neither says, and where the model that the file names is gone.
     """
-    file = open_vectors(path)
     if given is not None:
         return named_model(session, given, remote_code)
     if (origin := file.origin) is None:
-        raise UserError(f"{path} does not say which model made its vectors: name the model with --model")
+        raise UserError(f"{file.path} does not say which model made its vectors: name the model with --model")
     try:
         source = resolve_recorded(origin.source, origin.fingerprint, session.workspace, remote_code=remote_code)
     except UserError as error:
@@ -79,6 +78,19 @@ def model_of_vectors(session: Session, path: Path, given: str | None, remote_cod
         ) from error
     session.console.note(f"model: {source.name} (as {file.origin_file} says)")
     return source
+
+
+def recorded_choices(
+    session: Session, file: VectorFile, role: str | None, encoder: str | None
+) -> tuple[str | None, str | None]:
+    """``--as`` and ``--encoder``; one that is not given is what the file says, which is said where it is not usual."""
+    if (origin := file.origin) is None:
+        return role, encoder
+    if role is None and origin.role != "passage":
+        session.console.note(f"as: {origin.role} (as {file.origin_file} says)")
+    if encoder is None and origin.encoder != DEFAULT_ENCODER:
+        session.console.note(f"encoder: {origin.encoder} (as {file.origin_file} says)")
+    return origin.role if role is None else role, origin.encoder if encoder is None else encoder
 
 
 def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:

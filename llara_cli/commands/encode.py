@@ -26,13 +26,18 @@ def encode(
         typer.Option(
             "--from",
             help="Take these vectors in instead: FILE.npy with FILE.npy.ids.txt, or FILE.parquet (id, vector, ...). "
-            "--model made them, unless the file says which.",
+            "Name their model with --model unless the file records it.",
             show_default=False,
         ),
     ] = None,
     model: o.Model = None,
     name: o.Name = None,
-    role: Annotated[str, typer.Option("--as", help="passage or query.")] = "passage",
+    role: Annotated[
+        str | None,
+        typer.Option(
+            "--as", help="passage or query. (default: passage, or what --from FILE records)", show_default=False
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -60,21 +65,24 @@ def encode(
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
     if from_ is not None and dim is not None:
         raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
-    from llara_cli.commands.choose import chosen_encoder, model_of_vectors, model_to_use
+    from llara_cli.commands.choose import chosen_encoder, model_of_vectors, model_to_use, recorded_choices
     from llara_cli.retrieval.encoding import EncodeSettings, Encoding
+    from llara_cli.retrieval.vector_files import open_vectors
 
-    chosen: Any = role
-    if from_ is not None:
-        source = model_of_vectors(session, from_, model, trust_remote_code)
+    file = open_vectors(from_) if from_ is not None else None
+    if file is not None:
+        source = model_of_vectors(session, file, model, trust_remote_code)
+        role, encoder = recorded_choices(session, file, role, encoder)
     else:
         source = model_to_use(session, model, trust_remote_code)
     encoder = chosen_encoder(session, encoder, source)
+    chosen: Any = "passage" if role is None else role
     settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim)
     run: Encoding | Importing
     if corpus is not None:
         run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
-    elif from_ is not None:
+    elif file is not None:
         from llara_cli.retrieval.importing import Importing
 
-        run = Importing(session.workspace, session.console, source, from_, settings, name or "")
+        run = Importing(session.workspace, session.console, source, file, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

@@ -15,7 +15,7 @@ def export(
     ctx: typer.Context,
     embeddings: Annotated[str, typer.Argument(help="Embeddings of the workspace.", show_default=False)],
     file: Annotated[
-        Path, typer.Argument(help="FILE.npy (ids and model told beside it) or FILE.parquet.", show_default=False)
+        Path, typer.Argument(help="FILE.npy (ids and model in files beside it) or FILE.parquet.", show_default=False)
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace the file where it is there already.")] = False,
     workspace: o.Workspace_ = None,

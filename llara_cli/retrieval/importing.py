@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build, input_record
+from llara_cli.artifacts import Artifact, Blueprint, Build
 from llara_cli.console import Console, UserError
 from llara_cli.model.source import ModelSource
 from llara_cli.protocols import EncoderBackend
 from llara_cli.retrieval.encoding import EncodeSettings, derived_name
 from llara_cli.retrieval.store import STORES, shard_name, write_documents, write_shard
-from llara_cli.retrieval.vector_files import VectorFile, open_vectors
+from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.workspace import Workspace, told_again
 
 _TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3}
@@ -41,7 +41,7 @@ class Importing:
     workspace: Workspace
     console: Console
     source: ModelSource
-    path: Path
+    file: VectorFile
     settings: EncodeSettings
     name: str = ""
 
@@ -65,10 +65,10 @@ class Importing:
             "disk": self.file.count * self.dim * width,
         }
 
-    @cached_property
-    def file(self) -> VectorFile:
-        """The file to read."""
-        return open_vectors(self.path)
+    @property
+    def path(self) -> Path:
+        """Where the vectors are."""
+        return self.file.path
 
     @cached_property
     def backend(self) -> type[EncoderBackend]:
@@ -85,8 +85,7 @@ class Importing:
     def blueprint(self) -> Blueprint:
         """What makes an equal run."""
         settings = self.settings.recorded(self.source, self.workspace) | {"imported": True}
-        inputs = [input_record(path) for path in self.file.inputs]
-        return Blueprint(settings, inputs, {"model": self._fingerprint})
+        return Blueprint(settings, self.file.inputs, {"model": self._fingerprint})
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -102,8 +101,8 @@ class Importing:
             raise UserError("--max-length and --batch-tokens have no meaning with --from: nothing is encoded")
         if self.file.count == 0:
             raise UserError(f"{self.path}: no vector in it")
-        _ = self.dim
         self._check_origin()
+        _ = self.dim
 
     def _check_origin(self) -> None:
         """Raise ``UserError`` where the file says that its vectors are others than the flags say."""

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llara_cli.artifacts import sha256_file
+from llara_cli.artifacts import input_record
 from llara_cli.console import UserError
 from llara_cli.data.collection import ID_FIELDS, TEXT_FIELDS, Document, named_records
 from llara_cli.data.lines import check_file, one_line, read_lines
@@ -32,8 +32,8 @@ class VectorFile(Protocol):
     def path(self) -> Path: ...
 
     @property
-    def inputs(self) -> list[Path]:
-        """The files that are read."""
+    def inputs(self) -> list[dict[str, Any]]:
+        """The files that are read: names and digests."""
 
     @property
     def count(self) -> int: ...
@@ -66,11 +66,16 @@ class NpyFile:
 
     path: Path
 
-    @property
-    def inputs(self) -> list[Path]:
+    @cached_property
+    def inputs(self) -> list[dict[str, Any]]:
         """The vectors and the ids."""
         check_file(ids_path(self.path))
-        return [self.path, ids_path(self.path)]
+        return [self._record, input_record(ids_path(self.path))]
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        """The vectors' name and digest, which their origin is checked by, too."""
+        return input_record(self.path)
 
     @property
     def count(self) -> int:
@@ -88,7 +93,7 @@ class NpyFile:
         if not self.origin_file.is_file():
             return None
         origin = Origin.parse(self.origin_file.read_bytes(), self.origin_file)
-        if origin.vectors != sha256_file(self.path):
+        if origin.vectors != self._record["sha256"]:
             raise UserError(
                 f"{self.origin_file} is of other vectors than those in {self.path.name}: delete it, and name the model "
                 "that made them with --model"
@@ -133,10 +138,10 @@ class ParquetFile:
 
     path: Path
 
-    @property
-    def inputs(self) -> list[Path]:
+    @cached_property
+    def inputs(self) -> list[dict[str, Any]]:
         """The one file."""
-        return [self.path]
+        return [input_record(self.path)]
 
     @property
     def count(self) -> int:

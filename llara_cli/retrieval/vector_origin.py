@@ -45,7 +45,10 @@ class Origin:
         """What ``as_json`` wrote. Raises ``UserError`` for anything else."""
         try:
             told = json.loads(text)
-            return cls(*(_string(told[field.name]) for field in fields(cls)))
+            origin = cls(*(_string(told[field.name]) for field in fields(cls)))
+            if origin.role not in ("passage", "query"):
+                raise ValueError(origin.role)
+            return origin
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{where}: what it says of the vectors' model is damaged: export them again") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -215,7 +216,8 @@ def test_an_exported_model_that_is_gone_or_told_of_badly(
         assert "made by 'tiny', which is not there: " in error
         assert message in error
         assert llara("encode", "--from", tmp_path / "out.npy", "--model", tiny_model, "--dry-run").code == 0
-    for text in ("{", "[]", "null", '{"model": "tiny"}', json.dumps(origin | {"role": 5}), "\udcff"):
+    roles = [json.dumps(origin | {"role": role}) for role in (5, "author")]
+    for text in ("{", "[]", "null", '{"model": "tiny"}', *roles, "\udcff"):
         told.write_bytes(text.encode(errors="surrogateescape"))
         assert "out.npy.model.json: what it says" in refusal(llara, tmp_path / "ws", tmp_path / "out.npy")
 
@@ -229,6 +231,52 @@ def test_an_origin_of_other_vectors_is_refused(llara: Llara, encoded: Path, tiny
     assert "out.npy.model.json is of other vectors than those in out.npy: delete it" in told
     (tmp_path / "out.npy.model.json").unlink()
     assert llara("encode", "--from", file, "--model", tiny_model, "--name", "back").code == 0
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_flags_that_an_exported_file_answers_need_not_be_given(
+    llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path, form: str
+) -> None:
+    used = ("--encoder", "sentence-transformers", "--as", "query")
+    made = llara("encode", beir, "--model", tiny_model, *used, "--name", "a", "--json")
+    assert made.code == 0, made.err
+    file = tmp_path / f"out.{form}"
+    assert llara("export", "a", file).code == 0
+    back = llara("encode", "--from", file, "--json")
+    assert back.code == 0, back.err
+    place = file if form == "parquet" else tmp_path / "out.npy.model.json"
+    assert f"encoder: sentence-transformers (as {place} says)" in back.err
+    assert f"as: query (as {place} says)" in back.err
+    settings = json.loads((Path(back.json["path"]) / "manifest.json").read_text())["settings"]
+    assert (settings["encoder"], settings["as"]) == ("sentence-transformers", "query")
+    assert "--encoder sentence-transformers, not torch" in refusal(llara, tmp_path / "ws", file, "--encoder", "torch")
+    assert "--as query, not passage" in refusal(llara, tmp_path / "ws", file, "--as", "passage")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_of_vectors_is_hashed_once(
+    llara: Llara, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    file = tmp_path / f"out.{form}"
+    assert llara("export", "passages", file).code == 0
+    content, sha256, hashed = file.read_bytes(), hashlib.sha256, []
+
+    class Watched:
+        """The hash, and whether it was the whole file's."""
+
+        def __init__(self, data: bytes = b"") -> None:
+            self.inner = sha256(data)
+
+        def update(self, data: bytes) -> None:
+            hashed.append(bytes(data) == content)
+            self.inner.update(data)
+
+        def hexdigest(self) -> str:
+            return self.inner.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Watched)
+    assert llara("encode", "--from", file, "--name", "back", "--shard-size", 2).code == 0
+    assert sum(hashed) == 1
 
 
 def test_a_plan_and_a_query_side(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
