@@ -9,6 +9,7 @@ from llara_cli.artifacts import Artifact, Kind
 from llara_cli.commands.options import Session, default_model
 from llara_cli.console import UserError
 from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_recorded
+from llara_cli.names import NAME_BYTES, slug
 from llara_cli.retrieval.encoding import EncodeSettings, Encoding, encoded
 from llara_cli.retrieval.indexing import Indexing
 from llara_cli.retrieval.vector_files import VectorFile
@@ -132,6 +133,6 @@ def corpus_index(
     blueprint = indexing.blueprint()
     if found := workspace.find_equal("indexes", blueprint, session.console):
         return found
-    name = f"{made.name[:180]}-{blueprint.fingerprint[:8]}"  # not one that `llara index` gives
+    name = f"{slug(made.name, NAME_BYTES - 9)}-{blueprint.fingerprint[:8]}"  # not one that `llara index` gives
     replace(indexing, name=name).run(restart=workspace.is_damaged("indexes", name))
     return workspace.get("indexes", name)

@@ -118,7 +118,7 @@ def finetune(
     if dev is None and (dev_every or patience):
         raise UserError("--dev-every and --patience belong to --dev FOLDER")
     from llara_cli.commands.choose import model_to_finetune
-    from llara_cli.commands.rounds import check_rounds, run_rounds
+    from llara_cli.commands.rounds import check_names, check_rounds, run_rounds
     from llara_cli.settings import AdapterSettings, FinetuneSettings, OptimiserSettings
     from llara_cli.training.finetune import Finetuning, TrainingSet
 
@@ -143,6 +143,7 @@ def finetune(
     run = make(sets, name)
     if rounds > 1 and name is None:  # a model of one round has the name without
         run = make(sets, f"{run.name}-rounds{rounds}")
+    check_names(run.name, rounds, len(sets))
     if dry_run:
         show_plan(session.console, run.name, run.plan())
     elif corpus is not None:

@@ -12,6 +12,7 @@ from llara_cli.commands.options import Session
 from llara_cli.console import UserError, launched_processes
 from llara_cli.data.collection import BeirFolder, read_documents
 from llara_cli.model.source import resolve
+from llara_cli.names import NAME_BYTES, check_name, is_name
 from llara_cli.retrieval.encoding import EncodeSettings
 from llara_cli.retrieval.finders import DenseFinder
 from llara_cli.retrieval.mining import MineSettings, Mining
@@ -41,6 +42,18 @@ def check_rounds(rounds: int, corpus: Path | None, settings: FinetuneSettings) -
         pass
 
 
+def check_names(name: str, rounds: int, sets: int) -> None:
+    """Raise ``UserError`` where ``name``, or one that the rounds derive from it, cannot be an artifact's."""
+    name = check_name(name)
+    models = [_model_name(name, number, rounds) for number in range(1, rounds)]
+    mined = [_mined_name(model, number, sets) for model in models for number in range(1, sets + 1)]
+    if bad := next((each for each in (*models, *mined) if not is_name(each)), None):
+        raise UserError(
+            f"name {name!r} is too long for --rounds: {bad!r} is derived from it, and a name has at most"
+            f" {NAME_BYTES} bytes; give a shorter --name"
+        )
+
+
 def run_rounds(
     session: Session,
     make: Callable[[Sequence[TrainingSet], str], Finetuning],
@@ -59,7 +72,7 @@ def run_rounds(
     sets = train
     for number in range(1, rounds + 1):
         session.console.note(f"round {number} of {rounds}")
-        run = make(sets, name if number == rounds else f"{name}-round{number}")
+        run = make(sets, _model_name(name, number, rounds))
         # the models before the last are not what the user asked for, and never taken for the newest
         result = run.run(restart=restart, made_for="user" if number == rounds else "finetune")
         if number < rounds:
@@ -84,8 +97,18 @@ def _mined(
     mine = MineSettings(depth, wanted, seed=seed, query_length=settings.query_length)
     made = []
     for number, each in enumerate(train, 1):
-        name = f"{run.name}-mined" + (f"-{number}" if len(train) > 1 else "")
+        name = _mined_name(run.name, number, len(train))
         mining = Mining(session.workspace, session.console, each.path, finder, mine, name)
         mining.run(restart=restart)
         made.append(replace(each, path=mining.rows_file))
     return made
+
+
+def _model_name(name: str, number: int, rounds: int) -> str:
+    """Of a round's model; ``name``: the last round's."""
+    return name if number == rounds else f"{name}-round{number}"
+
+
+def _mined_name(model: str, number: int, sets: int) -> str:
+    """Of the rows mined with a round's model for training set ``number``."""
+    return f"{model}-mined" + (f"-{number}" if sets > 1 else "")
