@@ -39,6 +39,8 @@ def removable(workspace: Workspace) -> list[Removable]:
 
 def clean(workspace: Workspace) -> list[Removable]:
     """Remove what is ``removable``. Raises ``UserError`` while another command works in the workspace."""
+    if not workspace.root.is_dir():
+        return []
     with workspace.alone():
         found = removable(workspace)
         for each in found:

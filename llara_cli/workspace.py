@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ CACHE = "cache"
 """Folder of what a workspace can make again: tokenised corpora, queries that are put to be encoded."""
 _SWAP_SECONDS = 2
 """How long to wait for another process that is swapping folders: far more than two renames take."""
+GATE_SECONDS = 2
+"""How long a command waits for `llara clean` to end, and that one for commands that are just beginning."""
+_LOCKS = ".locks"
+_GATE = "clean"
 
 RESUMED: tuple[Kind, ...] = ("models", "embeddings", "mined")
 """Kinds whose builds keep what is finished when they are interrupted; the others start again."""
@@ -172,32 +176,59 @@ class Workspace:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold every lock of the workspace. Raises ``UserError`` where another process holds one."""
+        """Let no other command work in the workspace. Raises ``UserError`` where one does."""
+        gate = _lock_file(self.root, _GATE)
+        gate.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
-            for path in sorted((self.root / ".locks").rglob("*.lock")):
-                try:
-                    held.enter_context(FileLock(path, timeout=0))
-                except Timeout as error:
-                    raise UserError(
-                        f"another command is working in {self.root} (it holds {path}): run this again when it is done"
-                    ) from error
+            held.enter_context(self._taken(gate, GATE_SECONDS))
+            # whoever came through before holds a lock that is there by now; who comes later finds the gate shut
+            for path in sorted(gate.parent.rglob("*.lock")):
+                if path != gate:
+                    held.enter_context(self._taken(path, 0))
             yield
+
+    def _taken(self, path: Path, wait: float) -> AbstractContextManager[None]:
+        return _held(path, wait, f"another command is working in {self.root} (it holds {path}); run this again later")
 
     @contextmanager
     def lock(self, place: str, wait: float = 0) -> Iterator[None]:
         """Hold ``place``, a path in the workspace, alone; ``wait``: seconds for another process to be done with it.
 
-        Raises ``UserError`` where the other one is not.
+        Raises ``UserError`` where the other one is not, and while `llara clean` works.
         """
         self.create()
-        lock = self.root / ".locks" / f"{place}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            try:
-                held.enter_context(FileLock(lock, timeout=wait))
-            except Timeout as error:
-                raise UserError(f"{place} is being built by another process") from error
+        with lock_place(self.root, place, wait):
             yield
+
+
+@contextmanager
+def lock_place(root: Path, place: str, wait: float = 0) -> Iterator[None]:
+    """Hold ``place`` in the workspace ``root`` alone; ``wait``: seconds for another process, endless below 0.
+
+    Raises ``UserError`` where the other one is not done by then, and while `llara clean` works.
+    """
+    lock = _lock_file(root, place)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with _held(lock, wait, f"{place} is being built by another process"):
+        # only now: `llara clean` shuts the gate first, and then looks for locks that are held
+        with _held(_lock_file(root, _GATE), GATE_SECONDS, f"llara clean is running in {root}; run this again later"):
+            pass
+        yield
+
+
+def _lock_file(root: Path, place: str) -> Path:
+    return root / _LOCKS / f"{place}.lock"
+
+
+@contextmanager
+def _held(lock: Path, wait: float, otherwise: str) -> Iterator[None]:
+    """Hold a lock file. Raises ``UserError`` saying ``otherwise`` where another process does, for ``wait`` seconds."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(lock, timeout=wait))
+        except Timeout as error:
+            raise UserError(otherwise) from error
+        yield
 
 
 def _began_equal(folder: Path, blueprint: Blueprint) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from filelock import FileLock
 
 from llara_cli.console import Bar, UserError
 from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
@@ -25,6 +24,7 @@ from llara_cli.model.layout import TokenIds
 from llara_cli.model.recipe import BRANCHES, Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example
+from llara_cli.workspace import lock_place
 
 _IDS = pa.list_(pa.uint32())
 _BLOCK_TEXTS, _BLOCK_CHARACTERS = 256, 1 << 19
@@ -89,12 +89,12 @@ class ExampleBuilder:
             read: gives the corpus' documents or ready rows, or those of them that are wanted.
             most: stop after so many examples.
 
-        Raises ``UserError`` for a corpus without a text to learn from; nothing is left on disk then.
+        Raises ``UserError`` for a corpus without a text to learn from, with nothing left on disk, and while
+        `llara clean` works.
         """
-        locks = path.parent.parent / ".locks"
-        for folder in (path.parent, locks):
-            folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{path.stem}.lock"):  # another run on the same corpus waits, and then finds it done
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # another run on the same corpus waits, and then finds it done
+        with lock_place(path.parent.parent, path.stem, wait=-1):
             if not path.is_file():
                 aside = path.with_suffix(".part")
                 try:

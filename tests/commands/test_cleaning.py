@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filelock import FileLock
+import pytest
 from program import Llara, tree
+
+from llara_cli import workspace
+from llara_cli.console import UserError
+from llara_cli.workspace import Workspace, lock_place
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 2, "--name", "m", "--json")
 
@@ -50,11 +54,28 @@ def test_leftovers_of_swaps_go_unless_they_are_all_that_is_left(
 def test_nothing_is_removed_while_a_command_works(llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     llara("pretrain", corpus, "--model", tiny_model, *SMALL)
     before = tree(tmp_path / "ws")
-    with FileLock(tmp_path / "ws/.locks/models-m.lock"):
+    with Workspace(tmp_path / "ws").lock("models/m"):
         done = llara("clean")
     assert done.code == 2
     assert "another command is working" in done.error
     assert tree(tmp_path / "ws") == before
+
+
+def test_nothing_begins_while_the_workspace_is_cleaned(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even under a name that is new, whose lock could not be taken before."""
+    root = tmp_path / "ws"
+    root.mkdir()
+    monkeypatch.setattr(workspace, "GATE_SECONDS", 0)
+    with Workspace(root).alone():
+        done = llara("pretrain", corpus, "--model", tiny_model, *SMALL)
+        with pytest.raises(UserError, match="llara clean is running"), lock_place(root, "examples-of-some-corpus", -1):
+            pass
+        assert "another command is working" in llara("clean").error
+    assert (done.code, done.error) == (2, f"error: llara clean is running in {root}; run this again later")
+    assert tree(root) == {}
+    assert llara("pretrain", corpus, "--model", tiny_model, *SMALL).code == 0
 
 
 def test_where_there_is_nothing_to_remove(llara: Llara, tmp_path: Path) -> None:
