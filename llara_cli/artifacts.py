@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -116,17 +117,20 @@ class Artifact:
     name: str
     path: Path
 
-    @property
+    @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the artifact is. Raises ``LlaraError`` where the file does not hold what every manifest holds."""
+        """What the artifact is, read once: as it was at the first look.
+
+        Raises ``LlaraError`` where the file does not hold what every manifest holds.
+        """
         made = read_json(self.path / MANIFEST)
         if not isinstance(made, dict) or not all(isinstance(made.get(part), dict) for part in _PARTS):
             raise LlaraError(f"{self.path / MANIFEST}: damaged: {', '.join(_PARTS)} must be in it")
         return made
 
-    @property
+    @cached_property
     def run(self) -> dict[str, Any]:
-        """When and where it was made, and the result that was printed."""
+        """When and where it was made, and the result that was printed; read once."""
         return read_json(self.path / RUN) if (self.path / RUN).exists() else {}
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llara_cli.artifacts import Artifact, Blueprint, Build
-from llara_cli.console import LlaraError, UserError
+from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.names import check_name, folder_name, input_stem, slug
 from llara_cli.workspace import Workspace
 
@@ -50,6 +50,22 @@ def test_an_unfinished_folder_is_no_artifact_and_is_taken_up_by_the_same_setting
     with workspace.build("models", "a", Blueprint({"x": 1})) as build:
         assert isinstance(build, Build)
         assert (build.folder / "part").read_text() == "half"
+
+
+def test_what_tells_of_an_artifact_is_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        make(workspace, name)
+    read, read_text = [], Path.read_text
+
+    def watched(path: Path, **more: str) -> str:
+        read.append(path.relative_to(workspace.root / "models").as_posix())
+        return read_text(path, **more)
+
+    monkeypatch.setattr(Path, "read_text", watched)
+    for artifact in workspace.sound("models", Console(False, True, False)):
+        assert artifact.is_users_own
+        assert (artifact.manifest["name"], artifact.result["name"]) == (artifact.name, artifact.name)
+    assert sorted(read) == ["a/manifest.json", "a/run.json", "b/manifest.json", "b/run.json"]
 
 
 def test_a_changed_input_is_refused(workspace: Workspace) -> None:

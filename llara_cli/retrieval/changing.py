@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Changing:
 
     def __post_init__(self) -> None:
         self.before = self.index.fingerprint
+        self.index = replace(self.index)  # reads its manifest anew: one read before may be of an older index
 
     def append(self, embeddings: Artifact) -> dict[str, Any]:
         """Add the vectors of ``embeddings``; nothing is done where the index has them already.

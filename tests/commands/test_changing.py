@@ -171,6 +171,18 @@ def test_a_change_that_another_one_overtook_is_refused(library: Llara, tmp_path:
     assert tree(tmp_path / "ws/indexes") == after
 
 
+def test_a_change_begins_with_the_index_as_it_is_now(library: Llara, tmp_path: Path) -> None:
+    """Not as it was when somebody first looked at its manifest."""
+    library("index", "one", "--name", "i")
+    workspace = Workspace(tmp_path / "ws")
+    index = workspace.get("indexes", "i")
+    assert index.manifest["counts"]["count"] == 3
+    assert library("index", "two", "--append", "--name", "i").code == 0
+    made = Changing(workspace, Console(False, True, False), index).remove(ids(tmp_path / "gone", "d4"))
+    assert made["count"] == 4
+    assert found(library).keys() == {"d0", "d1", "d2", "d3"}
+
+
 def test_an_interrupted_change_leaves_the_old_index(
     library: Llara, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
