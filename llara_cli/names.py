@@ -21,7 +21,10 @@ def normal(name: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether an artifact can be called so: letters and digits of any script, '.', '_', '+', '-'; a letter first."""
+    """Whether an artifact can be called so: letters and digits of any script, '.', '_', '+', '-'.
+
+    The first is a letter or digit.
+    """
     fits = 0 < len(name.encode(errors="replace")) <= NAME_BYTES
     return fits and name == normal(name) and _is_letter(name[0]) and all(map(_is_kept, name))
 

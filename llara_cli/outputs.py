@@ -16,7 +16,7 @@ from typing import IO, Any
 from llara_cli.artifacts import KINDS
 from llara_cli.console import LlaraError, UserError
 
-_OWN = (*KINDS, "results", "cache", ".locks")
+_OWN = (*KINDS, "results", "cache", "tracking", ".locks")
 """Folders of the workspace that only the program writes into."""
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -57,7 +57,7 @@ def _checked_place(path: Path, told: str) -> Path:
     if is_folder:
         raise UserError(f"{told} is a folder: name a file in it")
     if is_there and not target.is_file():
-        raise UserError(f"{told} is neither a file nor a pipe: name another")
+        raise UserError(f"{told} is not a regular file, pipe or character device: name another")
     if not target.parent.is_dir():
         raise UserError(f"{told}: no such folder to write into")
     if not os.access(target.parent, os.W_OK | os.X_OK) or (is_there and not os.access(target, os.W_OK)):

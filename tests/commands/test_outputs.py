@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -155,6 +156,16 @@ def test_what_cannot_be_written_is_told_before_the_search(
         assert (outcome.code, told in outcome.err) == (2, True), (output, outcome.err)
         assert str(output) in outcome.error
     assert queries.read_bytes() == content
+
+
+def test_what_is_no_place_for_an_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ws/tracking").mkdir(parents=True)
+    with pytest.raises(UserError, match="lies among the files that llara keeps"):
+        check_output(tmp_path / "ws/tracking/run", tmp_path / "ws")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        with pytest.raises(UserError, match="is not a regular file, pipe or character device"):
+            check_output(tmp_path / "socket", tmp_path / "ws")
 
 
 def test_a_place_without_permission_is_refused(tmp_path: Path) -> None:
