@@ -42,7 +42,9 @@ VERBS = {
     "compare": Verb("Retrieve", "Hold evaluated models against each other, query by query."),
     "export": Verb("Retrieve", "Write vectors into one file that other tools read."),
     "status": Verb("Look around", "Artifacts of the workspace, their sizes and where they came from."),
-    "clean": Verb("Look around", "Remove what can be made again: cached corpora and queries, leftovers of swaps."),
+    "clean": Verb(
+        "Look around", "Remove what can be rebuilt: cached corpora and queries, leftovers of interrupted commands."
+    ),
     "doctor": Verb("Look around", "Versions, devices, backends: what works here, what would make the rest work."),
     "backends": Verb("Look around", "Training, encoder and index backends: usable, or how to make them so."),
 }

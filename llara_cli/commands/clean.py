@@ -20,7 +20,7 @@ def clean(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Remove what can be made again: cached corpora and queries, leftovers of swaps."""
+    """Remove what can be rebuilt: cached corpora and queries, leftovers of interrupted commands."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from llara_cli import cleaning
 

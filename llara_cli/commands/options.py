@@ -90,7 +90,10 @@ LearningRate = Annotated[
 WarmupRatio = Annotated[float, typer.Option(help="Share of the steps with rising rate.", rich_help_panel=_TRAINING)]
 WeightDecay = Annotated[float, typer.Option(help="AdamW's decay.", rich_help_panel=_TRAINING)]
 MaxGradNorm = Annotated[float, typer.Option(help="Clip the gradient's norm.", rich_help_panel=_TRAINING)]
-Seed = Annotated[int, typer.Option(help="Which data, their order, dropout, new embeddings.", rich_help_panel=_TRAINING)]
+Seed = Annotated[
+    int,
+    typer.Option(help="Seed for choosing and ordering data, dropout and new embeddings.", rich_help_panel=_TRAINING),
+]
 Optimizer = Annotated[
     str, typer.Option(help="adamw, adamw-8bit, paged-adamw or paged-adamw-8bit.", rich_help_panel=_TRAINING)
 ]

@@ -41,7 +41,7 @@ class Shortfall:
     def message(self, queries: int) -> str:
         """What happened; ``queries``: how many there were."""
         found = f"{self.queries} of {queries} queries got fewer than {self.wanted} hits"
-        return f"{found}: the index looks at a part of its vectors only"
+        return f"{found}: the index searched only part of its vectors"
 
 
 def rank(

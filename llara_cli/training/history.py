@@ -41,7 +41,7 @@ class History:
         """
         self.rows = list(islice(_whole_rows(self.path), done))
         if [row.get("step") for row in self.rows] != list(range(1, done + 1)):
-            why = f"it must hold the rows of the {done} steps that the checkpoint has done"
+            why = f"it must have one row for each of the checkpoint's {done} steps"
             raise checkpoints.damaged(self.path, self.path.parent, why)
         self._accelerator.wait_for_everyone()  # nobody writes before everybody has read
         if self._writes:

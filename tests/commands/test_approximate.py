@@ -32,7 +32,7 @@ def test_one_query(llara: Llara, lists: str) -> None:
     assert outcome.code == 0
     assert len(outcome.json["hits"]) < 50
     assert warnings(outcome.err) == [
-        "warning: 1 of 1 queries got fewer than 50 hits: the index looks at a part of its vectors only; "
+        "warning: 1 of 1 queries got fewer than 50 hits: the index searched only part of its vectors; "
         "raise --set nprobe=..."
     ]
     for enough in (("-k", 3), ("-k", 50, "--set", "nprobe=4"), ("-k", 999, "--set", "nprobe=4")):

@@ -1,4 +1,4 @@
-"""`llara clean` removes what can be made again, and nothing else; `llara status` tells how much that is."""
+"""`llara clean` removes what can be rebuilt, and nothing else; `llara status` tells how much that is."""
 
 from __future__ import annotations
 
