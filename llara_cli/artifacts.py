@@ -287,7 +287,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ``LlaraError`` where the file is damaged."""
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LlaraError(f"{path}: unreadable: {error}") from error
     if not isinstance(data, dict):
         raise LlaraError(f"{path}: damaged: not a JSON object")

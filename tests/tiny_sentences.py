@@ -11,19 +11,28 @@ from sentence_transformers.base.modules import Dense, Normalize, Router, Transfo
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tiny import SHAPE, make_tokenizer
 from tokenizers import processors
-from transformers import AutoModel, BertConfig, LlamaConfig, RobertaConfig
+from transformers import AutoModel, BertConfig, LlamaConfig, Phi3Config, RobertaConfig
 
 from llara_cli.model.loading import quiet_transformers
 
 KINDS = ("bert", "roberta", "llama")
 QUERY_PROMPT = "Instruct: find the passage\nQuery: "
-_CONFIGS: dict[str, Any] = {"bert": BertConfig, "roberta": RobertaConfig, "llama": LlamaConfig}
+_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 5.0, 7.0, 9.0], "original_max_position_embeddings": 16,
+}  # fmt: skip
+_CONFIGS: dict[str, Any] = {
+    "bert": BertConfig,
+    "roberta": RobertaConfig,
+    "llama": LlamaConfig,
+    "phi3": lambda **c: Phi3Config(**c, rope_parameters=_LONGROPE, original_max_position_embeddings=16),
+}
 
 
 def make_sentence_model(folder: Path, kind: str = "bert", *, seed: int = 0, layers: int = 2) -> Path:
     """Save a model: ``bert`` and ``roberta`` pool the mean, ``llama`` the last token behind a query prompt.
 
-    ``roberta`` has a dense layer behind its pooling, of another width.
+    ``roberta`` has a dense layer behind its pooling, of another width; ``phi3`` computes another way above 16 tokens.
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
@@ -39,7 +48,7 @@ def make_sentence_model(folder: Path, kind: str = "bert", *, seed: int = 0, laye
         tokenizer.save_pretrained(parts)
         body = Transformer(str(parts), **({"max_seq_length": 128} if kind == "bert" else {}))
         pooling = Pooling(body.get_embedding_dimension(), "lasttoken" if kind == "llama" else "mean")
-        modules = {"llama": [Normalize()], "roberta": [Dense(SHAPE["hidden_size"], 24)], "bert": []}[kind]
+        modules = {"llama": [Normalize()], "roberta": [Dense(SHAPE["hidden_size"], 24)], "bert": [], "phi3": []}[kind]
         prompts = {"query": QUERY_PROMPT, "document": ""} if kind == "llama" else None
         SentenceTransformer(modules=[body, pooling, *modules], prompts=prompts, device="cpu").save(str(folder))
     return folder

@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from llara_cli.artifacts import write_atomically
 from llara_cli.console import Console, UserError
@@ -23,6 +22,7 @@ from llara_cli.data.corpus import RawDocument, pieces, read_corpus
 from llara_cli.data.hub import PREFIX as HUB
 from llara_cli.training.examples import NOTHING_TO_LEARN, ExampleBuilder, ExampleTable, Item
 from llara_cli.training.pretext import Example
+from llara_cli.workspace import lock_place
 
 SURPLUS = 2
 """Passages tokenised for each that the steps take, so that those of a batch come from many documents."""
@@ -185,10 +185,9 @@ class Corpus:
 
     def _estimate(self, folder: Path, key: str) -> Estimate:
         """From an earlier run's survey, or from one made now."""
-        path, locks = folder / f"survey-{key}.json", folder.parent / ".locks"
-        for each in (folder, locks):
-            each.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{path.stem}.lock"):
+        path = folder / f"survey-{key}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_place(folder.parent, path.stem, wait=-1):
             if not path.is_file():
                 write_atomically(path, json.dumps(asdict(self._surveyed(None).estimate)))
             return Estimate(**json.loads(path.read_text(encoding="utf-8")))

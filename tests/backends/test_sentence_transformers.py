@@ -228,3 +228,29 @@ def test_of_a_book_only_the_beginning_is_read(folder: Path, monkeypatch: pytest.
     assert max(map(len, seen)) < 6000
     short = mine.encode([" ".join(TEXTS * 6), "", "The sea"], "query")
     assert (found.tokens, found.cut) == (short.tokens, short.cut)
+
+
+def test_a_vector_does_not_depend_on_longer_texts_beside_it(tmp_path: Path) -> None:
+    """LongRoPE: the factors go by the longest text of a forward."""
+    model = load(make_sentence_model(tmp_path / "phi3", "phi3"))
+    texts = ["The sea", " ".join(TEXTS), "How far is it?"]
+    together = model.encode(texts, "passage").vectors
+    alone = np.concatenate([model.encode([text], "passage").vectors for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_tokens_without_an_embedding_are_named(tmp_path: Path) -> None:
+    folder = make_sentence_model(tmp_path / "bert")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    token = {"id": 400, "content": "zebra", "special": False, "normalized": True}
+    tokenizer["added_tokens"].append(token | {"single_word": False, "lstrip": False, "rstrip": False})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"tokens that the model does not know: 'zebra' \(400\)"):
+        load(folder)
+
+
+def test_an_adapter_within_is_refused(tmp_path: Path) -> None:
+    folder = make_sentence_model(tmp_path / "bert")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="its Transformer is an adapter of peft"):
+        load(folder)
