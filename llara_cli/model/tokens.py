@@ -33,6 +33,8 @@ AT_ONCE = 256
 """Texts that are tokenised together: while they are, a token takes some 300 bytes."""
 TOKEN_CHARACTERS, MARGIN_CHARACTERS = 8, 512
 """Of a text that will be cut, characters that are read for each token wanted, and more that are read in any case."""
+LONGEST_WORD = 16
+"""Times the characters that are read at first: beyond, a text without white space is cut within a word."""
 _NORMALIZERS = frozenset(("NFC", "Prepend", "Replace"))
 _SPLITTERS = frozenset(("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"))
 _SPACE = re.compile(r"\s")
@@ -99,18 +101,20 @@ def _keep_leading_spaces(tokenizer: Any) -> Any:
 
 
 def beginning(tokenizer: Any, text: str, tokens: int, **options: Any) -> str:
-    """So much of a text that its first ``tokens`` ids are those of the whole text; all of it where that is not long.
+    """A prefix of a text whose first ``tokens`` ids equal those of the whole text; all of it where that is not long.
 
     It is cut between words, as a cut inside one may change all of its ids (Unigram); and the tokens wanted must lie in
-    the first half of what is left, as pairs may be merged across words (Llama 2). A tokenizer without offsets reads
-    all, as does any where nothing parts the words. ``options``: of the tokenizer's call.
+    the first half of what is left, as pairs may be merged across words (Llama 2). Where no white space parts the words
+    of a very long text it is cut all the same. A tokenizer without offsets reads all. ``options``: of the tokenizer's
+    call.
     """
     if not getattr(tokenizer, "is_fast", False):
         return text
-    size = 2 * (TOKEN_CHARACTERS * tokens + MARGIN_CHARACTERS)
+    first = size = 2 * (TOKEN_CHARACTERS * tokens + MARGIN_CHARACTERS)
     while 2 * size < len(text):
-        if space := _SPACE.search(text, 3 * size // 4, size):
-            part = text[: space.start()]
+        space = _SPACE.search(text, 3 * size // 4, size)
+        if space or size >= LONGEST_WORD * first:
+            part = text[: space.start() if space else size]
             found = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options)
             ends = [end for _, end in found["offset_mapping"][:tokens]]
             if len(ends) == tokens and max(ends) <= len(part) // 2:

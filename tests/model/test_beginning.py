@@ -97,3 +97,15 @@ def test_of_a_book_a_page_is_read(kind: Callable[[], TextTokenizer]) -> None:
     long, empty, short = (len(tree.trunk) for tree in sequences.trees)
     assert (sequences.tokens, sequences.cut, sequences.empty) == (long + short - 2 * empty, 1, 1)
     assert all(len(tree) <= 200 for tree in sequences.trees)
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentencepiece_bpe, unigram])
+@pytest.mark.parametrize("letters", ["a", "ab,", "中文。"])
+def test_a_very_long_text_without_white_space_is_not_read_whole(
+    kind: Callable[[], TextTokenizer], letters: str
+) -> None:
+    tokenizer = made(kind)
+    text = letters * (300_000 // len(letters))
+    assert len(beginning(tokenizer.hf, text, 30, split_special_tokens=True)) < 60_000
+    (whole,) = tokenizer.encode([text])
+    assert tokenizer.encode([text], 30) == [whole[:30]]
