@@ -1,6 +1,7 @@
 """Relevance judgements: BEIR's ``query-id, corpus-id, score`` and TREC's ``query 0 document grade``.
 
-A header line is known by a usual name in one of its columns, and by a score that is no number.
+A header line is known by a usual name in one of its columns, and by a last cell that is no number. It says which column
+is which; further columns are ignored.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from pathlib import Path
 
 from llara_cli.console import UserError
 from llara_cli.data.delimited import unquoted
-from llara_cli.data.lines import read_lines
+from llara_cli.data.lines import one_line, read_lines
 
-_HEADINGS = {
-    "query_id", "queryid", "query", "qid", "topic", "topic_id", "corpus_id", "docid", "doc_id", "docno", "document_id",
-    "passage_id", "pid", "score", "grade", "label", "rel", "relevance", "judgment", "judgement",
-}  # fmt: skip
-"""Names of columns in header lines, with ``_`` for ``-`` and blanks."""
+_NAMES = (
+    ("query_id", "queryid", "query", "qid", "topic", "topic_id"),
+    ("corpus_id", "docid", "doc_id", "docno", "document_id", "passage_id", "pid"),
+    ("score", "grade", "label", "rel", "relevance", "judgment", "judgement"),
+)
+"""Names in header lines, with ``_`` for ``-`` and blanks, of the query's, the document's and the grade's column."""
+_TREC = (0, 2, 3)
+"""Columns of query, document and grade among TREC's four."""
 _LARGEST_GRADE = 1_000_000
 """trec_eval takes eight bytes a grade up to the highest, and crashes where it does not get them."""
 
@@ -38,14 +42,15 @@ class Judgement:
 def read_qrels(path: Path) -> Iterator[Judgement]:
     """Every judgement of a file, in its order: BEIR's (tabs, with or without a header line) or TREC's (white space).
 
-    Raises ``UserError`` at a line of another shape, and at the end where there was no judgement at all.
+    Raises ``UserError`` at a line of another shape, at a header line that does not name the three columns, and at the
+    end where there was no judgement at all.
     """
-    judgement = None
+    judgement, columns = None, None
     filled = ((f"{path}:{number}", line) for number, line in read_lines(path) if line and not line.isspace())
     for place, (where, line) in enumerate(filled):
-        cells = _cells(line, where)
-        if place == 0 and _is_header(cells):
+        if place == 0 and (columns := _header(line, where)) is not None:
             continue
+        cells = _cells(line, where) if columns is None else _named_cells(line, where, columns)
         judgement = Judgement(cells[0], cells[1], _grade(cells[2], where, first=place == 0), where)
         yield judgement
     if judgement is None:
@@ -63,14 +68,49 @@ def _cells(line: str, where: str) -> list[str]:
         raise UserError(
             f"{where}: not a judgement: wanted are query-id<TAB>corpus-id<TAB>score, or TREC's four columns"
         )
+    return _with_ids(cells, where)
+
+
+def _with_ids(cells: list[str], where: str) -> list[str]:
     if not (cells[0].strip() and cells[1].strip()):
         raise UserError(f"{where}: the id of the query or of the document is empty")
     return cells
 
 
-def _is_header(cells: list[str]) -> bool:
-    names = {re.sub(r"[-\s]+", "_", cell.strip().strip('"').lower()) for cell in cells}
-    return not _is_number(cells[2]) and not names.isdisjoint(_HEADINGS)
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What a header line says: how many columns there are, and which hold query, document and grade."""
+
+    count: int
+    places: tuple[int, ...]
+
+
+def _header(line: str, where: str) -> _Columns | None:
+    """The columns that the first line names; None where it is a judgement.
+
+    Raises ``UserError`` where it is a header line, but the query, the document or the grade has no column or several.
+    """
+    cells = line.split("\t") if "\t" in line else line.split()
+    names = [re.sub(r"[-\s]+", "_", cell.strip().strip('"').lower()) for cell in cells]
+    found = [[place for place, name in enumerate(names) if name in known] for known in _NAMES]
+    if not any(found) or _is_number(unquoted(cells[-1])):
+        return None
+    if any(len(places) != 1 for places in found):
+        raise UserError(
+            f"{where}: a header line that names no single column each for query, document and score: found "
+            f"{one_line(', '.join(names))}; name them query-id, corpus-id, score"
+        )
+    return _Columns(len(cells), tuple(places[0] for places in found))
+
+
+def _named_cells(line: str, where: str, columns: _Columns) -> list[str]:
+    """Query, document, grade, from the columns of the header line."""
+    if columns == _Columns(4, _TREC):
+        return _cells(line, where)
+    cells = line.split("\t") if "\t" in line else line.split()
+    if len(cells) != columns.count:
+        raise UserError(f"{where}: {len(cells)} columns, but the header line has {columns.count}")
+    return _with_ids([unquoted(cells[place]) for place in columns.places], where)
 
 
 def _is_number(text: str) -> bool:

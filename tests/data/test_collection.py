@@ -281,6 +281,10 @@ def test_what_a_beir_folder_lacks_is_named(beir: BeirMaker, refusal: Refusal, tm
         "qid docid rel\nq1\td 1\t2\nq2 d2 0\n",
         "Topic iteration Document-ID Label\nq1\td 1\t2\nq2 0 d2 0\n",
         '"query-id"\t"corpus-id"\t"score"\n"q1"\t"d 1"\t"2"\n"q2"\t"d2"\t0\n',
+        "corpus-id\tquery-id\tscore\nd 1\tq1\t2\nd2\tq2\t0\n",
+        "score\tquery-id\tcorpus-id\n2\tq1\td 1\n0\tq2\td2\n",
+        "query-id\tcorpus-id\tscore\tfold\nq1\td 1\t2\t1\nq2\td2\t0\t1\n",
+        'lang\tscore\tnote\t"Doc ID"\ttopic\nen\t2\t\t"d 1"\tq1\nde\t0\tx\td2\tq2\n',
     ],
 )
 def test_beir_judgements(write: Write, content: str) -> None:
@@ -303,6 +307,10 @@ def test_trec_judgements(write: Write) -> None:
         ("query-id\tcorpus-id\tscore\n", "a.tsv: no judgement in it"),
         ("q\td\tg\nq1\td1\t1\n", "a.tsv:1: the score must be a whole number, not 'g'; name the columns of a header"),
         ("q1\td1\t1\nqid\tdocid\trel\n", "a.tsv:2: the score must be a whole number, not 'rel'"),
+        ("query-id\tcorpus-id\tgood\nq\td\t1\n", "a.tsv:1: a header line that names no single column each"),
+        ("query-id\tdocid\tpid\tscore\nq\td\te\t1\n", "a.tsv:1: a header line that names no single column each"),
+        ("query-id\tcorpus-id\tscore\nq\td\t1\t2\n", "a.tsv:2: 4 columns, but the header line has 3"),
+        ("corpus-id\tquery-id\tscore\n\tq\t1\n", "a.tsv:2: the id of the query or of the document is empty"),
         ("\td1\t1\n", "a.tsv:1: the id of the query or of the document is empty"),
         ("q1\td1\t4294967296\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not 4294967296"),
         ("q1\td1\t-1e30\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not -1e30"),
