@@ -26,11 +26,23 @@ _WANTED: dict[Any, str] = {
     Path: "a path in quotes",
 }
 _TAKEN: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), Path: (str,)}
+_TRAINING: dict[str, tuple[str, ...]] = {
+    "max_steps": ("epochs",),
+    "epochs": ("max_steps",),
+    "backend!=full": ("weights",),
+    "optimizer!=adamw-8bit": ("weights",),
+}
 YIELDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "pretrain": {"max_steps": ("epochs",), "epochs": ("max_steps",)},
-    "finetune": {"max_steps": ("epochs",), "epochs": ("max_steps",), "rounds=1": ("corpus",)},
+    "pretrain": {**_TRAINING},
+    "finetune": {**_TRAINING, "rounds=1": ("corpus",)},
     "encode": {"corpus": ("from_",), "from_": ("corpus", "dim")},
-    "index": {"append": ("remove",), "remove": ("append", "embeddings"), "embeddings": ("remove",)},
+    "index": {
+        "append": ("remove",),
+        "remove": ("append", "embeddings"),
+        "embeddings": ("remove",),
+        "backend!=faiss": ("spec",),
+        "backend!=": ("set_",),
+    },
     "search": {
         "query": ("queries", "output", "interactive"),
         "queries": ("query", "interactive"),
@@ -49,6 +61,8 @@ YIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "compare": {"as_json": ("format_",), "format_": ("as_json",)},
 }
 """By command: a parameter (or a value of it) that was typed -> parameters that it excludes.
+
+``name=value``: where that value was typed; ``name!=value``: where another was; ``name!=``: another than the file's.
 
 Values of those in the file are then passed over: a flag wins, also over the settings that it excludes.
 """
@@ -93,6 +107,8 @@ def read_toml(workspace: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(found.get(TOP, ""), str):
         raise UserError(f"{path}: {TOP} must be a text in quotes, not {_shown(found[TOP])}")
+    if found.get(TOP) == "":
+        raise UserError(f"{path}: {TOP} is empty: name something, or leave it out")
     return found
 
 
@@ -129,8 +145,11 @@ def command_defaults(
             value = setting.value(told)
         except TypeError as error:
             raise UserError(f"{where} {key} must be {error}, not {_shown(told)}") from error
-        if found.setdefault(setting.parameter, value) != value:
+        if setting.parameter != "query" and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{where} {key} is empty: name something, or leave it out")
+        if setting.parameter in found and found[setting.parameter] != value:
             raise UserError(f"{where} {key} contradicts another setting of the table: leave one of them out")
+        found[setting.parameter] = value
     return found
 
 
@@ -174,7 +193,7 @@ class Command(TyperCommand):
             commands = ctx.parent.command.commands if ctx.parent is not None else [str(self.name)]
             if table := command_table(root, str(self.name), commands):
                 found = command_defaults(root, str(self.name), table, self._settings())
-                excluded = self._excluded(given)
+                excluded = self._excluded(given, found)
                 ctx.default_map = {name: value for name, value in found.items() if name not in excluded}
         rest = super().parse_args(ctx, args)
         ctx.params = {name: expanded(value, name in _PLACES) for name, value in ctx.params.items()}
@@ -209,15 +228,18 @@ class Command(TyperCommand):
                 found += named if source is not None and source.name == "DEFAULT_MAP" else []
         return found
 
-    def _excluded(self, given: Mapping[str, Any]) -> set[str]:
-        """Parameters that cannot go with what was typed, and were not typed themselves."""
-        typed = {name for name, value in given.items() if value not in (None, (), [])}
+    def _excluded(self, given: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
+        """Parameters that cannot go with what was typed, and were not typed; ``found``: the file's values."""
+        typed = {name: str(value) for name, value in given.items() if value not in (None, (), [])}
         excluded: set[str] = set()
-        for name, others in YIELDS.get(str(self.name), {}).items():
-            parameter, _, value = name.partition("=")
-            if parameter in typed and value in ("", str(given[parameter])):
+        for rule, others in YIELDS.get(str(self.name), {}).items():
+            name, relation, value = re.split(r"(!?=|$)", rule, maxsplit=1)
+            if name not in typed:
+                continue
+            is_equal = typed[name] == (value or str(found.get(name, typed[name])))
+            if not relation or is_equal == (relation == "="):
                 excluded.update(others)
-        return excluded - typed
+        return excluded - typed.keys()
 
     def _settings(self) -> dict[str, Setting]:
         """Long flags (as TOML keys, with dashes or underscores) -> what they set; not the place of the file itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,37 @@ def parsed(workspace: Path, toml: str, verb: str, *arguments: str) -> dict[str, 
             {"corpus": None, "max_length": None, "model": None, "index": "i"},
         ),
         ("[mine]\nindex = 'i'\n", ("mine", "t", "--corpus", "c"), {"index": None}),
+        (
+            "[index]\nbackend = 'faiss'\nspec = 'Flat'\nset = ['nprobe=4']\n",
+            ("index", "--backend", "exact"),
+            {"backend": "exact", "spec": None, "set_": ()},
+        ),
+        (
+            "[index]\nbackend = 'faiss'\nspec = 'Flat'\nset = ['nprobe=4']\n",
+            ("index", "--backend", "faiss"),
+            {"backend": "faiss", "spec": "Flat", "set_": ["nprobe=4"]},
+        ),
+        ("[index]\nset = ['M=8']\n", ("index", "--backend", "hnsw"), {"backend": "hnsw", "set_": ["M=8"]}),
+        (
+            "[index]\nbackend = 'faiss'\nspec = 'Flat'\n",
+            ("index", "--backend", "exact", "--spec", "SQ8"),
+            {"backend": "exact", "spec": "SQ8"},
+        ),
+        (
+            "[pretrain]\noptimizer = 'adamw-8bit'\nweights = 'bf16'\n",
+            ("pretrain", "c", "--backend", "lora"),
+            {"backend": "lora", "optimizer": "adamw-8bit", "weights": "fp32"},
+        ),
+        (
+            "[finetune]\nbackend = 'full'\noptimizer = 'adamw-8bit'\nweights = 'bf16'\n",
+            ("finetune", "t", "--optimizer", "adamw"),
+            {"backend": "full", "optimizer": "adamw", "weights": "fp32"},
+        ),
+        (
+            "[pretrain]\noptimizer = 'adamw-8bit'\nweights = 'bf16'\n",
+            ("pretrain", "c", "--backend", "full", "--optimizer", "adamw-8bit"),
+            {"weights": "bf16"},
+        ),
         ("[index]\nremove = 'ids'\n", ("index", "e", "--append"), {"remove": None, "append": True}),
     ],
 )
@@ -71,7 +103,7 @@ def test_what_is_excluded_are_parameters() -> None:
     assert YIELDS.keys() <= VERBS.keys()
     for verb, rules in YIELDS.items():
         parameters = {parameter.name for parameter in load_verb(verb).params}
-        assert {name.partition("=")[0] for name in rules} <= parameters
+        assert {re.split("!?=", name)[0] for name in rules} <= parameters
         assert {other for others in rules.values() for other in others} <= parameters
 
 
@@ -102,6 +134,9 @@ def test_a_list_is_taken_where_several_are(tmp_path: Path) -> None:
         ("[serach]\ntop-k = 3\n", "unknown table [serach]. Did you mean 'search'?"),
         ("top-k = 3\n", "unknown setting 'top-k' above the tables; a flag's default belongs below its command"),
         ("modle = 'm'\n", "unknown setting 'modle' above the tables. Did you mean 'model'?"),
+        ("[search]\nindex = ''\n", "[search] index is empty: name something, or leave it out"),
+        ("[search]\nset = ['a=1', '']\n", "[search] set is empty"),
+        ("model = ''\n", "llara.toml: model is empty: name something, or leave it out"),
         ("model = 3\n", "model must be a text in quotes, not 3"),
         ("search = 3\n", "[search] must be a table"),
     ],
@@ -129,3 +164,13 @@ def test_a_flag_that_nobody_typed_is_told_with_the_file(
     toml.unlink()
     toml.mkdir()
     assert "llara.toml: cannot read it: Is a directory" in llara("search", "bees").error
+
+
+def test_a_setting_that_is_no_number_is_told_as_such(
+    llara: Llara, corpus: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "ws/llara.toml").write_text("[pretrain]\nepochs = nan\n")
+    outcome = llara("pretrain", corpus, "--model", tiny_model)
+    assert outcome.code == 2
+    assert "--epochs must be positive, not nan (--epochs: from [pretrain] in " in outcome.error
