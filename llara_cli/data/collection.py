@@ -14,6 +14,7 @@ from llara_cli.console import UserError
 from llara_cli.data.delimited import (
     Row,
     column_names,
+    has_column_word,
     is_delimited,
     look_like_names,
     name_cells,
@@ -135,13 +136,19 @@ def _is_header(first: Sequence[Row]) -> bool:
     names = column_names(cells)
     if not set(ID_FIELDS).isdisjoint(names) and not set(TEXT_FIELDS).isdisjoint(names):
         return True
-    alone = look_like_names(cells) and len(first) > 1 and not look_like_names(first[1][1])
-    if names[0] in ID_FIELDS or alone:
+    if names[0] in ID_FIELDS or (len(first) > 1 and _is_unlike(cells, first[1][1])):
         raise UserError(
             f"{where}: it seems to be a header line, but names no column {_IDS} or none {_TEXTS}: found "
             f"{one_line(', '.join(names))}; rename them, or put the line id<TAB>text above where it is a document"
         )
     return False
+
+
+def _is_unlike(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the first row looks like names of columns, and the second does not."""
+    alone = look_like_names(first) and not look_like_names(second)
+    # an id may hold such a word too, as "doc 1" does: then that of the next row holds one as well
+    return alone or (all(map(has_column_word, first)) and not has_column_word(second[0]))
 
 
 def _columns(where: str, count: int) -> list[str]:

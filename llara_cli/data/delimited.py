@@ -25,6 +25,14 @@ _LONGEST_CELL = 1 << 26
 _BLANK = re.compile(r"[\s-]+")
 _NAME = re.compile(r"(?:[^\W\d]|-)+")
 """What a name of a column looks like: one word without digits."""
+_WORD = re.compile(r"[^\W\d_]+")
+_MOST_WORDS = 3
+_COLUMN_WORDS = {
+    "abstract", "answer", "article", "body", "content", "contents", "description", "doc", "docid", "docno",
+    "document", "heading", "id", "identifier", "idx", "index", "key", "name", "no", "nr", "num", "number", "page",
+    "paragraph", "passage", "pid", "qid", "query", "question", "sentence", "summary", "text", "title", "url",
+}  # fmt: skip
+"""Words that names of columns are made of."""
 
 
 def is_delimited(path: Path) -> bool:
@@ -104,3 +112,9 @@ def column_names(cells: Sequence[str]) -> list[str]:
 def look_like_names(cells: Sequence[str]) -> bool:
     """Whether every cell could be the name of a column."""
     return all(_NAME.fullmatch(unquoted(cell.strip()).strip()) for cell in cells)
+
+
+def has_column_word(cell: str) -> bool:
+    """Whether a cell of at most three words holds one that names of columns are made of: ``Doc No.``, ``#id (int)``."""
+    words = _WORD.findall(column_names([cell])[0])
+    return len(words) <= _MOST_WORDS and not _COLUMN_WORDS.isdisjoint(words)

@@ -119,12 +119,34 @@ def test_header_lines_and_quotation_marks_of_a_tsv(
         "docid\tabstract\n17\tHello there\n",
         "my_id\ttext\nd17\tHello there\n",
         '"key"\t"value"\n"17"\t"Hello"\n',
+        "Passage Number\tPassage Text\n17\tHello there.\n",
+        "Doc No.\tFull Text\n17\tHello there.\n",
+        "ID (int)\tText (string)\n17\tHello there.\n",
+        "#id\ttext\n17\tHello there.\n",
+        "id_1\ttext_1\n17\tHello there.\n",
+        "title\ttext\nRiver\twater\n",
     ],
 )
 def test_a_header_line_of_unknown_names_is_no_document(write: Write, refusal: Refusal, content: str) -> None:
     message = refusal(lambda: read_documents(write("a.tsv", content)))
     assert message.startswith("a.tsv:1: it seems to be a header line, but names no column of ids (_id, id, docid")
-    assert "found " + ", ".join(content.splitlines()[0].replace('"', "").split("\t")) in message
+    names = content.splitlines()[0].replace('"', "").replace(" ", "_").lower().split("\t")
+    assert f"found {', '.join(names)};" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1\tdocument\n2\twhat is a query\n",
+        "doc 1\tThe text\ndoc 2\tof two lines.\n",
+        "passage_1\tTitle\tSummary\npassage_2\tGlaciers\tCaves are formed there.\n",
+        "D1\thttp://x.org\tTitle page\tbody\nD2\thttp://x.org\tTwo\tbody is\n",
+        "Paris\tA text about Paris\nBerlin\tBerlin.\n",
+    ],
+)
+def test_words_of_header_lines_in_documents_are_documents(write: Write, content: str) -> None:
+    found = [document.id for document in read_documents(write("a.tsv", content))]
+    assert found == [line.split("\t")[0] for line in content.splitlines()]
 
 
 def test_words_alone_are_documents(write: Write) -> None:
