@@ -27,7 +27,7 @@ LONGEST_TEXT = 1 << 22
 """Characters of a ``.txt`` file that become one document at most."""
 _IN_FOLDERS = (".txt", ".jsonl", ".parquet", ".xml")
 _NAMED = 10
-"""Endings that a note names at most."""
+"""Names and endings that a note names at most."""
 _EXTRACTED = re.compile(r"wiki_\d+", re.IGNORECASE)
 _ABOUT_THE_DATA = frozenset(
     ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "PROVENANCE", "CITATION", "CHANGELOG", "CHANGES", "AUTHORS")
@@ -58,7 +58,7 @@ _KINDS: Mapping[type, str] = {RawDocument: "a raw document", ReadyRow: "a ready 
 def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
     """The files that a corpus is read from, in order. Hub data sets have none.
 
-    ``note`` is told of files in folders that are left out, for their endings.
+    ``note`` is told of files in folders that are left out, for their endings or as texts about the data.
     """
     listed = [_files(Path(argument)) for argument in arguments if not argument.startswith(HUB)]
     if skipped := [file for _, others in listed for file in others]:
@@ -119,7 +119,7 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
     if is_beir_folder(path):
         # Its queries and judgements are no documents.
         return [BeirFolder(path).corpus], []
-    files = [name for name in _walk(path) if not _is_about_the_data(name)]
+    files = _walk(path)
     found = [path / name for name in files if _belongs(name)]
     others = [name for name in files if not _belongs(name)]
     if not found:
@@ -150,9 +150,11 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _told(skipped: Sequence[Path]) -> str:
-    """How many files nobody reads, and their endings."""
-    endings = sorted({"".join(kind(path)) or "no ending" for path in skipped})
-    named = one_line(", ".join(endings[:_NAMED])) + (", ..." if len(endings) > _NAMED else "")
+    """How many files nobody reads, their endings, and the names of those about the data."""
+    about = {path.name for path in skipped if _is_about_the_data(path)}
+    endings = {"".join(kind(path)) or "no ending" for path in skipped if path.name not in about}
+    told = [*sorted(about), *sorted(endings)]
+    named = one_line(", ".join(told[:_NAMED])) + (", ..." if len(told) > _NAMED else "")
     hint = f" ({_JSON})" if any(kind(path)[0] == ".json" for path in skipped) else ""
     return f"skipped {len(skipped)} file{'s' if len(skipped) > 1 else ''}: {named}{hint}"
 
@@ -162,16 +164,20 @@ def _parts(path: Path) -> tuple[str, ...]:
 
 
 def _is_about_the_data(name: Path) -> bool:
-    """Whether a file met inside a folder is a text about the data: README, LICENSE, PROVENANCE ..."""
-    return name.name.partition(".")[0].upper() in _ABOUT_THE_DATA
+    """Whether a file met inside a folder is a text about the data: README, LICENSE.txt, PROVENANCE.md ..."""
+    suffix, compression = kind(name)
+    stem = name.name[: len(name.name) - len(suffix + compression)]
+    return suffix in ("", ".txt", ".md") and stem.upper() in _ABOUT_THE_DATA
 
 
 def _belongs(name: Path) -> bool:
     """Whether a file met inside a folder is part of the corpus.
 
-    Left out are what no reader knows, and ``.json``: in a folder that is metadata more often than lines. It is read, as
-    hidden files and texts about the data are, when it is named itself.
+    Left out are what no reader knows, texts about the data, and ``.json``: in a folder that is metadata more often than
+    lines. It is read, as hidden files and texts about the data are, when it is named itself.
     """
+    if _is_about_the_data(name):
+        return False
     extracted = _EXTRACTED.fullmatch(name.name.partition(".")[0]) is not None
     return _format(name) in _IN_FOLDERS or (_format(name) == "" and extracted)
 

@@ -83,7 +83,7 @@ def test_a_folder_is_walked_in_sorted_order(write: Write, tmp_path: Path) -> Non
     assert texts(tmp_path) == ["B/1.TXT", "rows", "T\n\nwiki", "a/z.txt", "a.txt", "b/10.txt", "b/2.txt"]
 
 
-ABOUT = ["README.txt", "LICENSE.txt", "provenance.txt", "NOTICE", ".hidden.txt", ".git/a.txt"]
+ABOUT = ["README.txt", "LICENSE.txt", "provenance.txt", "NOTICE", "CHANGES.txt.gz", ".hidden.txt", ".git/a.txt"]
 UNKNOWN = ["x.md", "info.json", "Makefile", "image.png", "a.parquet.gz", "_SUCCESS", "table.csv"]
 
 
@@ -92,6 +92,13 @@ def test_what_is_no_corpus_inside_a_folder_is_left_out(write: Write, tmp_path: P
     write("data/a.txt", "text")
     write(f"data/{name}", "not this")
     assert texts(tmp_path / "data") == ["text"]
+
+
+@pytest.mark.parametrize("name", ["authors.jsonl", "changes.jsonl.gz", "notice.jsonl"])
+def test_rows_are_read_whatever_their_file_is_called(write: Write, tmp_path: Path, name: str) -> None:
+    write("data/a.txt", "text")
+    write(f"data/{name}", [{"text": "row"}])
+    assert sorted(texts(tmp_path / "data")) == ["row", "text"]
 
 
 def test_files_that_nobody_reads_are_told_once_and_by_their_endings(
@@ -104,7 +111,8 @@ def test_files_that_nobody_reads_are_told_once_and_by_their_endings(
     told: list[str] = []
     corpus_files([str(tmp_path / "data"), str(tmp_path / "other")], told.append)
     assert told == [
-        "skipped 7 files: .csv, .csv.gz, .json, .md, no ending "
+        "skipped 12 files: CHANGES.txt.gz, LICENSE.txt, NOTICE, README.txt, provenance.txt, "
+        ".csv, .csv.gz, .json, .md, no ending "
         "(a .json file (one object a line) is read where it is named itself)"
     ]
     write("alone/rows.json", '{"text": "x"}')
