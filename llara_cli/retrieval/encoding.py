@@ -128,6 +128,7 @@ class Encoding:
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
+        self.settings.check()
         with self.console.bar("reading", None, unit="texts") as bar:
             count, sample = _sampled(bar.over(read_documents(self.file, self.console.note)))
         self._check_dim()

@@ -53,6 +53,7 @@ class Searching:
         """
         settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
         if self.model:
+            self._refuse_missing(self.model, settings, parents)
             source = resolve(self.model, self.workspace, remote_code=self.remote_code)
         else:
             source = self._recorded_model(settings, parents)
@@ -62,6 +63,15 @@ class Searching:
                 f"index {self.index.name!r} was made with model {settings['model']!r}, {other}; encode and index again"
             )
         return source
+
+    def _refuse_missing(self, model: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+        """Raise ``UserError`` for what is not there: it is no hub id where the index's model is a local one."""
+        is_there = Path(model).expanduser().exists() or (self.workspace.root / "models" / model).exists()
+        if not is_there and not parents["model"].startswith("hub:"):
+            raise UserError(
+                f"--model {model} is not there; index {self.index.name!r} was made with model {settings['model']!r}"
+                " of this machine: bring it back, or encode and index again"
+            )
 
     def _recorded_model(self, settings: Mapping[str, Any], parents: Mapping[str, str]) -> ModelSource:
         try:

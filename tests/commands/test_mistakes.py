@@ -223,6 +223,21 @@ def test_another_model_than_the_indexs(llara: Llara, library: str, tiny_model: P
     assert llara("search", "x", "--model", tiny_model).code == 0
 
 
+def test_a_model_named_for_a_search_that_is_not_there_is_no_hub_id(
+    llara: Llara, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llara_cli.model import source
+
+    monkeypatch.setattr(source, "_hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
+    told = refused(llara, tmp_path / "ws", "search", "x", "--model", "tiny")
+    assert told.startswith("error: --model tiny is not there; index 'library' was made with model 'tiny' of this")
+
+
+def test_a_bad_role_of_texts_is_told_in_a_plan_too(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    told = refused(llara, tmp_path / "ws", "encode", beir, "--model", tiny_model, "--as", "foo", "--dry-run")
+    assert told == "error: --as must be passage or query, not 'foo'"
+
+
 def test_a_model_that_changed_since(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
     from tiny import make_model
 
