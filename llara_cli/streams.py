@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from typing import Any, TextIO
 
 from llara_cli.console import LlaraError
 
 _FALLBACK = "backslashreplace"
+_LARGEST_SIZE = 10_000
+"""Columns or lines of a terminal."""
 
 
 def prepare_streams() -> None:
@@ -87,4 +90,5 @@ def _wrapped(stream: Any, raw: io.FileIO) -> TextIO:
 
 
 def _is_size(text: str) -> bool:
-    return text.isdecimal() and int(text) > 0
+    """Whether a terminal could have so many columns or lines: a line of more would fill the memory with blanks."""
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) <= _LARGEST_SIZE

@@ -52,7 +52,7 @@ def test_standard_error_that_cannot_be_written_stops_nothing(tmp_path: Path) -> 
         assert llara_in_shell(redirection, "statsu").returncode == 2
 
 
-@pytest.mark.parametrize("columns", ["0", "-5", "abc", ""])
+@pytest.mark.parametrize("columns", ["0", "-5", "abc", "", "99999999999", "1" * 5000, "10001", "٨٠"])
 def test_odd_widths_are_passed_over(tmp_path: Path, columns: str) -> None:
     done = llara_in_shell("", "status", "-w", tmp_path / "ws", COLUMNS=columns)
     assert "nothing yet: llara pretrain CORPUS makes the first model" in done.stdout
