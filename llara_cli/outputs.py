@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -124,6 +125,8 @@ class _Named(io.FileIO):
         try:
             return super().write(data) or 0
         except OSError as error:
+            if error.errno == errno.EPIPE and is_standard_output(self._path):
+                raise LlaraError("") from error  # its reader has left, which is no mistake (| head)
             raise LlaraError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 

@@ -119,6 +119,22 @@ def test_standard_output_holds_the_run_alone(search: tuple[object, ...], llara: 
     assert "--json prints on standard output" in refused.error
 
 
+@pytest.mark.parametrize(("place", "told"), [("/dev/stdout", ""), ("/dev/fd/{}", "/dev/fd/{}: cannot be written")])
+def test_a_reader_of_standard_output_that_has_left_is_no_mistake(place: str, told: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    before = os.dup(1)
+    os.dup2(writing, 1)
+    try:
+        with pytest.raises(LlaraError) as raised:
+            write(Path(place.format(writing)))
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(writing)
+    assert str(raised.value).partition(": Broken")[0] == told.format(writing)
+
+
 def test_what_cannot_be_written_is_told_before_the_search(
     search: tuple[object, ...],
     llara: Llara,
