@@ -82,7 +82,7 @@ def evaluate(
 ) -> None:
     """Measure a retriever on judged queries."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    _check_combination(benchmark, run, qrels, model)
+    _check_flags(benchmark, run, qrels, model, name)
     from llara_cli.evaluation.evaluating import EvaluateSettings
     from llara_cli.evaluation.formats import check_format
     from llara_cli.evaluation.rankers import Dense
@@ -113,8 +113,10 @@ class _Asked:
     yes: bool
 
 
-def _check_combination(benchmark: str | None, run: Path | None, qrels: Path | None, model: str | None) -> None:
-    """Raise ``UserError`` for flags that do not go together."""
+def _check_flags(
+    benchmark: str | None, run: Path | None, qrels: Path | None, model: str | None, name: str | None
+) -> None:
+    """Raise ``UserError`` for flags that do not go together, and for a ``--name`` that cannot be shown."""
     if (qrels is not None and run is None) or (run is not None and qrels is None and benchmark is None):
         raise UserError("--run RUN and --qrels QRELS go together; or name a benchmark with --run")
     if qrels is not None and benchmark is not None:
@@ -125,6 +127,8 @@ def _check_combination(benchmark: str | None, run: Path | None, qrels: Path | No
         )
     if run is not None and model is not None:
         raise UserError("--run and --model exclude each other")
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UserError(f"--name {name!r}: use letters that can be printed")
 
 
 def _check_known(benchmark: str) -> None:
@@ -178,8 +182,6 @@ def _ranker(
 
     if (run is not None or model == "bm25") and (dense.max_length or dense.query_length or dense.dim):
         session.console.note("--max-length, --query-length and --dim are for a model: BM25 reads whole texts")
-    if name is not None and not (name.strip() and name.isprintable()):
-        raise UserError(f"--name {name!r}: use letters that can be printed")
     if run is not None:
         return RunRanker(run, name or "")
     if name is not None:

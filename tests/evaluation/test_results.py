@@ -279,6 +279,9 @@ def test_a_run_with_its_own_judgements_goes_by_its_name(llara: Llara, tmp_path: 
     named = llara(*call, "--name", "Rival 2", "--json").json
     assert (named["benchmark"], named["model"], list(named["datasets"])) == ("rival", "Rival 2", ["rival"])
     assert "Rival 2" in llara(*call, "--name", "Rival 2").out
+    for unseen in (" ", "a\nb"):
+        refused = llara(*call, "--name", unseen)
+        assert (refused.code, "use letters that can be printed" in refused.error) == (2, True)
 
 
 def test_somebody_elses_run_stands_in_the_same_table(llara: Llara, folder: Path, tmp_path: Path) -> None:
