@@ -98,19 +98,24 @@ def _bars(axes: Axes, rows: Mapping[str, Any], name: str, place: int, count: int
 
 def _legend(name: str) -> str:
     """The name as a label: to Matplotlib, one that begins with ``_`` is none."""
-    return f" {name}" if name.startswith("_") else name
+    return _text(f" {name}" if name.startswith("_") else name)
+
+
+def _text(name: str) -> str:
+    """The name with the bytes of file names that are no UTF-8 as escapes, which no font could draw."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _label(axes: Axes, result: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     metrics = list(dict.fromkeys(row["metric"] for row in rows.values()))
     shared = len(metrics) == 1
     labels = [name if shared or name == "mean" else f"{name}\n{row['metric']}" for name, row in rows.items()]
-    axes.set_yticks(range(len(rows)), labels)
+    axes.set_yticks(range(len(rows)), list(map(_text, labels)))
     axes.invert_yaxis()
     axes.set_xlabel(f"{metrics[0] if shared else 'main metric'} x 100, 95 % bootstrap intervals")
     axes.set_xlim(left=0)
     axes.margins(x=0.12)
-    axes.set_title(str(result["benchmark"]), loc="left", fontweight="bold")
+    axes.set_title(_text(str(result["benchmark"])), loc="left", fontweight="bold")
     axes.grid(axis="x", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,18 @@ def test_names_in_any_script_stay_apart_and_are_shown(llara: Llara, root: Path, 
     svg = tmp_path / "bars.svg"
     assert llara("compare", "org/model", "$a$ _b", "--plot", svg).code == 0
     assert not llara("compare", "org/model", "org-model", "--plot", svg).err.count("warning")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_names_that_are_not_utf8_are_drawn_with_escapes(llara: Llara, root: Path, tmp_path: Path) -> None:
+    folder = (root / "scifact").rename(root / os.fsdecode(b"set\xe9"))
+    for name in ("run", "other"):
+        run = tmp_path / f"{name}.trec"
+        run.write_text("q0 Q0 d0 1 1.0 t\n")
+        assert llara("evaluate", folder, "--run", run, "--json", "-q").code == 0
+    svg = tmp_path / "bars.svg"
+    outcome = llara("compare", "run", "other", "--plot", svg, "--json")
+    assert (outcome.code, svg.is_file()) == (0, True), outcome.err
 
 
 def test_a_renamed_folder_goes_by_its_new_name_and_is_not_written_into(
