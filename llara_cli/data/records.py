@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def describe(value: object) -> str:
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object on one line."""
+    """The JSON object on one line. A field that is there twice raises ``UserError`` where it is read."""
     try:
         value = _JSON.decode(line)
         if "\\u" in line:
@@ -107,14 +108,31 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object but {describe(value)}; {_WANTED}")
     if isinstance(value, _Ambiguous):
-        raise UserError(f"{where}: the field {reprlib.repr(value.repeated)} is there twice: which of them counts?")
+        value.where = where
     return value
 
 
 class _Ambiguous(dict[str, Any]):
-    """A JSON object that has a field twice."""
+    """A JSON object that has fields twice: reading one of them raises ``UserError``; other readers' fields may be so.
 
-    repeated = ""
+    ``where`` is set for rows only: what lies deeper in a row is as JSON's readers have it, the last value.
+    """
+
+    where = ""
+    repeated: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> Any:
+        self._refuse(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any ``dict``."""
+        self._refuse(name)
+        return super().get(name, default)
+
+    def _refuse(self, name: str) -> None:
+        if self.where and name in self.repeated:
+            raise UserError(f"{self.where}: the field {reprlib.repr(name)} is there twice: which of them counts?")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,8 +140,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) == len(pairs):
         return fields
     ambiguous = _Ambiguous(fields)
-    names = [name for name, _ in pairs]
-    ambiguous.repeated = next(name for name in names if names.count(name) > 1)
+    ambiguous.repeated = frozenset(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     return ambiguous
 
 

@@ -36,7 +36,10 @@ def read_wikiextractor(path: Path) -> Iterator[Record]:
 
 def _json_article(line: str, where: str) -> Record:
     fields = parse_object(line, where)
-    return Record(where, {name: html.unescape(v) if isinstance(v, str) else v for name, v in fields.items()})
+    for name in ("title", "text", "contents"):
+        if isinstance(value := fields.get(name), str):
+            fields[name] = html.unescape(value)
+    return Record(where, fields)
 
 
 def _title(line: str, where: str) -> str:

@@ -168,12 +168,19 @@ def test_json_lines_skip_blank_lines_and_keep_their_numbers(write: Write) -> Non
         ('{"a": ' + "1" * 5000 + "}", "not JSON: Exceeds the limit"),
         ("[" * 200_000, "not JSON: "),
         ('{"a": "\\ud83d"}', "not text: half a surrogate pair"),
-        ('{"b": {"c": 1, "c": 2}, "a": 1, "a": 1}', "the field 'a' is there twice: which of them counts?"),
     ],
 )
 def test_a_line_that_is_no_object_is_told(write: Write, refusal: Refusal, line: str, complaint: str) -> None:
     path = write("a.jsonl", f'{{"a": 0}}\n\n{line}\n')
     assert refusal(lambda: read_records(path)).startswith(f"a.jsonl:3: {complaint}")
+
+
+def test_a_field_that_is_there_twice_is_told_where_it_is_read(write: Write) -> None:
+    (record,) = read_records(write("a.jsonl", '{"b": {"c": 1, "c": 2}, "a": "x", "a": "x", "d": "y"}'))
+    assert (record.string("d"), record.name_of("e", "d"), list(record.fields)) == ("y", "d", ["b", "a", "d"])
+    for read in (record.string, record.optional_string, record.name_of, record.fields.get):
+        with pytest.raises(UserError, match=r"a\.jsonl:1: the field 'a' is there twice: which of them counts\?"):
+            read("a")
 
 
 def test_a_name_that_is_there_twice_deeper_in_a_row_is_not_our_business(write: Write) -> None:
