@@ -109,7 +109,7 @@ def _named_cells(line: str, where: str, columns: _Columns) -> list[str]:
         return _cells(line, where)
     cells = line.split("\t") if "\t" in line else line.split()
     if len(cells) != columns.count:
-        raise UserError(f"{where}: {len(cells)} columns, but the header line has {columns.count}")
+        raise UserError(f"{where}: not a judgement: {len(cells)} columns, but the header line has {columns.count}")
     return _with_ids([unquoted(cells[place]) for place in columns.places], where)
 
 

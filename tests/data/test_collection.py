@@ -331,7 +331,7 @@ def test_trec_judgements(write: Write) -> None:
         ("q1\td1\t1\nqid\tdocid\trel\n", "a.tsv:2: the score must be a whole number, not 'rel'"),
         ("query-id\tcorpus-id\tgood\nq\td\t1\n", "a.tsv:1: a header line that names no single column each"),
         ("query-id\tdocid\tpid\tscore\nq\td\te\t1\n", "a.tsv:1: a header line that names no single column each"),
-        ("query-id\tcorpus-id\tscore\nq\td\t1\t2\n", "a.tsv:2: 4 columns, but the header line has 3"),
+        ("query-id\tcorpus-id\tscore\nq\td\t1\t2\n", "a.tsv:2: not a judgement: 4 columns, but the header line has 3"),
         ("corpus-id\tquery-id\tscore\n\tq\t1\n", "a.tsv:2: the id of the query or of the document is empty"),
         ("\td1\t1\n", "a.tsv:1: the id of the query or of the document is empty"),
         ("q1\td1\t4294967296\n", "a.tsv:1: the score must lie between -1000000 and 1000000, not 4294967296"),
