@@ -22,6 +22,7 @@ Row = tuple[str, list[str]]
 """``file:line`` of a row, and its cells."""
 _LONGEST_CELL = 1 << 26
 """Characters. Past this a quotation mark was never closed, and the rest of the file would be read as one cell."""
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs (or name the file .tsv)"}
 _BLANK = re.compile(r"[\s-]+")
 _NAME = re.compile(r"(?:[^\W\d]|-)+")
 """What a name of a column looks like: one word without digits."""
@@ -43,11 +44,17 @@ def is_delimited(path: Path) -> bool:
 def read_named_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each row of a table with a header line stands, and its cells by the names of their columns.
 
-    Raises ``UserError`` where two columns have one name, and for a row of another number of columns.
+    Raises ``UserError`` where two columns have one name, for a ``.csv`` whose columns no commas separate, and for a row
+    of another number of columns.
     """
     rows = csv_rows(path) if kind(path)[0] == ".csv" else map(_unquoted_row, tsv_rows(path))
     where, header = next(rows, ("", []))
     names = column_names(header)
+    other = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
+    if other is not None and kind(path)[0] == ".csv":
+        raise UserError(
+            f"{where}: the header line has no comma, but {_OTHER_DELIMITERS[other]}: separate the columns with commas"
+        )
     if len(set(names)) < len(names):
         raise UserError(f"{where}: the header line needs a name of its own for every column: {names}")
     for where, cells in rows:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.console import UserError
-from llara_cli.data.delimited import read_named_rows
+from llara_cli.data.delimited import is_delimited, read_named_rows
 from llara_cli.data.lines import check_file, kind, one_line, read_lines, unreadable
 
 __all__ = ["Record", "read_lines", "read_records"]
@@ -61,7 +61,12 @@ class Record:
             return self.error(f'"{empty}" is null')
         others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
         found = one_line(", ".join(map(str, self.fields))) or "none at all"
-        return self.error(f'no "{names[0]}" field{others}: found {found}')
+        hint = "" if not is_delimited(self._file) else "; the first line of the file names the columns"
+        return self.error(f'no "{names[0]}" field{others}: found {found}{hint}')
+
+    @property
+    def _file(self) -> Path:
+        return Path(self.where.rpartition(":")[0])
 
 
 def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator[Record]:

@@ -221,6 +221,23 @@ def test_broken_tsv(write: Write, refusal: Refusal, content: str, complaint: str
     assert refusal(lambda: read_documents(path)).startswith(complaint)
 
 
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("id;text\n1;a, b\n", "a.csv:1: the header line has no comma, but semicolons: separate the columns with"),
+        ("id\ttext\n1\ta\n", "a.csv:1: the header line has no comma, but tabs (or name the file .tsv): separate"),
+    ],
+)
+def test_a_csv_with_other_delimiters_is_told(write: Write, refusal: Refusal, content: str, complaint: str) -> None:
+    assert refusal(lambda: read_documents(write("a.csv", content))).startswith(complaint)
+
+
+def test_a_csv_without_a_header_line_is_told(write: Write, refusal: Refusal) -> None:
+    complaint = refusal(lambda: read_documents(write("a.csv", "1,Hello\n2,World\n")))
+    assert complaint.startswith('a.csv:2: no "_id" field')
+    assert complaint.endswith("found 1, hello; the first line of the file names the columns")
+
+
 def test_parquet_errors_name_the_row(tmp_path: Path, refusal: Refusal) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": ["1", "2"], "body_text": ["x", "y"]}), path)
