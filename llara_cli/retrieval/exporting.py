@@ -86,7 +86,7 @@ class Exporting:
             with (self.store.artifact.path / IDS).open("rb") as ids:
                 if _copy_lines(ids, names) != self.store.count:
                     raise self.store.damaged()
-            origin_path(self.file).unlink(missing_ok=True)  # it may be that of the vectors which are replaced
+            _discard(origin_path(self.file))  # it may be that of the vectors which are replaced
         with open_output(origin_path(self.file)) as file:
             digest = "" if is_stream(self.file) else sha256_file(self.file)
             file.write(replace(Origin.of(self.store.artifact), vectors=digest).as_json().encode())
@@ -127,6 +127,12 @@ class Exporting:
         for block in self.store:
             yield block
             progress(len(block))
+
+
+def _discard(file: Path) -> None:
+    """Remove the file behind all links; a device, or a pipe, is left alone, and so are the links."""
+    if not is_stream(file) and (target := file.resolve()).is_file():
+        target.unlink()
 
 
 def _copy_lines(source: IO[bytes], target: IO[bytes]) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,28 @@ def test_an_existing_file_is_replaced_by_force_only(llara: Llara, encoded: Path,
     assert file.read_text() == "mine"
     assert llara("export", "passages", file, "--force").code == 0
     assert file.stat().st_size > 600
+
+
+def test_links_to_the_three_files_stay_links(llara: Llara, encoded: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    names = ("a.npy", "a.npy.ids.txt", "a.npy.model.json")
+    for name in names:
+        (tmp_path / name).symlink_to(tmp_path / "far" / name)
+        (tmp_path / "far" / name).write_text("of before")
+    assert llara("export", "passages", tmp_path / "a.npy", "--force").code == 0
+    assert all((tmp_path / name).is_symlink() for name in names)
+    assert json.loads((tmp_path / "far/a.npy.model.json").read_text())["model"] == "tiny"
+
+
+def test_an_origin_that_is_a_pipe_is_written_into_and_stays(llara: Llara, encoded: Path, tmp_path: Path) -> None:
+    pipe, found = tmp_path / "a.npy.model.json", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert llara("export", "passages", tmp_path / "a.npy").code == 0
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    reader.join(timeout=30)
+    assert json.loads(found[0])["model"] == "tiny"
 
 
 def test_bad_exports(llara: Llara, encoded: Path, tmp_path: Path) -> None:
