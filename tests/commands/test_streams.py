@@ -56,6 +56,7 @@ def test_standard_error_that_cannot_be_written_stops_nothing(tmp_path: Path) -> 
 def test_odd_widths_are_passed_over(tmp_path: Path, columns: str) -> None:
     done = llara_in_shell("", "status", "-w", tmp_path / "ws", COLUMNS=columns)
     assert "nothing yet: llara pretrain CORPUS makes the first model" in done.stdout
+    assert "Usage: llara" in llara_in_shell("", "--help", COLUMNS=columns).stdout
 
 
 def test_no_argument_gives_the_help() -> None:
