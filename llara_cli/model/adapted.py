@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,7 +18,7 @@ from llara_cli.artifacts import read_json, write_atomically
 from llara_cli.console import UserError, is_out_of_memory
 from llara_cli.data.lines import one_line
 from llara_cli.model.body import linear_layers
-from llara_cli.model.checkpoint import listed, why_unreadable
+from llara_cli.model.checkpoint import listed, tensors
 from llara_cli.model.source import BASE, PEFT_CONFIG, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
 from llara_cli.protocols import TrainingSetup
 from llara_cli.registry import missing_extra
@@ -146,10 +146,9 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     if not file.is_file():  # peft would go on to look for a pickle
         raise UserError(f"{folder}: no {PEFT_WEIGHTS}")
     try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder}: cannot load the adapter: {file.name}: {why_unreadable(file, error)}") from error
+        return {name: shape for name, (_, shape) in tensors(file).items()}
+    except UserError as error:
+        raise UserError(f"{folder}: cannot load the adapter: {error}") from error
 
 
 def embedding_rows(model: PreTrainedModel, folder: Path) -> int | None:

@@ -109,7 +109,9 @@ def read_header(source: ModelSource, folder: str = "") -> Header | None:
     Raises ``UserError`` that names the file where one is missing, cut short, no safetensors file, or a pickle.
     """
     files = _weight_files(source, folder)
-    return None if files is None else Header({name: dtype for file in files for name, dtype in _dtypes(file)})
+    return (
+        None if files is None else Header({name: dtype for file in files for name, (dtype, _) in tensors(file).items()})
+    )
 
 
 def _weight_files(source: ModelSource, folder: str) -> list[Path] | None:
@@ -150,10 +152,15 @@ def _shards(source: ModelSource, index: Path, folder: str) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _dtypes(file: Path) -> list[tuple[str, str]]:
+def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> dtype and shape of the tensors in a safetensors file, by its header.
+
+    Raises ``UserError`` that says what is wrong with the file.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
-            return [(name, str(opened.get_slice(name).get_dtype())) for name in opened.keys()]  # noqa: SIM118
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+            return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: {why_unreadable(file, error)}") from error
 
