@@ -168,7 +168,7 @@ class Artifact:
     @property
     def bytes(self) -> int:
         """Size on disk."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return size_on_disk(self.path)
 
 
 @dataclass
@@ -266,6 +266,13 @@ def _lasting_files(folder: Path) -> list[Path]:
     """The files of an artifact, those that are gone soon apart."""
     every = (file for file in folder.rglob("*") if file.is_file())
     return sorted(file for file in every if file.parent.name not in _PASSING)
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from llara_cli.artifacts import KINDS, MANIFEST
+from llara_cli.artifacts import KINDS, MANIFEST, size_on_disk
 from llara_cli.workspace import CACHE, Workspace
 
 
@@ -18,13 +18,6 @@ class Removable:
     bytes: int
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else 0
-
-
 def removable(workspace: Workspace) -> list[Removable]:
     """The cache's files, folders that were being filled, and artifacts whose successors are in their place."""
     found = sorted((workspace.root / CACHE).glob("*"))
@@ -34,7 +27,7 @@ def removable(workspace: Workspace) -> list[Removable]:
         # one whose successor is not there is all that is left of the artifact: it will be put back
         replaced = (old.name[1:].removesuffix(".old") for old in sorted(folder.glob(".*.old")))
         found += [folder / f".{name}.old" for name in replaced if (folder / name / MANIFEST).is_file()]
-    return [Removable(path, size(path)) for path in found]
+    return [Removable(path, size_on_disk(path)) for path in found]
 
 
 def clean(workspace: Workspace) -> list[Removable]:

@@ -27,8 +27,7 @@ def status(
 ) -> None:
     """Artifacts of the workspace, their sizes and where they came from."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.artifacts import KINDS
-    from llara_cli.cleaning import size
+    from llara_cli.artifacts import KINDS, size_on_disk
     from llara_cli.verification import damaged_manifests
     from llara_cli.workspace import CACHE
 
@@ -42,7 +41,7 @@ def status(
         "artifacts": [_row(artifact) for artifact in sound],
         "unfinished": [f"{kind}/{path.name}" for kind in KINDS for path in found.unfinished(kind)],
         "damaged": damaged,
-        "cache": {"path": str(found.root / CACHE), "bytes": size(found.root / CACHE)},
+        "cache": {"path": str(found.root / CACHE), "bytes": size_on_disk(found.root / CACHE)},
     }
     session.console.result(result, lambda: _table(result, verify))
     if verify and damaged:

@@ -6,11 +6,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from llara_cli import registry
-from llara_cli.artifacts import Artifact, Blueprint, Build
+from llara_cli.artifacts import Artifact, Blueprint, Build, size_on_disk
 from llara_cli.console import Console, UserError
 from llara_cli.names import NAME_BYTES, slug
 from llara_cli.protocols import IndexBackend, IndexOptions, Parameters, Vectors
@@ -117,16 +116,11 @@ def finish(build: Build, counts: Mapping[str, int], started: float, made_for: st
         "backend": build.blueprint.settings["backend"],
         "count": counts["count"],
         "dim": counts["dim"],
-        "bytes": folder_bytes(build.folder / FILES),
+        "bytes": size_on_disk(build.folder / FILES),
         "seconds": round(time.monotonic() - started, 3),
     }
     build.finish(counts, result, made_for)
     return result
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size on disk."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def open_index(artifact: Artifact, device: str = "cpu") -> IndexBackend:
