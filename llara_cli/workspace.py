@@ -48,7 +48,6 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._warned: set[Path] = set()
 
     def create(self) -> None:
         """Make the directory. Raises ``UserError`` where that is not possible."""
@@ -95,12 +94,12 @@ class Workspace:
         try:
             _ = artifact.manifest
         except LlaraError as error:
-            self._warn(console, artifact, f"{error}; left out")
+            console.warn_once(f"{error}; left out")
             return False
         try:
             _ = artifact.run
         except LlaraError as error:
-            self._warn(console, artifact, f"{error}; taken for the oldest")
+            console.warn_once(f"{error}; taken for the oldest")
         return True
 
     def is_damaged(self, kind: Kind, name: str) -> bool:
@@ -110,11 +109,6 @@ class Workspace:
             return artifact is not None and not artifact.manifest
         except LlaraError:
             return True
-
-    def _warn(self, console: Console, artifact: Artifact, message: str) -> None:
-        if artifact.path not in self._warned:
-            console.warn(message)
-        self._warned.add(artifact.path)
 
     def find_equal(self, kind: Kind, blueprint: Blueprint, console: Console) -> Artifact | None:
         """A finished artifact of any name that an equal run made; damaged ones are warned of and left out."""
