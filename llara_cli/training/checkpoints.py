@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,8 +126,7 @@ def keep_best(folder: Path, model: nn.Module, step: int, *, writes: bool = True)
     try:
         file.parent.mkdir(exist_ok=True)
         save_file(tensors, aside)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(aside)
         aside.replace(file)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
