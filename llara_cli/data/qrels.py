@@ -90,7 +90,7 @@ def _header(line: str, where: str) -> _Columns | None:
 
     Raises ``UserError`` where it is a header line, but the query, the document or the grade has no column or several.
     """
-    cells = line.split("\t") if "\t" in line else line.split()
+    cells = _split(line)
     names = [re.sub(r"[-\s]+", "_", cell.strip().strip('"').lower()) for cell in cells]
     found = [[place for place, name in enumerate(names) if name in known] for known in _NAMES]
     if not any(found) or _is_number(unquoted(cells[-1])):
@@ -103,11 +103,16 @@ def _header(line: str, where: str) -> _Columns | None:
     return _Columns(len(cells), tuple(places[0] for places in found))
 
 
+def _split(line: str) -> list[str]:
+    """The columns of a file with a header line: between tabs, or where there is none between blanks."""
+    return line.split("\t") if "\t" in line else line.split()
+
+
 def _named_cells(line: str, where: str, columns: _Columns) -> list[str]:
     """Query, document, grade, from the columns of the header line."""
     if columns == _Columns(4, _TREC):
         return _cells(line, where)
-    cells = line.split("\t") if "\t" in line else line.split()
+    cells = _split(line)
     if len(cells) != columns.count:
         raise UserError(f"{where}: not a judgement: {len(cells)} columns, but the header line has {columns.count}")
     return _with_ids([unquoted(cells[place]) for place in columns.places], where)
