@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
+from llara_cli.data.lines import ignore
 from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
 from llara_cli.model.facts import ModelFacts
@@ -295,7 +296,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"
         # a plan loads models of the same shape: what is to be said of it is said of the model itself
-        note = self.console.note if source is self.source else _nothing
+        note = self.console.note if source is self.source else ignore
         setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimiser.seed, adapter, bf16, note)
         torch.manual_seed(optimiser.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(source, tokenizer, setup)
@@ -312,10 +313,6 @@ class TrainingRun(ABC, Generic[ItemT]):
         if alone and not (optimiser.gradient_checkpointing or optimiser.compile):
             backbone.train_lean()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
-
-
-def _nothing(message: str) -> None:
-    """Say nothing."""
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:
