@@ -1,0 +1,148 @@
+"""How many tokens a forward has, and how many layers are computed again in backward, by the memory that a GPU has free.
+
+What autograd keeps for backward grows evenly with tokens and with layers, so it is counted on models of one and of two
+layers, in forwards of a few tokens, before the weights of the whole model are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llara_cli.model.backbone import Backbone
+from llara_cli.model.layout import Tree, lay_out
+
+MOST_TOKENS, LEAST_TOKENS, STEP = 16384, 4096, 1024
+"""Tokens of a forward on a GPU: with fewer than the least, layers are computed again rather."""
+TRIAL_ROWS, TRIAL_TOKENS = 2, 64
+"""Rows of the smaller of two trial forwards, and their tokens."""
+USABLE = 0.9
+"""Share of the free memory that is planned with: the allocator loses some between its pieces."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that autograd keeps for backward, weights aside.
+
+    Attributes:
+        fixed: whatever the numbers of tokens and layers are.
+        layer: of each layer, whatever the number of tokens (weights in the compute dtype).
+        token: of each token outside the layers.
+        layer_token: of each token in a layer.
+        recomputed_token: of each token in a layer that is computed again in backward.
+    """
+
+    fixed: float
+    layer: float
+    token: float
+    layer_token: float
+    recomputed_token: float
+
+    def needed(self, tokens: int, layers: int, every: int) -> float:
+        """Bytes at the peak of backward, where every ``every``-th layer is computed again (0: none)."""
+        again = recomputed(layers, every)
+        a_token = self.token + (layers - again) * self.layer_token + again * self.recomputed_token
+        working = self.layer_token  # gradients of a layer's tensors, or what is computed again
+        return self.fixed + layers * self.layer + tokens * (a_token + working)
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """Tokens of a forward; every ``every``-th layer is computed again in backward (0: none)."""
+
+    tokens: int
+    every: int
+
+
+def recomputed(layers: int, every: int) -> int:
+    """How many of the layers are computed again."""
+    return -(-layers // every) if every else 0
+
+
+def choose_forwards(
+    free: float, kept: Kept, layers: int, *, longest: int, tokens: int | None = None, recompute: bool | None = None
+) -> Forwards:
+    """The most tokens that fit ``free`` bytes, and as few layers as possible computed again.
+
+    Args:
+        longest: tokens of the longest sequence, which no forward cuts.
+        tokens: what the user wants; None: chosen.
+        recompute: whether all layers are computed again; None: as many as it takes.
+
+    Where nothing fits, it is the choice that takes the least memory.
+    """
+    ways = {None: _ways(layers), True: [1], False: [0]}[recompute]
+    sizes = [tokens] if tokens else list(range(MOST_TOKENS, LEAST_TOKENS - 1, -STEP))
+    smaller = [] if tokens else list(range(LEAST_TOKENS - STEP, 0, -STEP))
+    tried = [(size, every) for every in ways for size in sizes] + [(size, ways[-1]) for size in smaller]
+    for size, every in tried:
+        if kept.needed(max(size, longest), layers, every) <= free:
+            return Forwards(size, every)
+    return Forwards(*tried[-1])
+
+
+def _ways(layers: int) -> list[int]:
+    """The values of ``every`` that differ, from no layer to all of them."""
+    by_count = {recomputed(layers, every): every for every in range(1, layers + 1)}
+    return [0, *(by_count[count] for count in sorted(by_count))]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that the device can still give; None on a CPU, where forwards are small for the sake of its caches."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def count_kept(shallow: Callable[[int], Backbone], autocast: Callable[[], AbstractContextManager[object]]) -> Kept:
+    """Count what is kept for backward; ``shallow`` makes the model with so many layers, as it will be trained."""
+    one, two = (_by_tokens(shallow(layers), autocast, recompute=False) for layers in (1, 2))
+    again = [_by_tokens(shallow(layers), autocast, recompute=True)[1] for layers in (1, 2)]
+    layer, layer_token = two[0] - one[0], two[1] - one[1]
+    return Kept(one[0] - layer, layer, one[1] - layer_token, layer_token, again[1] - again[0])
+
+
+def _by_tokens(
+    backbone: Backbone, autocast: Callable[[], AbstractContextManager[object]], *, recompute: bool
+) -> tuple[float, float]:
+    """Bytes whatever the number of tokens, and bytes of each."""
+    if recompute:
+        backbone.recompute_in_backward()
+    backbone.model.train()
+    few, many = (_kept_bytes(backbone, rows, autocast) for rows in (TRIAL_ROWS, 2 * TRIAL_ROWS))
+    each = (many - few) / (TRIAL_ROWS * TRIAL_TOKENS)
+    return few - each * TRIAL_ROWS * TRIAL_TOKENS, each
+
+
+def _kept_bytes(backbone: Backbone, rows: int, autocast: Callable[[], AbstractContextManager[object]]) -> int:
+    ids = np.zeros(TRIAL_TOKENS, np.int64)
+    with autocast(), _counted(backbone.model) as storages:
+        hidden = backbone.hidden(lay_out([Tree(ids, [])] * rows))
+        found = sum(storages.values())
+    del hidden
+    return found
+
+
+@contextmanager
+def _counted(model: torch.nn.Module) -> Iterator[dict[int, int]]:
+    """The bytes of each piece of memory that autograd keeps meanwhile, but those of weights and buffers."""
+    own = {_piece(weight) for weight in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (piece := _piece(tensor)) not in own:
+            found[piece] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
+
+
+def _piece(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
