@@ -36,11 +36,11 @@ from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, identity
 from llara_cli.training.info_nce import ContrastiveLoss
 from llara_cli.training.probe import peak_memory
-from llara_cli.training.run import MICRO_BATCH_TOKENS
+from llara_cli.training.run import CPU_TOKENS
 from llara_cli.workspace import Workspace
 
 LENGTH, QUERY_LENGTH, TEMPERATURE, RATE = 96, 64, 0.05, 1e-5
-OURS = (MICRO_BATCH_TOKENS["cpu"], 512, 4096)
+OURS = (CPU_TOKENS, 512, 4096)
 """Tokens of a forward that ours tries: the default, less, and more."""
 RIVAL = "sentence-transformers"
 PLAIN = 0

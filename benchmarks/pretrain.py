@@ -36,7 +36,7 @@ from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokens import PromptIds
 from llara_cli.training.pretext import Example
 from llara_cli.training.probe import peak_memory
-from llara_cli.training.run import MICRO_BATCH_TOKENS
+from llara_cli.training.run import CPU_TOKENS
 
 BATCH = {"mixed": 48, "full": 12}
 """Texts of an optimiser batch."""
@@ -198,7 +198,7 @@ def memory(shape: str, texts: Texts) -> dict[str, Any]:
     found = {}
     for name, way in {
         "authors": "authors",
-        "llara": str(MICRO_BATCH_TOKENS["cpu"]),
+        "llara": str(CPU_TOKENS),
         "llara, one forward": str(AT_ONCE * 512),
     }.items():
         receiver, sender = multiprocessing.get_context("fork").Pipe(False)

@@ -60,7 +60,8 @@ class OptimiserSettings:
         name: one of ``OPTIMISERS``; all but ``adamw`` take less memory.
         weights: what weights that train are kept in: ``fp32``, or ``bf16``, rounded stochastically.
         batch_size: texts (queries, when fine-tuning) per optimiser step, over all processes.
-        micro_batch_tokens: tokens of one forward; bounds memory.
+        micro_batch_tokens: tokens of one forward; bounds memory. None: what a GPU has room for.
+        gradient_checkpointing: whether layers are computed again in backward. None: as many as a GPU's memory takes.
         track: experiment trackers of accelerate.
     """
 
@@ -74,7 +75,7 @@ class OptimiserSettings:
     max_steps: int | None = None
     epochs: float | None = None
     seed: int = 42
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     save_every: int | None = None
     weights: str = "fp32"
     compile: bool = False

@@ -74,7 +74,11 @@ BatchSize = Annotated[
 ]
 MicroBatchTokens = Annotated[
     int | None,
-    typer.Option(help="Tokens of one forward; bounds memory.", show_default=False, rich_help_panel=_TRAINING),
+    typer.Option(
+        help="Tokens of one forward; bounds memory. (default: what a GPU has room for; 2,048 on a CPU)",
+        show_default=False,
+        rich_help_panel=_TRAINING,
+    ),
 ]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default=False, rich_help_panel=_TRAINING)]
 Epochs = Annotated[
@@ -111,8 +115,14 @@ Merge = Annotated[
     typer.Option("--merge/--no-merge", help="Save a merged checkpoint beside the adapter.", rich_help_panel=_ADAPTER),
 ]
 GradientCheckpointing = Annotated[
-    bool,
-    typer.Option("--gradient-checkpointing", help="Less memory, about a third more time.", rich_help_panel=_TRAINING),
+    bool | None,
+    typer.Option(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        help="Compute layers again in backward: less memory, up to a third more time."
+        " (default: as many layers as a GPU's memory takes)",
+        show_default=False,
+        rich_help_panel=_TRAINING,
+    ),
 ]
 SaveEvery = Annotated[
     int | None,

@@ -43,7 +43,7 @@ def pretrain(
     seed: o.Seed = 42,
     optimizer: o.Optimizer = "adamw",
     weights: o.Weights = "fp32",
-    gradient_checkpointing: o.GradientCheckpointing = False,
+    gradient_checkpointing: o.GradientCheckpointing = None,
     compile: o.Compile = False,
     save_every: o.SaveEvery = None,
     track: o.Track = None,

@@ -116,6 +116,8 @@ def show_plan(console: Console, name: str, plan: Plan) -> None:
             "texts": counted("texts"),
             "tokens": counted("tokens"),
             "steps": counted("steps"),
+            "micro-batch tokens": plan.micro_batch_tokens,
+            "layers recomputed": plan.recomputed_layers,
             "FLOPs": f"{plan.flops:.2e}",
             **memory,
             "peak memory": human_bytes(sum(plan.memory.values())),

@@ -159,14 +159,23 @@ class Backbone:
             return Batching("packed", budget, budget, BLOCK_TOKENS, switch)
         return Batching("packed", budget, ROW_TOKENS, switch=switch)
 
-    def recompute_in_backward(self) -> None:
-        """Keep a layer's input only, and compute the layer again in backward: less memory, a third more time."""
+    def recompute_in_backward(self, every: int = 1) -> None:
+        """Keep the input only of every ``every``-th layer, and compute it again in backward: less memory, more time.
+
+        Raises ``UserError`` where the model cannot.
+        """
+        if not self.model.supports_gradient_checkpointing:
+            raise UserError(
+                f"{self.config.model_type} has no gradient checkpointing: leave --gradient-checkpointing out"
+            )
         # transformers is renaming the method; releases before know the old name alone
         enable = getattr(self.model, "activation_checkpointing_enable", None)
         if enable is not None:
-            enable()
+            enable(every_n_layers=every)
         else:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
+            )
         self.model.enable_input_require_grads()
 
     def train_lean(self) -> None:

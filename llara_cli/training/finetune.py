@@ -185,6 +185,11 @@ class Finetuning(TrainingRun[Group]):
         return Sample(self.schedule, self.load, batches, estimated)
 
     @property
+    def longest(self) -> int:
+        """Of a query or a passage, with its prompt."""
+        return int(max(self.settings.query_length, self.settings.passage_length))
+
+    @property
     def load(self) -> Load:
         """Queries and passages of one epoch, a prompt each; no logits. Some rows stand for all where they are many.
 
@@ -234,9 +239,9 @@ class Finetuning(TrainingRun[Group]):
         leads = self.accelerator.is_main_process
         return Watch(folder, prepared.model, dev.metric, score, every, self.settings.patience, leads)
 
-    def _prepare(self, source: ModelSource) -> Prepared:
+    def _prepare(self, source: ModelSource, recompute_every: int | None = None) -> Prepared:
         """The loss never meets the vocabulary projection: processes that shared it would wait for its gradient."""
-        prepared = super()._prepare(source)
+        prepared = super()._prepare(source, recompute_every)
         prepared.backbone.freeze_projection()
         if not checkpoints.trainable(prepared.model):
             raise UserError("nothing would be trained: fine-tuning does not reach the layers of --lora-targets")

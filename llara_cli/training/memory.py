@@ -1,13 +1,13 @@
 """How many tokens a forward has, and how many layers are computed again in backward, by the memory that a GPU has free.
 
-What autograd keeps for backward grows evenly with tokens and with layers, so it is counted on models of one and of two
-layers, in forwards of a few tokens, before the weights of the whole model are loaded.
+What training takes grows evenly with tokens and with layers, so it is counted on models of one and of two layers, in
+forwards of a few tokens, before the weights of the whole model are loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +23,18 @@ TRIAL_ROWS, TRIAL_TOKENS = 2, 64
 """Rows of the smaller of two trial forwards, and their tokens."""
 USABLE = 0.9
 """Share of the free memory that is planned with: the allocator loses some between its pieces."""
+RESERVED = 4 * 2**30
+"""Bytes for logits and what is made of them."""
+Context = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Bytes that autograd keeps for backward, weights aside.
+class Needs:
+    """Bytes that training takes: weights and what belongs to them, and what autograd keeps for backward.
 
     Attributes:
         fixed: whatever the numbers of tokens and layers are.
-        layer: of each layer, whatever the number of tokens (weights in the compute dtype).
+        layer: of each layer, whatever the number of tokens.
         token: of each token outside the layers.
         layer_token: of each token in a layer.
         recomputed_token: of each token in a layer that is computed again in backward.
@@ -43,7 +46,7 @@ class Kept:
     layer_token: float
     recomputed_token: float
 
-    def needed(self, tokens: int, layers: int, every: int) -> float:
+    def total(self, tokens: int, layers: int, every: int) -> float:
         """Bytes at the peak of backward, where every ``every``-th layer is computed again (0: none)."""
         again = recomputed(layers, every)
         a_token = self.token + (layers - again) * self.layer_token + again * self.recomputed_token
@@ -65,7 +68,7 @@ def recomputed(layers: int, every: int) -> int:
 
 
 def choose_forwards(
-    free: float, kept: Kept, layers: int, *, longest: int, tokens: int | None = None, recompute: bool | None = None
+    free: float, needs: Needs, layers: int, *, longest: int, tokens: int | None = None, recompute: bool | None = None
 ) -> Forwards:
     """The most tokens that fit ``free`` bytes, and as few layers as possible computed again.
 
@@ -81,7 +84,7 @@ def choose_forwards(
     smaller = [] if tokens else list(range(LEAST_TOKENS - STEP, 0, -STEP))
     tried = [(size, every) for every in ways for size in sizes] + [(size, ways[-1]) for size in smaller]
     for size, every in tried:
-        if kept.needed(max(size, longest), layers, every) <= free:
+        if needs.total(max(size, longest), layers, every) <= free:
             return Forwards(size, every)
     return Forwards(*tried[-1])
 
@@ -100,39 +103,40 @@ def free_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def count_kept(shallow: Callable[[int], Backbone], autocast: Callable[[], AbstractContextManager[object]]) -> Kept:
-    """Count what is kept for backward; ``shallow`` makes the model with so many layers, as it will be trained."""
-    one, two = (_by_tokens(shallow(layers), autocast, recompute=False) for layers in (1, 2))
-    again = [_by_tokens(shallow(layers), autocast, recompute=True)[1] for layers in (1, 2)]
-    layer, layer_token = two[0] - one[0], two[1] - one[1]
-    return Kept(one[0] - layer, layer, one[1] - layer_token, layer_token, again[1] - again[0])
+def count_needs(
+    shallow: Callable[[int], Backbone], static_bytes: Callable[[Backbone], float], autocast: Context
+) -> Needs:
+    """Count what training takes.
+
+    Args:
+        shallow: makes the model with so many layers, as it will be trained.
+        static_bytes: of a model's weights, gradients and optimiser state.
+    """
+    counts = []
+    for layers in (1, 2):
+        backbone = shallow(layers)
+        fixed, token = _by_tokens(backbone, autocast)
+        again = 0.0
+        if backbone.model.supports_gradient_checkpointing:
+            backbone.recompute_in_backward()
+            again = _by_tokens(backbone, autocast)[1]
+        counts.append((static_bytes(backbone) + fixed, token, again))
+    one, two = counts
+    layer, layer_token, recomputed_token = (b - a for a, b in zip(one, two, strict=True))
+    return Needs(RESERVED + one[0] - layer, layer, one[1] - layer_token, layer_token, recomputed_token)
 
 
-def _by_tokens(
-    backbone: Backbone, autocast: Callable[[], AbstractContextManager[object]], *, recompute: bool
-) -> tuple[float, float]:
-    """Bytes whatever the number of tokens, and bytes of each."""
-    if recompute:
-        backbone.recompute_in_backward()
+def _by_tokens(backbone: Backbone, autocast: Context) -> tuple[float, float]:
+    """Bytes that are kept whatever the number of tokens, and bytes of each."""
     backbone.model.train()
-    few, many = (_kept_bytes(backbone, rows, autocast) for rows in (TRIAL_ROWS, 2 * TRIAL_ROWS))
+    few, many = (kept_bytes(backbone, rows, autocast) for rows in (TRIAL_ROWS, 2 * TRIAL_ROWS))
     each = (many - few) / (TRIAL_ROWS * TRIAL_TOKENS)
     return few - each * TRIAL_ROWS * TRIAL_TOKENS, each
 
 
-def _kept_bytes(backbone: Backbone, rows: int, autocast: Callable[[], AbstractContextManager[object]]) -> int:
-    ids = np.zeros(TRIAL_TOKENS, np.int64)
-    with autocast(), _counted(backbone.model) as storages:
-        hidden = backbone.hidden(lay_out([Tree(ids, [])] * rows))
-        found = sum(storages.values())
-    del hidden
-    return found
-
-
-@contextmanager
-def _counted(model: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """The bytes of each piece of memory that autograd keeps meanwhile, but those of weights and buffers."""
-    own = {_piece(weight) for weight in (*model.parameters(), *model.buffers())}
+def kept_bytes(backbone: Backbone, rows: int, autocast: Context) -> int:
+    """What autograd keeps of a forward of so many rows, weights and buffers aside."""
+    own = {_piece(weight) for weight in (*backbone.model.parameters(), *backbone.model.buffers())}
     found: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -140,9 +144,13 @@ def _counted(model: torch.nn.Module) -> Iterator[dict[int, int]]:
             found[piece] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield found
+    row = Tree(np.zeros(TRIAL_TOKENS, np.int64), [])
+    with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = backbone.hidden(lay_out([row] * rows))  # held, or its graph would give the pieces back
+    del hidden
+    return sum(found.values())
 
 
 def _piece(tensor: Tensor) -> int:
+    """A piece of memory, which several tensors may share."""
     return tensor.untyped_storage().data_ptr()

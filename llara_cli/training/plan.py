@@ -10,6 +10,7 @@ import torch
 
 from llara_cli.console import Console
 from llara_cli.model.facts import ModelFacts
+from llara_cli.training.memory import Forwards, recomputed
 from llara_cli.training.probe import Cost
 from llara_cli.training.schedule import Schedule
 
@@ -22,6 +23,7 @@ ItemT = TypeVar("ItemT")
 class Plan:
     """The plan of a training run; memory (of one process) and disk in bytes.
 
+    ``recomputed_layers``: layers that are computed again in backward, to save memory.
     ``estimated``: which counts are estimates from a part of the data.
     """
 
@@ -32,6 +34,8 @@ class Plan:
     texts: int
     tokens: int
     steps: int
+    micro_batch_tokens: int
+    recomputed_layers: int
     flops: float
     memory: dict[str, int]
     disk: int
@@ -95,6 +99,7 @@ def probed_plan(
     dtype: torch.dtype,
     runtime: int,
     processes: int,
+    forwards: Forwards,
 ) -> Plan:
     """From what the whole model will cost.
 
@@ -112,6 +117,8 @@ def probed_plan(
         texts=round(schedule.epochs * schedule.items * load.texts),
         tokens=int(schedule.epochs * load.text_tokens),
         steps=schedule.steps,
+        micro_batch_tokens=forwards.tokens,
+        recomputed_layers=recomputed(facts.layers, forwards.every),
         flops=flops,
         memory=parts | {"runtime": runtime},
         disk=facts.parameters * torch.finfo(dtype).bits // 8 + parts["gradients"] + parts["optimizer"],

@@ -101,6 +101,11 @@ class Pretraining(TrainingRun[Example]):
         return len(self.table)
 
     @property
+    def longest(self) -> int:
+        """With both prompts."""
+        return int(self.settings.max_length)
+
+    @property
     def load(self) -> Load:
         """Texts with both prompts; two rows of logits each."""
         return self._load(self.items, self.table.tokens())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,16 +35,17 @@ from llara_cli.training import checkpoints
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
+from llara_cli.training.memory import USABLE, Forwards, choose_forwards, count_needs, free_memory, recomputed
 from llara_cli.training.objective import Objective
-from llara_cli.training.optimisers import make_optimiser
+from llara_cli.training.optimisers import GRADIENT_BYTES, STATE_BYTES, make_optimiser
 from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
 from llara_cli.training.schedule import Schedule, Share
 from llara_cli.training.validation import Watch
 from llara_cli.workspace import Workspace, told_again
 
-MICRO_BATCH_TOKENS: Mapping[str, int] = {"cpu": 2048, "cuda": 16384}
-"""Tokens of one forward unless ``--micro-batch-tokens`` says otherwise; benchmarks/*.json have the rates."""
+CPU_TOKENS = 2048
+"""Tokens of one forward on a CPU unless ``--micro-batch-tokens`` says otherwise; benchmarks/*.json have the rates."""
 SAMPLE_BUDGETS = 2
 """Full forwards of each step that the plan's probe runs."""
 ItemT = TypeVar("ItemT")
@@ -92,6 +93,11 @@ class TrainingRun(ABC, Generic[ItemT]):
     @abstractmethod
     def items(self) -> int:
         """Texts, or queries."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens that a sequence has at most."""
 
     @property
     @abstractmethod
@@ -157,7 +163,7 @@ class TrainingRun(ABC, Generic[ItemT]):
                 cost = first.at(deep, self._cost(deep, samples, load.overhead), self.facts.layers)
         processes = self.accelerator.num_processes
         flops = needed_flops(self.facts, schedule, load, frozen_base=self.settings.backend != "full")
-        return probed_plan(self.facts, cost, flops, sample, self.device, self.dtype, runtime, processes)
+        return probed_plan(self.facts, cost, flops, sample, self.device, self.dtype, runtime, processes, self.forwards)
 
     def _cost(self, layers: int, samples: Sequence[Sequence[ItemT]], overhead: int) -> Cost:
         """What a model of so many layers takes for steps of ``samples``, with ``overhead`` tokens around each item."""
@@ -225,7 +231,38 @@ class TrainingRun(ABC, Generic[ItemT]):
     @property
     def budget(self) -> int:
         """Tokens of one forward."""
-        return self.settings.optimiser.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+        return self.forwards.tokens
+
+    @cached_property
+    def forwards(self) -> Forwards:
+        """What the settings say of a forward; what they leave open is chosen by the memory that a GPU has free."""
+        optimiser = self.settings.optimiser
+        tokens, recompute = optimiser.micro_batch_tokens, optimiser.gradient_checkpointing
+        free = free_memory(self.device)
+        if free is None or None not in (tokens, recompute):
+            return Forwards(tokens or CPU_TOKENS, int(recompute or False))
+        free = int(self.accelerator.gather(torch.tensor([free], device=self.device)).min())
+        with self.console.status("measuring how much memory a layer takes"):
+            needs = count_needs(self._shallow, self._static_bytes, lambda: autocast(self.device, self.dtype))
+        chosen = choose_forwards(
+            USABLE * free, needs, self.facts.layers, longest=self.longest, tokens=tokens, recompute=recompute
+        )
+        again = f", {recomputed(self.facts.layers, chosen.every)} of {self.facts.layers} layers computed again"
+        self.console.note(f"{chosen.tokens} tokens a forward{again if chosen.every else ''}")
+        return chosen
+
+    def _shallow(self, layers: int) -> Backbone:
+        """A model of the same shape with so many layers, as it will be trained."""
+        with TemporaryDirectory() as folder:
+            return Backbone(self._prepare(shrunken(self.source, layers, Path(folder)), recompute_every=0).model)
+
+    def _static_bytes(self, backbone: Backbone) -> float:
+        """Weights, gradients and the optimiser's state, in one process."""
+        weights = sum(weight.nbytes for weight in backbone.model.parameters())
+        trained = sum(weight.numel() for weight in checkpoints.trainable(backbone.model).values())
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        whole: float = weights + trained * (GRADIENT_BYTES + STATE_BYTES[self.settings.optimiser.name])
+        return whole / (self.accelerator.num_processes if sharded else 1)
 
     def _train(self, build: Build, made_for: str) -> dict[str, Any]:
         flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
@@ -283,14 +320,17 @@ class TrainingRun(ABC, Generic[ItemT]):
         """How it is computed: what changes the result by float noise at most."""
         optimiser = self.settings.optimiser
         return {
-            "gradient_checkpointing": optimiser.gradient_checkpointing,
+            "gradient_checkpointing": self.forwards.every,
             "compile": optimiser.compile,
             "micro_batch_tokens": self.budget,
             "processes": self.accelerator.num_processes,
         }
 
-    def _prepare(self, source: ModelSource) -> Prepared:
-        """Load a model through the training backend and move it to the device."""
+    def _prepare(self, source: ModelSource, recompute_every: int | None = None) -> Prepared:
+        """Load a model through the training backend and move it to the device.
+
+        ``recompute_every``: which layers are computed again in backward, None: as chosen for the run.
+        """
         optimiser = self.settings.optimiser
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
@@ -305,12 +345,13 @@ class TrainingRun(ABC, Generic[ItemT]):
             keep_freed_memory()
         backbone = Backbone(model)
         self.check(backbone)
-        if optimiser.gradient_checkpointing:
-            backbone.recompute_in_backward()
+        every = self.forwards.every if recompute_every is None else recompute_every
+        if every:
+            backbone.recompute_in_backward(every)
         if optimiser.compile:
             backbone.body.compile(dynamic=True)
         alone = self.accelerator.distributed_type == DistributedType.NO
-        if alone and not (optimiser.gradient_checkpointing or optimiser.compile):
+        if alone and not (every or optimiser.compile):
             backbone.train_lean()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
 

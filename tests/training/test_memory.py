@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from program import Llara
 from tiny import SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llara_cli.model.backbone import Backbone
 from llara_cli.training import memory
-from llara_cli.training.memory import Forwards, Kept, choose_forwards, recomputed
+from llara_cli.training.memory import Forwards, Needs, choose_forwards, recomputed
 
 GB = 10**9
-SEVEN = Kept(fixed=0, layer=0, token=50_000, layer_token=140_000, recomputed_token=8_192)
+SEVEN = Needs(fixed=0, layer=0, token=50_000, layer_token=140_000, recomputed_token=8_192)
 """About a Llama of 7 B in bf16, of 32 layers."""
 
 
@@ -27,18 +30,21 @@ def llama(layers: int) -> Backbone:
 
 
 @pytest.mark.parametrize("context", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["fp32", "bf16"])
-def test_what_shallow_models_keep_tells_what_a_deep_one_keeps(context: Any) -> None:
-    kept = memory.count_kept(llama, context)
+def test_what_shallow_models_take_tells_what_a_deep_one_takes(context: Any) -> None:
+    def weights(backbone: Backbone) -> float:
+        return sum(weight.nbytes for weight in backbone.model.parameters())
+
+    needs = memory.count_needs(llama, weights, context)
     rows, layers = 5, 6
-    tokens = rows * memory.TRIAL_TOKENS
-    found = memory._kept_bytes(llama(layers), rows, context)
-    assert found == kept.fixed + layers * kept.layer + tokens * (kept.token + layers * kept.layer_token)
-    deep = llama(layers)
-    deep.recompute_in_backward()
-    found = memory._kept_bytes(deep, rows, context)
+    tokens, deep = rows * memory.TRIAL_TOKENS, llama(layers)
+    always = memory.RESERVED + tokens * needs.layer_token  # the layer that backward is in
+    found = weights(deep) + memory.kept_bytes(deep, rows, context)
+    assert found == needs.total(tokens, layers, 0) - always
+    deep.recompute_in_backward(3)
+    found = weights(deep) + memory.kept_bytes(deep, rows, context)
     # a layer that is computed again keeps no weight in the compute dtype either
-    assert found <= kept.fixed + layers * kept.layer + tokens * (kept.token + layers * kept.recomputed_token)
-    assert found >= kept.fixed + tokens * layers * kept.recomputed_token
+    cast = 0 if context is nullcontext else needs.layer - 4 * sum(p.numel() for p in deep.body.layers[0].parameters())
+    assert found == needs.total(tokens, layers, 3) - always - 2 * cast
 
 
 @pytest.mark.parametrize(
@@ -58,11 +64,29 @@ def test_what_is_chosen_fits_where_anything_does(
     free: float, layers: int, longest: int, tokens: int | None, recompute: bool | None
 ) -> None:
     chosen = choose_forwards(free, SEVEN, layers, longest=longest, tokens=tokens, recompute=recompute)
-    least = SEVEN.needed(max(tokens or memory.STEP, longest), layers, 0 if recompute is False else 1)
-    assert SEVEN.needed(max(chosen.tokens, longest), layers, chosen.every) <= max(free, least)
+    least = SEVEN.total(max(tokens or memory.STEP, longest), layers, 0 if recompute is False else 1)
+    assert SEVEN.total(max(chosen.tokens, longest), layers, chosen.every) <= max(free, least)
     assert tokens in (None, chosen.tokens)
     assert recompute in (None, chosen.every == 1)
 
 
 def test_every_number_of_layers_that_can_be_spread_evenly_is_tried() -> None:
     assert [recomputed(7, every) for every in memory._ways(7)] == [0, 1, 2, 3, 4, 7]
+
+
+def test_a_run_goes_by_the_memory_that_is_free(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one layer's tensors: the layers are computed again, which changes gradients by noise at most."""
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 2, "--name", "m", "--json")
+    wanted = llara("pretrain", corpus, *flags, workspace=tmp_path / "plain").json
+    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: memory.RESERVED * 10 // 9 + 12_000_000)
+    plan = llara("pretrain", corpus, *flags, "--dry-run").json
+    found = llara("pretrain", corpus, *flags)
+    assert (plan["micro_batch_tokens"], plan["recomputed_layers"]) == (4096, 2)
+    assert "4096 tokens a forward, 2 of 2 layers computed again" in found.err
+    manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
+    assert manifest["execution"]["gradient_checkpointing"] == 1
+    assert manifest["execution"]["micro_batch_tokens"] == 4096
+    for one, two in zip(wanted["history"], found.json["history"], strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
