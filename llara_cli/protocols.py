@@ -64,11 +64,15 @@ Parameters = Mapping[str, int | float | str]
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How to build or open an index: a backend's own ``spec``, its ``--set`` parameters, and the device."""
+    """How to build or open an index: a backend's own ``spec``, its ``--set`` parameters, and the device.
+
+    ``note`` is told what the user should hear.
+    """
 
     spec: str | None = None
     parameters: Parameters = field(default_factory=dict)
     device: str = "cpu"
+    note: Callable[[str], None] = field(default=warnings.warn, compare=False)
 
 
 class IndexBackend(ABC):

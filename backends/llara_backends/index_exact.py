@@ -1,16 +1,19 @@
-"""Index backend ``exact``: every vector is looked at, on CPU or GPU, in bounded memory."""
+"""Index backend ``exact``: every vector is looked at, on CPU or GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
+from llara_backends.index_exact_gpu import DTYPES, GpuSearch
 from llara_backends.index_settings import check_parameters, refuse_spec
-from llara_backends.index_vectors import Chained, checked_blocks, checked_queries, no_hits, padded_hits, refuse_width
+from llara_backends.index_topk import best_of, hits_of, keys_of
+from llara_backends.index_vectors import Chained, checked_blocks, checked_queries, no_hits, parts, refuse_width
 from llara_cli.console import LlaraError, UserError
 from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 
@@ -25,7 +28,6 @@ _ROW_STEP, _QUERY_STEP = 256, 16
 BLAS takes other kernels, which round otherwise, for small or odd matrices. In full ones an inner product comes out the
 same wherever its vector lies and whatever is searched with it, so duplicates score the same and ties are ties.
 """
-_LAST_ROW = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -50,23 +52,30 @@ class MappedVectors:
 
 
 class ExactIndex(IndexBackend):
-    """Brute force. It holds no vectors: it walks the stream it was built from, or the file it was loaded from."""
+    """Brute force. It holds no vectors: it walks the stream it was built from, or the file it was loaded from.
+
+    On a GPU they stay on the card after the first search, in ``dtype``: fp32 (default), fp16 or bf16. Where they do
+    not fit its memory, every search streams them to it. A CPU searches in fp32, whatever the saved ``dtype``.
+    """
 
     name = "exact"
+    build_parameters: ClassVar[Mapping[str, type]] = {"dtype": str}
+    search_parameters: ClassVar[Mapping[str, type]] = {"dtype": str}
 
-    def __init__(self, vectors: VectorBlocks, device: torch.device) -> None:
+    def __init__(self, vectors: VectorBlocks, options: IndexOptions) -> None:
+        refuse_spec(options.spec, self.name)
         self._vectors = vectors
-        self._device = device
+        self._dtype = _dtype(options.parameters)
+        device = _device(options.device)
+        self._gpu = GpuSearch(device, options.note) if device.type == "cuda" else None
 
     @classmethod
     def build(cls, vectors: VectorBlocks, options: IndexOptions) -> ExactIndex:
-        """Check the stream, once, from end to end; it is kept, and walked again by every search and by ``save``."""
-        refuse_spec(options.spec, cls.name)
-        check_parameters(options.parameters, cls.build_parameters, cls.name)
-        device = _device(options.device)
+        """Check the stream, once, from end to end; it is kept, and walked again by ``save`` and by searches."""
+        index = cls(vectors, options)
         for _ in checked_blocks(vectors):
             pass
-        return cls(vectors, device)
+        return index
 
     def save(self, folder: Path) -> None:
         """Stream the vectors into one ``vectors.npy``: float32, C order."""
@@ -87,7 +96,7 @@ class ExactIndex(IndexBackend):
             raise LlaraError(f"{path}: the index is damaged ({error}): build it again") from error
         if matrix.ndim != 2 or matrix.dtype != np.float32 or not matrix.flags.c_contiguous or not matrix.size:
             raise LlaraError(f"{path}: the index is damaged ({matrix.dtype} {matrix.shape}): build it again")
-        return cls(MappedVectors(matrix), _device(options.device))
+        return cls(MappedVectors(matrix), options)
 
     def append(self, vectors: VectorBlocks) -> None:
         """Check the stream and keep it behind what is there."""
@@ -107,27 +116,47 @@ class ExactIndex(IndexBackend):
         return self._vectors.dim
 
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
-        """The k nearest, exactly; the vectors are walked once, whatever the number of queries."""
-        check_parameters(parameters or {}, self.search_parameters, self.name)
+        """The k nearest, exactly; on a GPU scores are those of queries and vectors rounded to ``dtype``."""
+        dtype = _dtype(parameters or {}, self._dtype)
         queries = checked_queries(queries, self.dim, k)
         if not len(queries):
             return no_hits(k)
-        rows = _block_rows(self.count, self.dim)
-        chunks = list(self._query_chunks(queries, rows + min(k, self.count)))
-        best = [torch.empty(len(chunk), 0, dtype=torch.int64, device=self._device) for chunk in chunks]
-        for first, filled, block in _equal_blocks(self._vectors, rows):
-            vectors = torch.from_numpy(block).to(self._device)
-            for number, chunk in enumerate(chunks):
-                scores = (chunk @ vectors.T)[:, :filled]
-                best[number] = _best(torch.cat([best[number], _keys(scores, first)], dim=1), k)
-        return _hits(torch.cat(best)[: len(queries)], k)
+        if self._gpu is not None:
+            return self._gpu.search(self._vectors, DTYPES[dtype], queries, k)
+        if parameters and dtype != "fp32":
+            raise UserError(f"dtype={dtype} is for device cuda; on the CPU the exact index searches in fp32")
+        return _search(self._vectors, queries, k)
 
-    def _query_chunks(self, queries: Vectors, width: int) -> Iterator[torch.Tensor]:
-        """(chunk, dim) tensors, each of a multiple of ``_QUERY_STEP`` queries, the last filled up with zeros."""
-        size = max(1, _CELLS // width // _QUERY_STEP) * _QUERY_STEP
-        queries = np.pad(queries, ((0, -len(queries) % _QUERY_STEP), (0, 0)))
-        for start in range(0, len(queries), size):
-            yield torch.from_numpy(queries[start : start + size]).to(self._device)
+
+def _search(stream: VectorBlocks, queries: Vectors, k: int) -> Hits:
+    """The k nearest on the CPU; the vectors are walked once, whatever the number of queries."""
+    rows = _block_rows(stream.count, stream.dim)
+    chunks = list(_query_chunks(queries, rows + min(k, stream.count)))
+    best = [torch.empty(len(chunk), 0, dtype=torch.int64) for chunk in chunks]
+    for first, filled, block in _equal_blocks(stream, rows):
+        vectors = torch.from_numpy(block)
+        numbers = torch.arange(first, first + filled)
+        for number, chunk in enumerate(chunks):
+            scores = (chunk @ vectors.T)[:, :filled]
+            best[number] = best_of(torch.cat([best[number], keys_of(scores, numbers)], dim=1), k)
+    return hits_of(torch.cat(best)[: len(queries)], k)
+
+
+def _query_chunks(queries: Vectors, width: int) -> Iterator[torch.Tensor]:
+    """(chunk, dim) tensors, each of a multiple of ``_QUERY_STEP`` queries, the last filled up with zeros."""
+    size = max(1, _CELLS // width // _QUERY_STEP) * _QUERY_STEP
+    queries = np.pad(queries, ((0, -len(queries) % _QUERY_STEP), (0, 0)))
+    for start in range(0, len(queries), size):
+        yield torch.from_numpy(queries[start : start + size])
+
+
+def _dtype(parameters: Parameters, default: str = "fp32") -> str:
+    """The ``dtype`` among parameters. Raises ``UserError`` for one that is not known, and for other parameters."""
+    check_parameters(parameters, ExactIndex.build_parameters, ExactIndex.name)
+    dtype = str(parameters.get("dtype", default))
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r} for the exact index: known are {', '.join(DTYPES)}")
+    return dtype
 
 
 def _device(name: str) -> torch.device:
@@ -154,42 +183,9 @@ def _equal_blocks(vectors: VectorBlocks, rows: int) -> Iterator[tuple[int, int, 
     Every block is the same buffer, good until the next; what stands in the last after ``filled`` rows means nothing.
     """
     buffer = np.zeros((rows, vectors.dim), dtype=np.float32)
-    first = filled = 0
-    for block in vectors:
-        while len(block):
-            taken = block[: rows - filled]
-            buffer[filled : filled + len(taken)] = taken
-            block, filled = block[len(taken) :], filled + len(taken)
-            if filled == rows:
-                yield first, filled, buffer
-                first, filled = first + rows, 0
-    if filled:
-        yield first, filled, buffer
-
-
-def _keys(scores: torch.Tensor, first_row: int) -> torch.Tensor:
-    """(queries, rows) int64 keys that fall in the order wanted: by falling score, then by rising row.
-
-    No two keys are equal, so top-k, which leaves open which of equal numbers it takes, has nothing to choose. The
-    scores are used up.
-    """
-    rows = torch.arange(first_row, first_row + scores.shape[1], device=scores.device)
-    # Adding 0 makes -0.0 a 0.0: they are equal, but their bits are not. In place: these are the largest tensors here.
-    keys = _flipped(scores.add_(0.0).view(torch.int32)).to(torch.int64)
-    return keys.bitwise_left_shift_(32).add_(_LAST_ROW - rows)
-
-
-def _flipped(bits: torch.Tensor) -> torch.Tensor:
-    """Bits of floats as whole numbers of the same order, and back: negative floats have theirs the wrong way round."""
-    return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
-
-
-def _best(keys: torch.Tensor, k: int) -> torch.Tensor:
-    return keys.topk(min(k, keys.shape[1]), dim=1, sorted=False).values
-
-
-def _hits(keys: torch.Tensor, k: int) -> Hits:
-    keys = keys.sort(dim=1, descending=True).values
-    scores = _flipped((keys >> 32).to(torch.int32)).view(torch.float32)
-    rows = _LAST_ROW - (keys & _LAST_ROW)
-    return padded_hits(scores.cpu().numpy(), rows.cpu().numpy(), k)
+    for row, part in parts(vectors, rows):
+        at = row % rows
+        end = at + len(part)
+        buffer[at:end] = part
+        if end == rows or row + len(part) == vectors.count:
+            yield row - at, end, buffer

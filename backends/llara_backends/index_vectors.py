@@ -37,6 +37,16 @@ def _pieces(vectors: VectorBlocks, rows: int | None) -> Iterator[Vectors]:
         yield from (block[at : at + step] for at in range(0, len(block), step))
 
 
+def parts(vectors: VectorBlocks, rows: int) -> Iterator[tuple[int, Vectors]]:
+    """(first row, part): the stream, cut wherever it is and at every multiple of ``rows``."""
+    row = 0
+    for block in vectors:
+        while len(block):
+            part = block[: rows - row % rows]
+            yield row, part
+            row, block = row + len(part), block[len(part) :]
+
+
 def refuse_width(vectors: VectorBlocks, dim: int) -> None:
     """Raise ``UserError`` where a stream is of another width."""
     if vectors.dim != dim:

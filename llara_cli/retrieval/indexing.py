@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,12 +124,12 @@ def finish(build: Build, counts: Mapping[str, int], started: float, made_for: st
     return result
 
 
-def open_index(artifact: Artifact, device: str = "cpu") -> IndexBackend:
+def open_index(artifact: Artifact, device: str = "cpu", note: Callable[[str], None] = warnings.warn) -> IndexBackend:
     """The index of an artifact, ready to search on ``device`` with the parameters it was built with."""
     settings = artifact.manifest["settings"]
     backend: type[IndexBackend] = registry.load("index", settings["backend"])
     parameters: Parameters = settings["parameters"]
-    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device))
+    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device, note))
 
 
 class Watched:

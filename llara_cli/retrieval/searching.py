@@ -91,7 +91,7 @@ class Searching:
     def backend(self) -> IndexBackend:
         """The opened index."""
         with self.console.status(f"opening index {self.index.name}"):
-            return open_index(self.index, self.device)
+            return open_index(self.index, self.device, self.console.warn_once)
 
     @cached_property
     def encoder(self) -> EncoderBackend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +48,6 @@ class TestExact:
         assert hits.rows.tolist() == [[3, 1, 2, 4, 5, 0]]
         assert hits.scores.tolist() == [[1, 0, 0, 0, -0.5, -1]]
 
-    def test_keys_fall_with_the_score_and_then_the_row(self) -> None:
-        """0.0 and -0.0 are equal numbers of different bits."""
-        module = importlib.import_module(exact().__module__)
-        scores = torch.tensor([[-0.0, 0.0, -1e-40, 1e-40, -2.0, 2.0, -torch.inf, torch.inf, 2.0, 0.0]])
-        order = module._keys(scores, 100).argsort(dim=1, descending=True)
-        assert order.tolist() == [[7, 5, 8, 3, 0, 1, 9, 2, 4, 6]]
-
     def test_a_score_does_not_depend_on_what_is_beside_it(self) -> None:
         """Neither on the other queries nor on the other vectors: else duplicates could differ in the last bit."""
         vectors, queries = unit_vectors(1111, 100), unit_vectors(40, 100, seed=1)
@@ -98,8 +90,20 @@ class TestExact:
         with pytest.raises(UserError, match="cpu"):
             exact().build(Blocks(unit_vectors(10)), IndexOptions(device="cuda"))
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    def test_cuda_finds_the_same(self) -> None:
-        vectors, queries = unit_vectors(1000), unit_vectors(20, seed=1)
-        hits = exact().build(Blocks(vectors), IndexOptions(device="cuda")).search(queries, 10)
-        np.testing.assert_array_equal(hits.rows, brute_force(vectors, queries, 10).rows)
+    def test_knows_the_dtypes_of_a_gpu(self) -> None:
+        options = IndexOptions(parameters={"dtype": "fp8"})
+        with pytest.raises(UserError, match=r"fp8.*fp32, fp16, bf16"):
+            exact().build(Blocks(unit_vectors(10)), options)
+        with pytest.raises(UserError, match=r"fp8.*fp32, fp16, bf16"):
+            exact().build(Blocks(unit_vectors(10)), IndexOptions()).search(unit_vectors(1), 1, {"dtype": "fp8"})
+
+    def test_searches_in_fp32_on_the_cpu(self, tmp_path: Path) -> None:
+        """What was saved for a GPU does not matter; what is asked for is refused."""
+        vectors, queries = unit_vectors(100), unit_vectors(5, seed=1)
+        options = IndexOptions(parameters={"dtype": "fp16"})
+        exact().build(Blocks(vectors), options).save(tmp_path)
+        index = exact().load(tmp_path, options)
+        expected = exact().build(Blocks(vectors), IndexOptions()).search(queries, 10)
+        np.testing.assert_array_equal(index.search(queries, 10).scores, expected.scores)
+        with pytest.raises(UserError, match=r"fp16.*cuda"):
+            index.search(queries, 10, {"dtype": "fp16"})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import IndexOptions, TrainingSetup
+from llara_cli.protocols import TrainingSetup
 from llara_cli.training.losses import language_model_loss
 from llara_cli.training.pretext import Example, PretextObjective
 
@@ -129,23 +128,6 @@ def test_encoding_backs_off_where_memory_is_short(source: ModelSource) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert heard
     np.testing.assert_allclose(vectors, vectors[:1].repeat(len(texts), axis=0), atol=1e-4)
-
-
-def test_exact_search_agrees_with_the_cpu() -> None:
-    draw = np.random.default_rng(0)
-    vectors = draw.standard_normal((5000, 64), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    class Blocks:
-        count, dim = vectors.shape
-
-        def __iter__(self) -> Iterator[Any]:
-            yield vectors
-
-    exact = registry.load("index", "exact")
-    hits = [exact.build(Blocks(), IndexOptions(device=device)).search(vectors[:50], 10) for device in ("cpu", "cuda")]
-    np.testing.assert_allclose(hits[0].scores, hits[1].scores, atol=1e-5)
-    assert (hits[0].rows == hits[1].rows).mean() > 0.99
 
 
 def test_a_plan_on_a_gpu(source: ModelSource, tmp_path: Path) -> None:
