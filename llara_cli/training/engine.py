@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llara_cli.console import UserError
+from llara_cli.model.products import gradient_dtype
 from llara_cli.training.optimisers import uncompiled_on_cpu
 
 P = ParamSpec("P")
@@ -82,7 +83,14 @@ class AcceleratedEngine(Engine):
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
         if accelerator.distributed_type == DistributedType.FSDP and type(optimiser) is not torch.optim.AdamW:
             raise UserError("sharded weights (FSDP) train with --optimizer adamw only")
-        self.entry, prepared = accelerator.prepare(Entry(model), optimiser)
+        self.entry: nn.Module = Entry(model)
+        alone = accelerator.distributed_type == DistributedType.NO
+        trained = (weight for weight in model.parameters() if weight.requires_grad)
+        self._averages = not alone and any(gradient_dtype(weight) != weight.dtype for weight in trained)
+        if self._averages:  # DDP takes no gradients of another dtype than their weights'
+            prepared = accelerator.prepare(optimiser)
+        else:
+            self.entry, prepared = accelerator.prepare(self.entry, optimiser)
         self.optimiser: torch.optim.Optimizer = prepared.optimizer
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
 
@@ -94,11 +102,18 @@ class AcceleratedEngine(Engine):
     def accumulate(self, *, last: bool) -> Iterator[None]:
         # FSDP reduces after every backward: to wait for the last would keep whole gradients in every process
         waits = not last and self.accelerator.distributed_type != DistributedType.FSDP and self.processes > 1
-        if not waits:
+        with self.accelerator.no_sync(self.entry) if waits else nullcontext():
             yield
-            return
-        with self.accelerator.no_sync(self.entry):
-            yield
+        if self._averages and last:
+            self._average_gradients()
+
+    def _average_gradients(self) -> None:
+        weights = [weight for weight in self.entry.parameters() if weight.requires_grad]
+        have = torch.tensor([weight.grad is not None for weight in weights], device=self.accelerator.device)
+        for weight, processes in zip(weights, self.total(have.float()).tolist(), strict=True):
+            if processes:  # in the others it is zero
+                mine = torch.zeros_like(weight, dtype=gradient_dtype(weight)) if weight.grad is None else weight.grad
+                weight.grad = self.accelerator.reduce(mine, reduction="mean")
 
     @property
     def scale(self) -> float:

@@ -76,6 +76,20 @@ def test_one_launched_process_trains_as_a_plain_run(
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
+def test_two_processes_sum_gradients_of_bf16_weights_as_one_does(
+    llara: Llara, tiny_model: Path, long_corpus: Path, tmp_path: Path
+) -> None:
+    """In fp32, which DDP does not do."""
+    pytest.importorskip("torchao")
+    flags = ("--batch-size", 7, "--micro-batch-tokens", 150, "--weights", "bf16", "--optimizer", "adamw-8bit")
+    command = ("pretrain", long_corpus, "--model", tiny_model, *PRETRAIN, *flags)
+    alone = llara(*command, workspace=tmp_path / "one").json
+    together = launch(*command, workspace=tmp_path / "two")
+    for one, two in zip(alone["history"], together["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3)
+
+
 def test_a_run_may_go_on_in_more_processes(llara: Llara, tiny_model: Path, long_corpus: Path, tmp_path: Path) -> None:
     """A finished run's result is told by the first process alone, and no other hangs."""
     command = ("pretrain", long_corpus, "--model", tiny_model, *PRETRAIN, "--batch-size", 7)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from program import Llara
+from tiny import make_model
 
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training import run
@@ -143,6 +144,27 @@ def test_how_it_is_computed_changes_no_loss(
         "gradient_checkpointing", "compile", "micro_batch_tokens", "processes", "layout"
     }  # fmt: skip
     assert manifest["execution"]["gradient_checkpointing"] == ("--gradient-checkpointing" in flags)
+
+
+def test_an_update_draws_the_same_whatever_the_forwards_drew(
+    llara: Llara, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that share a batch draw other dropout; where they round weights at random, they must round alike."""
+    model = make_model(tmp_path / "dropping")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    update, states = torch.optim.AdamW.step, []
+
+    def note(self: Any, closure: Any = None) -> Any:
+        states.append(torch.get_rng_state().numpy().tobytes())
+        return update(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    for budget in (70, 1000):
+        done = llara("pretrain", corpus, "--model", model, *SMALL, "--micro-batch-tokens", budget, "--restart")
+        assert done.code == 0, done.err
+    assert len(set(states[:10])) == 10
+    assert states[:10] == states[10:]
 
 
 @pytest.mark.parametrize("flags", [("--layout", "long"), ("--track", "paper"), ("--weights", "fp8")])
