@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llara_cli.console import UserError
@@ -138,13 +139,21 @@ class AcceleratedEngine(Engine):
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def gather(self, model: nn.Module) -> None:
-        """Make sharded weights whole again, on the CPU; the model can be saved then, but trained no more."""
+        """Make a sharded model a plain one on the CPU, whole in the first process; it can be trained no more."""
+        plain: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
-            for name, weight in list(module.named_parameters(recurse=False)):
+            for name, weight in module.named_parameters(recurse=False):
                 if isinstance(weight, DTensor):
-                    whole = weight.full_tensor()  # every process takes part, the first keeps it
-                    if self.rank == 0:
-                        module.register_parameter(name, nn.Parameter(whole.cpu(), weight.requires_grad))
+                    if weight not in plain:  # tied weights stay one
+                        plain[weight] = nn.Parameter(self._whole(weight), weight.requires_grad)
+                    module.register_parameter(name, plain[weight])
+            if isinstance(module, FSDPModule):  # sharding put that class before the module's own, which moves weights
+                _, module.__class__ = type(module).__bases__
+
+    def _whole(self, weight: DTensor) -> Tensor:
+        """All of a sharded weight in the first process, nothing in the others, which help to gather it."""
+        whole = weight.full_tensor().detach()
+        return whole.cpu() if self.rank == 0 else whole.new_empty(0)
 
     def update(self) -> None:
         """One step of the optimiser; none where scaled gradients overflowed."""
@@ -157,14 +166,20 @@ def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path
     """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone where none did.
 
     ``trackers``: names of accelerate's trackers, which write below ``folder``. Raises ``UserError`` where the library
-    of one is missing: accelerate would go on without it.
+    of one is missing: accelerate would go on without it; and for FSDP1, whose flat weights cannot be saved as they are.
     """
     for name in trackers:
         if find_spec(name) is None:
             raise UserError(f"{name}, which --track asks for, is not installed: pip install {name}")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the loop says what is computed in which dtype
         log_with=list(trackers) or None,
         project_dir=folder,
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError(
+            "weights are sharded by FSDP2 only, not by FSDP1, which is accelerate's default: set fsdp_version: 2 in "
+            "accelerate's configuration file, or FSDP_VERSION=2 in the environment"
+        )
+    return accelerator
