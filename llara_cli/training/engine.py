@@ -10,12 +10,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llara_cli.console import UserError
 from llara_cli.model.products import gradient_dtype
+from llara_cli.processes import PATIENCE
 from llara_cli.training.optimisers import uncompiled_on_cpu
 
 P = ParamSpec("P")
@@ -176,6 +178,7 @@ def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path
         mixed_precision="no",  # the loop says what is computed in which dtype
         log_with=list(trackers) or None,
         project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # while the first process hashes, merges or saves
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError(

@@ -131,7 +131,7 @@ def test_two_processes_contrast_as_one_does(
 def test_sharded_weights_train_go_on_and_are_saved_as_whole_ones(
     llara: Llara, long_corpus: Path, tmp_path: Path
 ) -> None:
-    """FSDP2, tied embeddings, an interruption."""
+    """FSDP2, tied embeddings, an interruption; the second process waits for the first as long as it takes."""
     model = make_model(tmp_path / "qwen", "qwen")
     flags = ("--batch-size", 7, "--save-every", 2, "--learning-rate", 1e-3)
     command = ("pretrain", long_corpus, "--model", model, *PRETRAIN, *flags)
