@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from program import Llara
 from tiny import make_model
 
+from llara_cli.model.encoder import Encoder
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training import run
 from llara_cli.training.history import History, draw_curve
@@ -214,3 +215,20 @@ def test_a_model_that_has_no_vectors_for_the_dev_set_has_failed(
     done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir, "--dev-every", 1)
     assert done.code == 1
     assert "vectors of the dev set are not finite" in done.error
+
+
+def test_the_dev_set_is_encoded_in_forwards_of_the_training(
+    llara: Llara, train: Path, tiny_model: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside its gradients a card may have no room for larger ones."""
+    encode, budgets = Encoder.encode, []
+
+    def note(encoder: Encoder, *args: Any) -> Any:
+        budgets.append(encoder.batching.budget)
+        return encode(encoder, *args)
+
+    monkeypatch.setattr(Encoder, "encode", note)
+    flags = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--max-steps", 1, "--micro-batch-tokens", 90)
+    done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir)
+    assert done.code == 0, done.err
+    assert set(budgets) == {90}
