@@ -140,7 +140,8 @@ def merge(adapted: Any, dtype: torch.dtype) -> PreTrainedModel:
 
 def _merged(layer: Any, dtype: torch.dtype) -> nn.Linear:
     base = layer.get_base_layer()
-    weight = base_weight(base) + layer.get_delta_weight("default").float()
+    delta = layer.get_delta_weight("default").float()
+    weight = base_weight(base).to(delta.device) + delta  # of sharded weights quantised ones alone stay on the card
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.to("cpu", dtype))
     if base.bias is not None:

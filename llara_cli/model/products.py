@@ -60,6 +60,11 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def gradient_dtype(weight: Tensor) -> torch.dtype:
+    """What its gradient is summed in: its own dtype unless its ``grad_dtype`` is another."""
+    return (weight.grad_dtype if weight.is_leaf else None) or weight.dtype
+
+
 def suits_onednn(values: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies these faster: (..., in), (out, in)."""
     enough = values.numel() * weight.shape[0] >= LEAST_WORK
@@ -198,7 +203,7 @@ class _Linear(torch.autograd.Function):
         if values is not None:
             inner = values.flatten(0, -2)
             if weight.grad is None:
-                weight.grad = outer(flat, inner)
+                weight.grad = outer(flat, inner).to(gradient_dtype(weight))
             else:
                 add_outer(weight.grad, flat, inner)
         of_values = product(upstream, weight.T) if ctx.needs_input_grad[0] else None
@@ -221,6 +226,6 @@ class _Embedding(torch.autograd.Function):
         if ctx.padding is not None:
             flat = flat.masked_fill((rows == ctx.padding)[:, None], 0)
         if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, rows, flat)
+            weight.grad = torch.zeros_like(weight, dtype=gradient_dtype(weight))
+        weight.grad.index_add_(0, rows, flat.to(weight.grad.dtype))
         return None, None, None

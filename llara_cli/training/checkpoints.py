@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llara_cli.artifacts import finish_swap, swap, sync, write_atomically
 from llara_cli.console import LlaraError
+from llara_cli.model.products import gradient_dtype
 
 FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
@@ -267,7 +268,7 @@ def _create_state(model: nn.Module, optimiser: torch.optim.Optimizer, saved: set
     _set_rates(optimiser, [0.0] * len(rates))
     for name, weight in trainable(model).items():
         if f"step/{name}" in saved:  # a weight that never had a gradient has no state
-            weight.grad = torch.zeros_like(weight)
+            weight.grad = torch.zeros_like(weight, dtype=gradient_dtype(weight))
     with torch.compiler.set_stance("force_eager"):
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)

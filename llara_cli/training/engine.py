@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llara_cli.console import UserError
+from llara_cli.model.products import gradient_dtype
+from llara_cli.processes import PATIENCE
 from llara_cli.training.optimisers import uncompiled_on_cpu
 
 P = ParamSpec("P")
@@ -82,7 +86,14 @@ class AcceleratedEngine(Engine):
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
         if accelerator.distributed_type == DistributedType.FSDP and type(optimiser) is not torch.optim.AdamW:
             raise UserError("sharded weights (FSDP) train with --optimizer adamw only")
-        self.entry, prepared = accelerator.prepare(Entry(model), optimiser)
+        self.entry: nn.Module = Entry(model)
+        alone = accelerator.distributed_type == DistributedType.NO
+        trained = (weight for weight in model.parameters() if weight.requires_grad)
+        self._averages = not alone and any(gradient_dtype(weight) != weight.dtype for weight in trained)
+        if self._averages:  # DDP takes no gradients of another dtype than their weights'
+            prepared = accelerator.prepare(optimiser)
+        else:
+            self.entry, prepared = accelerator.prepare(self.entry, optimiser)
         self.optimiser: torch.optim.Optimizer = prepared.optimizer
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
 
@@ -94,11 +105,18 @@ class AcceleratedEngine(Engine):
     def accumulate(self, *, last: bool) -> Iterator[None]:
         # FSDP reduces after every backward: to wait for the last would keep whole gradients in every process
         waits = not last and self.accelerator.distributed_type != DistributedType.FSDP and self.processes > 1
-        if not waits:
+        with self.accelerator.no_sync(self.entry) if waits else nullcontext():
             yield
-            return
-        with self.accelerator.no_sync(self.entry):
-            yield
+        if self._averages and last:
+            self._average_gradients()
+
+    def _average_gradients(self) -> None:
+        weights = [weight for weight in self.entry.parameters() if weight.requires_grad]
+        have = torch.tensor([weight.grad is not None for weight in weights], device=self.accelerator.device)
+        for weight, processes in zip(weights, self.total(have.float()).tolist(), strict=True):
+            if processes:  # in the others it is zero
+                mine = torch.zeros_like(weight, dtype=gradient_dtype(weight)) if weight.grad is None else weight.grad
+                weight.grad = self.accelerator.reduce(mine, reduction="mean")
 
     @property
     def scale(self) -> float:
@@ -123,13 +141,21 @@ class AcceleratedEngine(Engine):
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def gather(self, model: nn.Module) -> None:
-        """Make sharded weights whole again, on the CPU; the model can be saved then, but trained no more."""
+        """Make a sharded model a plain one on the CPU, whole in the first process; it can be trained no more."""
+        plain: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
-            for name, weight in list(module.named_parameters(recurse=False)):
+            for name, weight in module.named_parameters(recurse=False):
                 if isinstance(weight, DTensor):
-                    whole = weight.full_tensor()  # every process takes part, the first keeps it
-                    if self.rank == 0:
-                        module.register_parameter(name, nn.Parameter(whole.cpu(), weight.requires_grad))
+                    if weight not in plain:  # tied weights stay one
+                        plain[weight] = nn.Parameter(self._whole(weight), weight.requires_grad)
+                    module.register_parameter(name, plain[weight])
+            if isinstance(module, FSDPModule):  # sharding put that class before the module's own, which moves weights
+                _, module.__class__ = type(module).__bases__
+
+    def _whole(self, weight: DTensor) -> Tensor:
+        """All of a sharded weight in the first process, nothing in the others, which help to gather it."""
+        whole = weight.full_tensor().detach()
+        return whole.cpu() if self.rank == 0 else whole.new_empty(0)
 
     def update(self) -> None:
         """One step of the optimiser; none where scaled gradients overflowed."""
@@ -142,14 +168,21 @@ def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path
     """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone where none did.
 
     ``trackers``: names of accelerate's trackers, which write below ``folder``. Raises ``UserError`` where the library
-    of one is missing: accelerate would go on without it.
+    of one is missing: accelerate would go on without it; and for FSDP1, whose flat weights cannot be saved as they are.
     """
     for name in trackers:
         if find_spec(name) is None:
             raise UserError(f"{name}, which --track asks for, is not installed: pip install {name}")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the loop says what is computed in which dtype
         log_with=list(trackers) or None,
         project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # while the first process hashes, merges or saves
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError(
+            "weights are sharded by FSDP2 only, not by FSDP1, which is accelerate's default: set fsdp_version: 2 in "
+            "accelerate's configuration file, or FSDP_VERSION=2 in the environment"
+        )
+    return accelerator

@@ -217,7 +217,7 @@ class Finetuning(TrainingRun[Group]):
             return None
         if self.accelerator.distributed_type == DistributedType.FSDP:
             raise UserError("--dev is for weights that are whole in every process, not sharded ones (FSDP)")
-        encoder = Encoder(prepared.backbone, self.recipe, self.sequencer, note=self.console.warn)
+        encoder = Encoder(prepared.backbone, self.recipe, self.sequencer, self.budget, note=self.console.warn)
 
         def encode(texts: Sequence[str], role: Role) -> Vectors:
             with autocast(self.device, self.dtype):

@@ -113,7 +113,8 @@ class Trainer(Generic[ItemT]):
 
     def _step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:
         # every step's randomness (dropout) follows from its number, so a resumed run draws what the whole one did
-        torch.manual_seed((self.settings.seed << 32) + step)
+        seed = (self.settings.seed << 32) + step
+        torch.manual_seed(seed)
         self.objective.seed = (self.settings.seed << 32) + (step << 16)
         terms, norm = self._gradients(items)
         for _ in range(FP16_TRIES):
@@ -126,6 +127,7 @@ class Trainer(Generic[ItemT]):
                 self._save(step - 1)
             raise self._failure(step, f"the loss is {terms.loss}, the gradient's norm {norm}")
         row = _row(step, terms, float(self.rates.get_last_lr()[0]), norm)
+        torch.manual_seed(seed)  # processes must round alike, whatever their forwards drew
         self.engine.update()
         self.rates.step()
         return row

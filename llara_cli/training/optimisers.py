@@ -20,7 +20,10 @@ STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "paged-adamw": 0.0, "paged-adamw
 
 
 def make_optimiser(weights: Sequence[nn.Parameter], settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """AdamW over ``weights``. Raises ``UserError`` where the library that the chosen form needs is missing."""
+    """AdamW over ``weights``, whose gradients are summed in fp32 from here on, whatever they are.
+
+    Raises ``UserError`` where the library that the chosen form needs is missing.
+    """
     assert settings.learning_rate is not None
     options: dict[str, Any] = {
         "lr": settings.learning_rate,
@@ -57,5 +60,7 @@ def _rounding(weights: Sequence[nn.Parameter], options: dict[str, Any]) -> torch
         from torchao.optim import AdamW8bit
     except ImportError as error:
         raise missing_extra("torchao, which --weights bf16 needs,", "torchao") from error
+    for weight in weights:
+        weight.grad_dtype = torch.float32  # a sum in bf16 would lose what one of many forwards adds to it
     optimiser: torch.optim.Optimizer = AdamW8bit(weights, bf16_stochastic_round=True, **options)
     return optimiser

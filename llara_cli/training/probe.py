@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llara_cli.model.allocator import give_back_memory, resident_memory
 from llara_cli.model.loading import load_config, model_of_shapes, quiet_transformers
+from llara_cli.model.products import gradient_dtype
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
 from llara_cli.training.optimisers import uncompiled_on_cpu
@@ -106,15 +107,15 @@ def cost_of(
             token.append(seconds / tokens)
             update.append(_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device))[1])
             optimiser.zero_grad(set_to_none=True)
-    trained = sum(weight.nbytes for weight in weights)
+    summed = sum(weight.numel() * gradient_dtype(weight).itemsize for weight in weights)
     state = sum(_state_bytes(optimiser.state.get(weight, {}).values()) for weight in weights)
     return Cost(
         median(token),
         min(update),
         sum(weight.nbytes for weight in model.parameters()),
-        trained,
+        summed,
         state,
-        growth.peak - trained - state,
+        growth.peak - summed - state,
         sum(weight.numel() for weight in weights),
         sum(_count(weight) for weight in model.parameters()) - sum(weight.numel() for weight in weights),
     )

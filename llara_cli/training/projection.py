@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llara_cli.model.products import add_outer, product, wide, zeros_to_add_to
+from llara_cli.model.products import add_outer, gradient_dtype, product, wide, zeros_to_add_to
 from llara_cli.training.targets import Predicted, Wanted
 
 LOGITS_BYTES = 64 * 2**20
@@ -118,7 +118,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         ctx: Any, targets: Wanted, training: bool, weights: Tensor, gathered: HeadGradients, hidden: Tensor,
         weight: Tensor, bias: Tensor | None, parts: Sequence[slice], scale: float, cap: float | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.gathered, ctx.dtype = gathered, weight.dtype
+        ctx.gathered, ctx.dtype = gathered, gradient_dtype(weight)
         needed = [training and need for need in ctx.needs_input_grad[4:7]]
         ctx.of_hidden = torch.empty_like(hidden) if needed[0] else None
         sums = [

@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from program import Llara
+from tiny import make_model
 
+from llara_cli.model.encoder import Encoder
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training import run
 from llara_cli.training.history import History, draw_curve
@@ -145,6 +147,27 @@ def test_how_it_is_computed_changes_no_loss(
     assert manifest["execution"]["gradient_checkpointing"] == ("--gradient-checkpointing" in flags)
 
 
+def test_an_update_draws_the_same_whatever_the_forwards_drew(
+    llara: Llara, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that share a batch draw other dropout; where they round weights at random, they must round alike."""
+    model = make_model(tmp_path / "dropping")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    update, states = torch.optim.AdamW.step, []
+
+    def note(self: Any, closure: Any = None) -> Any:
+        states.append(torch.get_rng_state().numpy().tobytes())
+        return update(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    for budget in (70, 1000):
+        done = llara("pretrain", corpus, "--model", model, *SMALL, "--micro-batch-tokens", budget, "--restart")
+        assert done.code == 0, done.err
+    assert len(set(states[:10])) == 10
+    assert states[:10] == states[10:]
+
+
 @pytest.mark.parametrize("flags", [("--layout", "long"), ("--track", "paper"), ("--weights", "fp8")])
 def test_unknown_choices_are_named(llara: Llara, corpus: Path, tiny_model: Path, flags: tuple[str, str]) -> None:
     done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags)
@@ -192,3 +215,20 @@ def test_a_model_that_has_no_vectors_for_the_dev_set_has_failed(
     done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir, "--dev-every", 1)
     assert done.code == 1
     assert "vectors of the dev set are not finite" in done.error
+
+
+def test_the_dev_set_is_encoded_in_forwards_of_the_training(
+    llara: Llara, train: Path, tiny_model: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside its gradients a card may have no room for larger ones."""
+    encode, budgets = Encoder.encode, []
+
+    def note(encoder: Encoder, *args: Any) -> Any:
+        budgets.append(encoder.batching.budget)
+        return encode(encoder, *args)
+
+    monkeypatch.setattr(Encoder, "encode", note)
+    flags = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--max-steps", 1, "--micro-batch-tokens", 90)
+    done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir)
+    assert done.code == 0, done.err
+    assert set(budgets) == {90}

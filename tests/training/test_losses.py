@@ -372,17 +372,22 @@ def test_losses_of_a_wrapped_head_in_bf16_are_float32() -> None:
 
 
 @SMALL
-def test_gradients_of_a_head_in_bf16_are_summed_in_float32() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_a_head_in_bf16_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """And handed over in what the weight's gradients are kept in."""
     head, linear = make_head(bias=True, wrapped=False)
     rows = 4000  # in 800 chunks
     hidden, ids = draw(rows, DIM).bfloat16().requires_grad_(), torch.arange(rows) % VOCABULARY
     head.bfloat16()
+    for weight in linear.parameters():
+        weight.grad_dtype = dtype
     mine = gradients(language_model_loss(head, hidden, ids, 1.0)[0], hidden, linear)
     head.double()
     exact = hidden.detach().double().requires_grad_()
     theirs = gradients(functional.cross_entropy(linear(exact), ids, reduction="sum"), exact, linear)
+    assert [each.dtype for each in mine] == [torch.bfloat16, dtype, dtype]
+    assert dtype == torch.bfloat16 or not torch.equal(mine[1], mine[1].bfloat16().float())
     for ours, other in zip(mine, theirs, strict=True):
-        assert ours.dtype == torch.bfloat16
         assert (ours.double() - other).norm() < 1e-2 * other.norm()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from llara_cli.console import UserError
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.loading import load_causal_lm
+from llara_cli.model.products import lean_training
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.settings import OPTIMISERS, OptimiserSettings
@@ -117,6 +120,32 @@ def test_bf16_weights_learn_where_they_are_rounded_at_random(tiny_model: Path) -
     before = plain.total()
     plain.steps(0, 200, torch.bfloat16)
     assert before - plain.total() < 0.5 * wanted  # what rounding to the nearest loses
+
+
+@pytest.mark.parametrize("how", ["plain", "lean", "recomputed"])
+def test_what_many_forwards_add_to_bf16_weights_arrives(tiny_model: Path, how: str) -> None:
+    """Each adds a thousandth of the first one's gradient: to a sum in bf16, nothing."""
+    run = Run(tiny_model, "adamw-8bit", "bf16", 1e-5)
+    run.model.train()
+    if how == "recomputed":
+        Backbone(run.model).recompute_in_backward()
+
+    def add_gradients(share: float) -> None:
+        with lean_training() if how == "lean" else nullcontext():
+            loss = run.loss(run.model, 0)
+        (loss * share).backward()
+
+    add_gradients(1)
+    first = {name: weight.grad.clone() for name, weight in run.model.named_parameters() if weight.grad is not None}
+    for _ in range(64):
+        add_gradients(2**-10)
+    for name, weight in run.model.named_parameters():
+        torch.testing.assert_close(weight.grad, first[name].float() * (1 + 64 / 1024), rtol=1e-5, atol=1e-9, msg=name)
+    before = run.total()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    with torch.compiler.set_stance("force_eager"):
+        run.optimiser.step()
+    assert run.total() < before
 
 
 def test_an_unknown_name_is_refused() -> None:

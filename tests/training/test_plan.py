@@ -59,6 +59,14 @@ def test_parameters_are_those_of_the_model(
     assert not (tmp_path / "ws/models").exists()
 
 
+def test_a_plan_knows_what_gradients_of_bf16_weights_are_summed_in(llara: Llara, wiki: Path, tiny_model: Path) -> None:
+    pytest.importorskip("torchao")
+    flags = ("--weights", "bf16", "--optimizer", "adamw-8bit", "--dry-run")
+    plan = llara("pretrain", wiki, "--model", tiny_model, *SMALL, *flags).json
+    weights = plan["trained_parameters"]
+    assert (plan["memory"]["weights"], plan["memory"]["gradients"]) == (2 * weights, 4 * weights)
+
+
 def test_a_model_of_one_layer_and_one_of_two_passes_can_be_planned(llara: Llara, wiki: Path, tmp_path: Path) -> None:
     one = LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
     alibi = BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4)

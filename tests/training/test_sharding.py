@@ -1,4 +1,4 @@
-"""What accelerate's own FSDP2 code makes of our entry to a model; on a CPU it is reached by calling it directly."""
+"""What accelerate's own FSDP2 code makes of our models, in one process on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from program import Llara
+from safetensors.torch import load_file
+from sharded import FSDP, sharding_init
 from tiny import make_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -55,3 +59,56 @@ def test_sharded_weights_that_were_tied_stay_so(sharding: Any, tmp_path: Path) -
     entry(lambda: sharded(input_ids=ids).logits.square().mean()).backward()
     gradients = {name: weight.grad.full_tensor() for name, weight in sharded.named_parameters()}
     torch.testing.assert_close(gradients, {name: weight.grad for name, weight in whole.named_parameters()})
+
+
+@pytest.fixture
+def fsdp2(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As ``accelerate launch`` would start this process alone, to shard weights."""
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in (FSDP | launched).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(AcceleratorState, "__init__", sharding_init)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("backend", ["lora", "qlora"])
+def test_sharded_adapters_are_merged_into_one_plain_checkpoint(
+    llara: Llara, corpus: Path, tmp_path: Path, backend: str, request: pytest.FixtureRequest
+) -> None:
+    if backend == "qlora":
+        pytest.importorskip("bitsandbytes")
+    model = make_model(tmp_path / "qwen", "qwen")
+    flags = ("--backend", backend, "--lora-dropout", 0, "--recipe", "released", "--learning-rate", 1e-3)
+    command = ("pretrain", corpus, "--model", model, "--max-length", 110, "--max-steps", 3, "--name", "m", *flags)
+    folders = [tmp_path / run / "models/m" for run in ("plain", "sharded")]
+    assert llara(*command, workspace=tmp_path / "plain").code == 0
+    request.getfixturevalue("fsdp2")
+    done = llara(*command, workspace=tmp_path / "sharded")
+    assert done.code == 0, done.err
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        plain, sharded = (load_file(folder / file) for folder in folders)
+        torch.testing.assert_close(sharded, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fsdp2")
+def test_fsdp1_is_refused_before_any_work(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what accelerate takes where no version is set."""
+    monkeypatch.delenv("FSDP_VERSION")
+    done = llara("pretrain", corpus, "--model", tiny_model)
+    assert (done.code, done.out) == (2, "")
+    assert "fsdp_version: 2" in done.error
+    assert "FSDP_VERSION=2" in done.error
+    assert not (tmp_path / "ws/models").exists()
+
+
+@pytest.mark.usefixtures("fsdp2")
+def test_scores_while_weights_are_sharded_are_refused(llara: Llara, train: Path, beir: Path, tiny_model: Path) -> None:
+    done = llara("finetune", train, "--model", tiny_model, "--backend", "full", "--dev", beir)
+    assert done.code == 2
+    assert "--dev is for weights that are whole in every process" in done.error
