@@ -13,8 +13,6 @@ from llara_cli.registry import missing_extra
 from llara_cli.settings import OptimiserSettings
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-GRADIENT_BYTES = 4
-"""Of a gradient, fp32 whatever the weight is."""
 STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "paged-adamw": 0.0, "paged-adamw-8bit": 0.0}
 """Of a weight's state on the device, by the optimiser; paged ones may leave it."""
 

@@ -37,7 +37,7 @@ from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
 from llara_cli.training.memory import USABLE, Forwards, choose_forwards, count_needs, free_memory, recomputed
 from llara_cli.training.objective import Objective
-from llara_cli.training.optimisers import GRADIENT_BYTES, STATE_BYTES, make_optimiser
+from llara_cli.training.optimisers import STATE_BYTES, make_optimiser
 from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
 from llara_cli.training.schedule import Schedule, Share
@@ -261,7 +261,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         weights = sum(weight.nbytes for weight in backbone.model.parameters())
         trained = sum(weight.numel() for weight in checkpoints.trainable(backbone.model).values())
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        whole: float = weights + trained * (GRADIENT_BYTES + STATE_BYTES[self.settings.optimiser.name])
+        whole: float = weights + trained * (torch.float32.itemsize + STATE_BYTES[self.settings.optimiser.name])
         return whole / (self.accelerator.num_processes if sharded else 1)
 
     def _train(self, build: Build, made_for: str) -> dict[str, Any]:
