@@ -152,6 +152,5 @@ class Encoder:
         """Halve the forwards to come, now that one did not fit."""
         budget = computed_tokens([len(tree) for tree in trees], [rows]) // 2
         self._note(f"out of memory with {2 * budget} tokens a forward: going on with {budget}")
-        row = min(self.batching.row_tokens, budget)
-        self.batching = replace(self.batching, budget=budget, row_tokens=row)
+        self.batching = replace(self.batching, budget=budget)
         torch.cuda.empty_cache()
