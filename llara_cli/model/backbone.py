@@ -14,12 +14,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from llara_cli.console import LlaraError, UserError
-from llara_cli.model.batching import Batching
+from llara_cli.model.batching import Batching, forward_tokens
 from llara_cli.model.body import FAILURES, evaluating, find_body, reason, rope_switch, tolerance, width
 from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.logits import Logits, find_logits
 from llara_cli.model.products import Products, lean_training
+from llara_cli.model.transfer import to_device
 
 ROW_TOKENS, BLOCK_TOKENS = 256, 128
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
@@ -54,9 +55,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:
     """``visible`` as FlexAttention takes it: by blocks, so that those where nothing is seen cost nothing."""
-    tree, branch, positions = (
-        torch.from_numpy(part).to(device) for part in (layout.tree, layout.branch, layout.positions)
-    )
+    tree, branch, positions = (to_device(part, device) for part in (layout.tree, layout.branch, layout.positions))
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = (tree[row, query] == tree[row, key]) & (tree[row, query] != PADDING) & (query >= key)
@@ -147,17 +146,24 @@ class Backbone:
         self.model.set_attn_implementation("flex_attention")
         return True
 
+    @property
+    def rows_are_free(self) -> bool:
+        """Whether attention skips what texts of one row do not see of each other, so that long rows cost nothing."""
+        return bool(self.config._attn_implementation == "flex_attention")
+
     def batching(self, layout: str, budget: int) -> Batching:
         """The layout that suits this device, or the one called for: ``packed``, ``bucketed`` or ``auto``.
 
-        Packed rows are as long as a forward where empty blocks of the mask cost nothing, short ones where they do.
+        Packed rows are as long as a forward where empty parts of the mask cost nothing, short ones where they do.
         """
-        switch = self._rope_switch
+        parameters = sum(weight.numel() for weight in self.body.parameters())
+        switch, overhead = self._rope_switch, forward_tokens(self.device.type, parameters)
         if layout == "bucketed":
-            return Batching("bucketed", budget, ROW_TOKENS, switch=switch)
-        if self.device.type == "cuda" and self.attend_in_blocks():
-            return Batching("packed", budget, budget, BLOCK_TOKENS, switch)
-        return Batching("packed", budget, ROW_TOKENS, switch=switch)
+            return Batching("bucketed", budget, switch=switch, forward_tokens=overhead)
+        if self.device.type == "cuda":
+            self.attend_in_blocks()
+        row, multiple = (None, BLOCK_TOKENS) if self.rows_are_free else (ROW_TOKENS, 1)
+        return Batching("packed", budget, row, multiple, switch, overhead)
 
     def recompute_in_backward(self, every: int = 1) -> None:
         """Keep the input only of every ``every``-th layer, and compute it again in backward: less memory, more time.
@@ -185,10 +191,10 @@ class Backbone:
     def hidden(self, layout: Layout) -> Tensor:
         """Last hidden states (R * L, dim) of a layout."""
         device = self.device
-        given: dict[str, Any] = {"input_ids": torch.from_numpy(layout.ids).to(device), "use_cache": False}
+        given: dict[str, Any] = {"input_ids": to_device(layout.ids, device), "use_cache": False}
         if not layout.plain or self._padding_would_count(layout):
             given["attention_mask"] = self._mask(layout)
-            given["position_ids"] = torch.from_numpy(layout.positions).to(device)
+            given["position_ids"] = to_device(layout.positions, device)
         with self._products():
             output: Tensor = self.body(**given).last_hidden_state
         return output.reshape(-1, output.shape[-1])
@@ -207,7 +213,7 @@ class Backbone:
 
     def slots(self, layout: Layout) -> Tensor:
         """Hidden states at the slots of every branch: (branches, slots, dim)."""
-        return self.hidden(layout)[torch.from_numpy(layout.slots).to(self.device)]
+        return self.hidden(layout)[to_device(layout.slots, self.device)]
 
     def _mask(self, layout: Layout) -> Any:
         """The mask as this model's attention takes it; per layer type where the types differ."""
@@ -220,7 +226,7 @@ class Backbone:
     def _attention_mask(self, layout: Layout, window: int | None) -> Tensor | BlockMask:
         if self.config._attn_implementation == "flex_attention":
             return block_mask(layout, window, self.device)
-        seen = torch.from_numpy(visible(layout, window)).to(self.device)[:, None]
+        seen = to_device(visible(layout, window), self.device)[:, None]
         if self.config._attn_implementation == "sdpa":
             return seen
         # eager attention adds the mask to the scores: a boolean one would be silently wrong there

@@ -14,10 +14,23 @@ import numpy as np
 
 LayoutName = Literal["packed", "bucketed"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
-FORWARD_TOKENS = 16
-"""What one more forward costs besides its tokens, in tokens. Paragraphs of Wikipedia then compute 2 % padding."""
+CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 16, 4096
+"""What one more forward costs besides its tokens, in tokens: on a CPU, and on a GPU at most."""
+LAUNCHED = 512 * 7_000_000_000
+"""What a GPU is taken to compute while the host starts the kernels of one forward, in tokens times parameters."""
 Rows = list[list[int]]
 """The rows of one forward, each the numbers of its sequences."""
+
+
+def forward_tokens(device: str, parameters: int) -> int:
+    """What one more forward of a body of so many parameters costs besides its tokens, in tokens.
+
+    ``device``: its type. On a CPU little but time to begin; a GPU idles until the host has started a forward's kernels,
+    which takes the time of the fewer tokens, the larger the model.
+    """
+    if device == "cpu":
+        return CPU_FORWARD_TOKENS
+    return max(1, min(MOST_FORWARD_TOKENS, LAUNCHED // max(1, parameters)))
 
 
 def pack(lengths: Sequence[int], capacity: int) -> Rows:
@@ -38,11 +51,27 @@ def pack(lengths: Sequence[int], capacity: int) -> Rows:
     return rows
 
 
-def micro_batches(row_lengths: Sequence[int], budget: int) -> list[list[int]]:
+def pack_evenly(lengths: Sequence[int], capacity: int, multiple: int = 1, processes: int = 1) -> Rows:
+    """``pack`` into rows that share the tokens evenly: as few as will do, or that many for each of the processes.
+
+    They are filled up to one width, a multiple of ``multiple``, where that is no more than ``capacity``; the rest goes
+    into a last row. So little is padding, and few widths occur.
+
+    Returns the sequence numbers of each row, longest row first.
+    """
+    count = processes * -(-sum(lengths) // (capacity * processes))
+    width = -(-sum(lengths) // max(1, count))
+    width += -width % multiple
+    while len(rows := pack(lengths, min(width, capacity))) > count and width < capacity:
+        width += multiple
+    return sorted(rows, key=lambda row: -sum(lengths[number] for number in row))
+
+
+def micro_batches(row_lengths: Sequence[int], budget: int, forward_tokens: int) -> list[list[int]]:
     """Rows into forwards of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
 
     Of all ways to cut the rows, sorted by length, it is the one that computes the fewest tokens, when each forward
-    counts as ``FORWARD_TOKENS`` more.
+    counts as ``forward_tokens`` more.
     """
     order = sorted(range(len(row_lengths)), key=lambda i: (-row_lengths[i], i))
     widths = [row_lengths[row] for row in order]
@@ -52,7 +81,7 @@ def micro_batches(row_lengths: Sequence[int], budget: int) -> list[list[int]]:
         most = min(len(order) - start, max(1, budget // widths[start]))
         ways = widths[start] * np.arange(1, most + 1) + cost[start + 1 : start + most + 1]
         best = int(ways.argmin())
-        cost[start], end[start] = ways[best] + FORWARD_TOKENS, start + best + 1
+        cost[start], end[start] = ways[best] + forward_tokens, start + best + 1
     batches = []
     start = 0
     while start < len(order):
@@ -68,17 +97,19 @@ class Batching:
     Attributes:
         layout: ``packed`` or ``bucketed``.
         budget: tokens of one forward, padding counted; a longer sequence has a forward of its own.
-        row_tokens: tokens of a packed row.
+        row_tokens: tokens of a packed row; None: each forward is one row.
         multiple: a row's width is rounded up to a multiple of this many tokens.
         switch: positions above which the model computes another way, by the longest sequence of a forward (LongRoPE):
             sequences with more never share a forward with others. None: nothing depends on that.
+        forward_tokens: what one more forward costs besides its tokens, in tokens.
     """
 
     layout: LayoutName
     budget: int
-    row_tokens: int
+    row_tokens: int | None = None
     multiple: int = 1
     switch: int | None = None
+    forward_tokens: int = CPU_FORWARD_TOKENS
 
     def forwards(self, lengths: Sequence[int], processes: int = 1, *, spans: Sequence[int] | None = None) -> list[Rows]:
         """The forwards of a batch; at least as many as ``processes`` where there are rows enough.
@@ -89,22 +120,40 @@ class Batching:
         if processes > 1:
             budget = max(1, min(budget, -(-sum(lengths) // processes)))
         if self.switch is None:
-            return self._forwards(lengths, budget)
+            return self._forwards(lengths, budget, processes)
         spans = lengths if spans is None else spans
         found = []
         for beyond in (True, False):
             numbers = [number for number, span in enumerate(spans) if (span > self.switch) == beyond]
-            for rows in self._forwards([lengths[number] for number in numbers], budget):
+            for rows in self._forwards([lengths[number] for number in numbers], budget, processes):
                 found.append([[numbers[place] for place in row] for row in rows])
         return found
 
-    def _forwards(self, lengths: Sequence[int], budget: int) -> list[Rows]:
-        if self.layout == "packed":
-            rows = pack(lengths, min(self.row_tokens, budget))
-        else:
+    def _forwards(self, lengths: Sequence[int], budget: int, processes: int) -> list[Rows]:
+        """``budget``: what leaves a forward for each of the processes."""
+        if self.layout == "bucketed":
             rows = [[number] for number in range(len(lengths))]
+        elif self.row_tokens is None:
+            return [[row] for row in pack_evenly(lengths, self.budget, self.multiple, processes)]
+        else:
+            rows = pack(lengths, min(self.row_tokens, budget))
         row_lengths = [sum(lengths[number] for number in row) for row in rows]
-        return [[rows[row] for row in batch] for batch in micro_batches(row_lengths, budget)]
+        return [[rows[row] for row in batch] for batch in micro_batches(row_lengths, budget, self.forward_tokens)]
+
+
+def cut(rows: Rows, most: int) -> list[Rows]:
+    """A forward in parts of at most ``most`` sequences each, in its order."""
+    parts: list[Rows] = []
+    room = 0
+    for row in rows:
+        for at in range(0, len(row), most):
+            piece = row[at : at + most]
+            if len(piece) > room:
+                parts.append([])
+                room = most
+            parts[-1].append(piece)
+            room -= len(piece)
+    return parts
 
 
 def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows]) -> int:

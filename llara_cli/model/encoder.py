@@ -14,8 +14,8 @@ from torch.nn import functional
 from llara_cli.console import UserError
 from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Rows, computed_tokens
-from llara_cli.model.layout import Tree, lay_out_some
+from llara_cli.model.batching import Batching, Rows, computed_tokens
+from llara_cli.model.layout import Layout, Tree, lay_out_some
 from llara_cli.model.products import wide
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.tokens import PromptIds, TextTokenizer
@@ -31,6 +31,17 @@ def pool(slots: Tensor, recipe: Recipe, *, normalise: bool = True) -> Tensor:
     values = slots.to(wide(slots))
     pooled = values.mean(dim=1) if recipe.embedding_pooling == "mean" else values[:, -1]
     return functional.normalize(pooled, dim=-1) if normalise else pooled
+
+
+def text_batching(backbone: Backbone, layout: str, budget: int) -> Batching:
+    """How texts of one prompt each become forwards of at most ``budget`` tokens.
+
+    ``layout``: ``packed`` (for models that take masks), ``bucketed`` or ``auto``: packed where attention skips what
+    texts of a row do not see of each other. Elsewhere those of a forward are so alike in length that there is little to
+    pack, and a row of one text needs no mask at all.
+    """
+    wanted = layout == "packed" or (layout == "auto" and backbone.rows_are_free)
+    return backbone.batching("packed" if wanted and backbone.runs_jointly() else "bucketed", budget)
 
 
 def choose_length(length: int | None, max_positions: int | None) -> int:
@@ -78,8 +89,7 @@ class Sequencer:
 class Encoder:
     """Encodes texts with a backbone, texts of like length together, at most ``batch_tokens`` tokens a forward.
 
-    ``layout``: ``packed`` or ``bucketed``; ``auto`` is bucketed: among thousands of texts, those of a forward are so
-    alike in length that there is nothing to pack, and a row of one text needs no mask at all.
+    ``layout``: as ``text_batching`` has it.
     ``note`` is told where the GPU was too small for a forward; smaller ones follow.
     """
 
@@ -96,9 +106,7 @@ class Encoder:
         self.recipe = recipe
         self.sequencer = sequencer
         self._note = note
-        packs = layout == "packed" and backbone.runs_jointly()
-        budget = batch_tokens or BATCH_TOKENS[backbone.device.type]
-        self.batching = backbone.batching("packed" if packs else "bucketed", budget)
+        self.batching = text_batching(backbone, layout, batch_tokens or BATCH_TOKENS[backbone.device.type])
 
     def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) float32, L2-normalised, in the order of ``texts``; ``progress`` counts texts done."""
@@ -116,42 +124,52 @@ class Encoder:
         """``encode`` of what is tokenised."""
         trees = sequences.trees
         vectors = np.empty((len(trees), self.backbone.dim), np.float32)
-        waiting = self._forwards(trees, range(len(trees)))
-        while waiting:
-            rows = waiting.pop()
-            numbers = [number for row in rows for number in row]
-            found = self._embed(trees, rows)
-            if found is None:
-                self._shrink(trees, rows)
-                left = numbers + [number for rows in waiting for row in rows for number in row]
-                waiting = self._forwards(trees, left)
-            else:
-                vectors[numbers] = found
-                if progress is not None:
-                    progress(len(numbers))
+        left = list(range(len(trees)))
+        while left:
+            forwards = self._forwards(trees, left)
+            order = [number for rows in forwards for row in rows for number in row]
+            found, done = self._run(trees, forwards, progress)
+            vectors[order[: len(found)]] = found
+            left = order[len(found) :]
+            if left:
+                self._shrink(trees, forwards[done])
         return Encoded(vectors, sequences.tokens, sequences.cut, sequences.empty)
 
     def _forwards(self, trees: Sequence[Tree], numbers: Sequence[int]) -> list[Rows]:
-        """What is to be computed for the trees called ``numbers``; the longest, which need most memory, come last."""
+        """What is to be computed for the trees called ``numbers``; the longest, which need most memory, come first."""
         chosen = [trees[number] for number in numbers]
         forwards = self.batching.forwards([len(tree) for tree in chosen], spans=[tree.span for tree in chosen])
-        return [[[numbers[place] for place in row] for row in rows] for rows in reversed(forwards)]
+        return [[[numbers[place] for place in row] for row in rows] for rows in forwards]
 
-    def _embed(self, trees: Sequence[Tree], rows: Rows) -> Vectors | None:
-        """Vectors (trees of the rows, dim) of one forward; None where the GPU's memory is too small for it."""
+    def _run(self, trees: Sequence[Tree], forwards: Sequence[Rows], progress: Progress | None) -> tuple[Vectors, int]:
+        """Vectors (texts, dim) of the forwards, in their order, up to one for which the GPU's memory is too small; and
+        how many forwards these are.
+
+        They are fetched when all are computed, so that the host goes on meanwhile.
+        """
+        found: list[Tensor] = []
+        for _, layout in ahead(lambda rows: lay_out_some(trees, rows, self.batching.multiple), forwards):
+            pooled = self._embed(layout)
+            if pooled is None:
+                break
+            found.append(pooled)
+            if progress is not None:
+                progress(len(pooled))
+        vectors = torch.cat(found) if found else torch.empty(0, self.backbone.dim)
+        return vectors.cpu().numpy(), len(found)
+
+    def _embed(self, layout: Layout) -> Tensor | None:
+        """Vectors (texts, dim) of one forward; None where the GPU's memory is too small for it."""
         try:
-            _, layout = lay_out_some(trees, rows, self.batching.multiple)
-            vectors: Vectors = pool(self.backbone.slots(layout), self.recipe).float().cpu().numpy()
+            return pool(self.backbone.slots(layout), self.recipe).float()
         except torch.OutOfMemoryError:
-            if len(rows) == len(rows[0]) == 1:
+            if len(layout.slots) == 1:
                 raise
             return None
-        return vectors
 
     def _shrink(self, trees: Sequence[Tree], rows: Rows) -> None:
         """Halve the forwards to come, now that one did not fit."""
         budget = computed_tokens([len(tree) for tree in trees], [rows]) // 2
         self._note(f"out of memory with {2 * budget} tokens a forward: going on with {budget}")
-        row = min(self.batching.row_tokens, budget)
-        self.batching = replace(self.batching, budget=budget, row_tokens=row)
+        self.batching = replace(self.batching, budget=budget)
         torch.cuda.empty_cache()

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import deal
-from llara_cli.model.encoder import Sequencer, pool
-from llara_cli.model.layout import Layout, lay_out
+from llara_cli.model.batching import Batching, Rows, computed_tokens, cut, deal
+from llara_cli.model.encoder import Sequencer, pool, text_batching
+from llara_cli.model.layout import Layout, Tree, lay_out_some
 from llara_cli.model.recipe import Recipe
+from llara_cli.model.transfer import to_device
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group
 from llara_cli.training.info_nce import ContrastiveLoss, contrasts
@@ -42,28 +46,43 @@ def _seeded(seed: int) -> Iterator[None]:
 class Parts:
     """The texts of a batch, queries then passages, in forwards.
 
-    ``numbers``: which texts are in each; ``tokens`` of the texts, prompts and padding not counted.
+    Attributes:
+        trees: the texts with their prompts.
+        forwards: the rows of each, of the numbers of its texts.
+        multiple: a row's width is rounded up to a multiple of this many tokens.
+        tokens: of the texts, prompts and padding not counted.
     """
 
-    numbers: Sequence[Sequence[int]]
-    layouts: Sequence[Layout]
+    trees: Sequence[Tree]
+    forwards: Sequence[Rows]
+    multiple: int
     tokens: int
+
+    @cached_property
+    def numbers(self) -> list[list[int]]:
+        """Which texts are in each forward, in the order of its layout."""
+        return [[number for row in rows for number in row] for rows in self.forwards]
 
     @property
     def costs(self) -> list[int]:
-        """Tokens that each computes, with prompts and padding."""
-        return [int(layout.ids.size) for layout in self.layouts]
+        """Tokens that each forward computes, with prompts and padding."""
+        lengths = [len(tree) for tree in self.trees]
+        return [computed_tokens(lengths, [rows]) for rows in self.forwards]
 
-    @property
-    def texts(self) -> int:
-        """In the whole batch."""
-        return sum(map(len, self.numbers))
+    def layout(self, number: int) -> Layout:
+        """Of the forward called ``number``."""
+        return lay_out_some(self.trees, self.forwards[number], self.multiple)[1]
+
+
+_Mine = tuple[int, Future[Layout]]
+"""The number of a part, ``-1`` for one that counts for nothing, and the layout, which may be still in the making."""
 
 
 @dataclass
 class ContrastiveObjective:
     """InfoNCE over one optimiser batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens.
 
+    ``layout``: as ``text_batching`` has it.
     ``note`` is told, once, of a batch in which no query has a passage to be contrasted with.
     """
 
@@ -75,23 +94,29 @@ class ContrastiveObjective:
     chunk: int | None = None
     seed: int = 0
     note: Callable[[str], None] = warnings.warn
+    layout: str = "auto"
+    batching: Batching = field(init=False)
     _noted: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.batching = text_batching(self.backbone, self.layout, self.budget)
 
     @property
     def execution(self) -> dict[str, Any]:
-        """Nothing that could have been computed another way."""
-        return {}
+        """The layout."""
+        return {"layout": self.batching.layout}
 
     def backward(self, groups: Sequence[Group], engine: Engine | None = None) -> Terms:
         """Accumulate the gradients of this process' share of the batch's mean loss."""
         engine = engine or Engine()
         parts = self.parts(groups, engine.processes)
-        hands = deal(parts.costs, engine.processes)
-        heaviest = max(sum(parts.costs[number] for number in hand if number >= 0) for hand in hands)
+        costs = parts.costs
+        hands = deal(costs, engine.processes)
+        heaviest = max(sum(costs[number] for number in hand if number >= 0) for hand in hands)
         keep = self.chunk is None and heaviest <= self.budget
         loss = self.backward_through(parts, hands[engine.rank], groups, engine, keep_graph=keep)
-        self.seed += len(parts.numbers)
-        return Terms(float(loss), texts=parts.texts, tokens=parts.tokens)
+        self.seed += len(parts.forwards)
+        return Terms(float(loss), texts=len(parts.trees), tokens=parts.tokens)
 
     def backward_through(
         self, parts: Parts, hand: Sequence[int], groups: Sequence[Group], engine: Engine, *, keep_graph: bool
@@ -102,67 +127,69 @@ class ContrastiveObjective:
         part: there is room for one part's graph, so that one need not be embedded again.
         """
         kept = len(hand) if keep_graph else 1
-        with engine.accumulate(last=kept == len(hand)):
-            whole = engine.run(self._embed_all, parts, hand[:kept])
-            with torch.no_grad():
-                rest = engine.run(self._embed_all, parts, hand[kept:]) if hand[kept:] else []
-            leaf, loss = self._loss_at(parts, hand, [*whole, *rest], groups, engine)
-            assert leaf.grad is not None
-            gradients = [_rows(leaf.grad, parts, number) for number in hand]
-            torch.autograd.backward(whole, gradients[:kept])
-        for place, (number, gradient) in enumerate(zip(hand, gradients, strict=True)):
-            if place >= kept:
+        with ThreadPoolExecutor(1, thread_name_prefix="layouts") as thread:  # they are made while the device computes
+            mine = [(number, thread.submit(parts.layout, max(number, 0))) for number in hand]
+            with engine.accumulate(last=kept == len(hand)):
+                whole = engine.run(self._embed_all, mine[:kept])
+                with torch.no_grad():
+                    rest = engine.run(self._embed_all, mine[kept:]) if mine[kept:] else []
+                leaf, loss = self._loss_at(parts, hand, [*whole, *rest], groups, engine)
+                gradients = _gradients_at(leaf, parts, hand)
+                torch.autograd.backward(whole, gradients[:kept])
+            for place in range(kept, len(hand)):
                 with engine.accumulate(last=place == len(hand) - 1):
-                    engine.run(self._embed, parts, number).backward(gradient)
+                    engine.run(self._embed, *mine[place]).backward(gradients[place])
+        self._look_for_contrast(loss, leaf, groups)
         return loss
 
     def _loss_at(
-        self, parts: Parts, hand: Sequence[int], mine: Sequence[Tensor], groups: Sequence[Group], engine: Engine
+        self, parts: Parts, hand: Sequence[int], found: Sequence[Tensor], groups: Sequence[Group], engine: Engine
     ) -> tuple[Tensor, Tensor]:
         """All embeddings (texts, dim), as a leaf that has the scaled loss' gradient; and the loss, detached."""
-        leaf = mine[0].new_zeros(parts.texts, mine[0].shape[1]).detach()
-        for number, found in zip(hand, mine, strict=True):
-            if number >= 0:
-                leaf[list(parts.numbers[number])] = found.detach()
+        leaf = found[0].new_zeros(len(parts.trees), found[0].shape[1]).detach()
+        if live := [(parts.numbers[number], one) for number, one in zip(hand, found, strict=True) if number >= 0]:
+            places = to_device(np.concatenate([numbers for numbers, _ in live]), leaf.device)
+            leaf.index_copy_(0, places, torch.cat([one.detach() for _, one in live]))
         if engine.processes > 1:
             leaf = engine.total(leaf)
         leaf.requires_grad_()
         with torch.enable_grad():
             loss = self.loss(leaf, groups)
             (loss * engine.scale).backward()
-        loss = loss.detach()
-        if not self._noted and float(loss) == 0 and not contrasts(self.loss.mask(leaf, groups)):
-            self._noted = True
-            self.note(
-                f"a batch of {len(groups)} queries teaches nothing, and others may too: each has its positive alone, "
-                "without a hard negative or another row's passage that is not masked as a false negative"
-            )
-        return leaf, loss
+        return leaf, loss.detach()
 
-    def _embed_all(self, parts: Parts, hand: Sequence[int]) -> list[Tensor]:
-        return [self._embed(parts, number) for number in hand]
+    def _look_for_contrast(self, loss: Tensor, embeddings: Tensor, groups: Sequence[Group]) -> None:
+        """Tell, once, of a batch without a contrast; after all else, as the loss has to be waited for."""
+        if self._noted or float(loss) != 0 or contrasts(self.loss.mask(embeddings, groups)):
+            return
+        self._noted = True
+        self.note(
+            f"a batch of {len(groups)} queries teaches nothing, and others may too: each has its positive alone, "
+            "without a hard negative or another row's passage that is not masked as a false negative"
+        )
 
-    def _embed(self, parts: Parts, number: int) -> Tensor:
+    def _embed_all(self, mine: Sequence[_Mine]) -> list[Tensor]:
+        return [self._embed(number, layout) for number, layout in mine]
+
+    def _embed(self, number: int, layout: Future[Layout]) -> Tensor:
         """(texts of the part, dim), not normalised."""
-        number = max(number, 0)
-        with _seeded(self.seed + number):
-            return pool(self.backbone.slots(parts.layouts[number]), self.recipe, normalise=False)
+        with _seeded(self.seed + max(number, 0)):
+            return pool(self.backbone.slots(layout.result()), self.recipe, normalise=False)
 
     def parts(self, groups: Sequence[Group], processes: int = 1) -> Parts:
         """The forwards of a batch; at least as many as ``processes`` where there are texts enough."""
         queries = self.sequencer.trees([group.query for group in groups], "query")
         passages = self.sequencer.trees([text for group in groups for text in group.passages], "passage")
         trees = queries.trees + passages.trees
-        lengths = [len(tree) for tree in trees]
-        batching = self.backbone.batching("bucketed", self.budget)
-        forwards = [[number for (number,) in rows] for rows in batching.forwards(lengths, processes)]
+        forwards = self.batching.forwards([len(tree) for tree in trees], processes)
         if self.chunk is not None:
-            forwards = [part[at : at + self.chunk] for part in forwards for at in range(0, len(part), self.chunk)]
-        layouts = [lay_out([trees[number] for number in part]) for part in forwards]
-        return Parts(forwards, layouts, queries.tokens + passages.tokens)
+            forwards = [part for rows in forwards for part in cut(rows, self.chunk)]
+        return Parts(trees, forwards, self.batching.multiple, queries.tokens + passages.tokens)
 
 
-def _rows(gradient: Tensor, parts: Parts, number: int) -> Tensor:
-    """The gradient at the texts of a part; zeros for a part that counts for nothing."""
-    rows = gradient[list(parts.numbers[max(number, 0)])]
-    return rows if number >= 0 else torch.zeros_like(rows)
+def _gradients_at(leaf: Tensor, parts: Parts, hand: Sequence[int]) -> list[Tensor]:
+    """The gradient at the texts of each part; zeros for a part that counts for nothing."""
+    assert leaf.grad is not None
+    numbers = [parts.numbers[max(number, 0)] for number in hand]
+    rows = leaf.grad[to_device(np.concatenate(numbers), leaf.device)].split([len(part) for part in numbers])
+    return [part if number >= 0 else torch.zeros_like(part) for number, part in zip(hand, rows, strict=True)]

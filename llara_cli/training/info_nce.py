@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llara_cli.model.transfer import to_device
 from llara_cli.training.groups import Group
 
 _NEVER = float("-inf")
@@ -125,7 +126,8 @@ class ContrastiveLoss:
         A precise sum whatever the forwards compute in: at temperature 0.01 bf16 would be off by a third.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            mask, positives = self.mask(embeddings, groups), positive_columns(groups).to(embeddings.device)
+            mask = self.mask(embeddings, groups)
+            positives = to_device(positive_columns(groups), embeddings.device)
             widths = self.dims or (embeddings.shape[1],)
             losses = [self._at(embeddings, groups, width, mask, positives) for width in widths]
             return torch.stack(losses).mean()
@@ -133,12 +135,12 @@ class ContrastiveLoss:
     @torch.no_grad()
     def mask(self, embeddings: Tensor, groups: Sequence[Group]) -> Tensor:
         """(queries, passages) True where a passage takes part in a query's softmax; see ``contrast_mask``."""
-        mask = self.static_mask(groups).to(embeddings.device)
+        mask = to_device(self.static_mask(groups), embeddings.device)
         if self.margin is None:
             return mask
         with torch.autocast(embeddings.device.type, enabled=False):
             scores = self._scores(embeddings, len(groups), embeddings.shape[1])
-        return mask & margin_mask(scores, positive_columns(groups).to(embeddings.device), self.margin)
+        return mask & margin_mask(scores, to_device(positive_columns(groups), embeddings.device), self.margin)
 
     def static_mask(self, groups: Sequence[Group]) -> Tensor:
         """The part of ``mask`` that the texts alone decide."""
@@ -149,10 +151,9 @@ class ContrastiveLoss:
         loss = info_nce(scores, positives, mask, self.temperature)
         if not self.distillation:
             return loss
-        teacher = torch.tensor(
-            [score for group in groups for score in group.scores or ()], dtype=scores.dtype, device=scores.device
-        )
-        term = distillation(scores, teacher, own_passages(groups).to(scores.device), self.temperature)
+        told = torch.tensor([score for group in groups for score in group.scores or ()], dtype=scores.dtype)
+        teacher, own = to_device(told, scores.device), to_device(own_passages(groups), scores.device)
+        term = distillation(scores, teacher, own, self.temperature)
         return (1 - self.distillation) * loss + self.distillation * term
 
     def _scores(self, embeddings: Tensor, queries: int, width: int) -> Tensor:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Batching, computed_tokens, deal
-from llara_cli.model.layout import Layout, TokenIds, Tree, lay_out_some
+from llara_cli.model.batching import Batching, Rows, computed_tokens, deal
+from llara_cli.model.layout import Ids, Layout, TokenIds, Tree, lay_out_some
 from llara_cli.model.products import wide
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.tokens import PromptIds
+from llara_cli.model.transfer import to_device
 from llara_cli.training.engine import Engine
 from llara_cli.training.losses import language_model_loss, pretext_losses
 from llara_cli.training.objective import Terms
@@ -46,6 +49,24 @@ class _Piece:
     example: Example
     branches: Sequence[Branch]
     language_model: bool
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What one forward is given, ready on the host.
+
+    Attributes:
+        kinds: (embeddings,) which of ``Factors`` the loss of each embedding is weighed by.
+        targets: of each embedding.
+        positions: (tokens,) flat positions in the layout that have an LM loss.
+        next_ids: (tokens,) the token that each is to predict.
+    """
+
+    layout: Layout
+    kinds: Ids
+    targets: Targets
+    positions: Ids
+    next_ids: Ids
 
 
 @dataclass(frozen=True)
@@ -89,13 +110,13 @@ class PretextObjective:
         sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
         self._gathered.start()
         scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
-        for place, number in enumerate(hand):
+        inputs = ahead(partial(self._inputs, pieces, trees), (forwards[max(number, 0)] for number in hand))
+        for place, (number, given) in enumerate(zip(hand, inputs, strict=True)):
             idle = number < 0  # another process has more to do: the forward counts for nothing
-            numbers, layout = lay_out_some(trees, forwards[max(number, 0)], self.batching.multiple)
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
             self._gathered.last = place == len(hand) - 1
             with engine.accumulate(last=self._gathered.last):
-                total, found = engine.run(self._forward, [pieces[n] for n in numbers], layout, factors)
+                total, found = engine.run(self._forward, given, factors)
                 total.backward()
             sums += 0 if idle else found
         return self._terms(examples, counts, engine.total(sums).tolist())
@@ -136,25 +157,34 @@ class PretextObjective:
         trunk = np.concatenate([np.asarray(self.prompts.head, np.int64), piece.example.text])
         return Tree(trunk, [self.prompts.prompts[branch] for branch in piece.branches], self.prompts.slots)
 
-    def _forward(self, pieces: Sequence[_Piece], layout: Layout, factors: Factors) -> tuple[Tensor, Tensor]:
+    def _inputs(self, pieces: Sequence[_Piece], trees: Sequence[Tree], rows: Rows) -> _Inputs:
+        """Of the forward that has these rows."""
+        numbers, layout = lay_out_some(trees, rows, self.batching.multiple)
+        pieces = [pieces[number] for number in numbers]
+        owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
+        kinds = np.array([BRANCHES.index(branch) for _, branch in owners], np.int64)
+        targets = Targets([example.targets[branch] for example, branch in owners])
+        positions = self._text_positions(pieces, layout)
+        return _Inputs(layout, kinds, targets, positions, layout.ids.reshape(-1)[positions + 1])
+
+    def _forward(self, given: _Inputs, factors: Factors) -> tuple[Tensor, Tensor]:
         """What to go backward from: the forward's share of the batch's loss; and its summed terms (3,), detached."""
-        hidden = self.backbone.hidden(layout)
+        hidden = self.backbone.hidden(given.layout)
         sums = torch.zeros(3, device=hidden.device, dtype=torch.float64)
         totals: list[Tensor] = []
-        if any(piece.branches for piece in pieces):
-            total, losses, kinds = self._pretext(pieces, layout, hidden, factors)
+        if len(given.targets):
+            total, losses = self._pretext(given, hidden, factors)
             totals.append(total)
-            sums.index_add_(0, kinds, losses.double())
-        if self.recipe.language_model_loss and (spans := self._text_spans(pieces, layout)):
-            positions = torch.from_numpy(np.concatenate(spans)).to(hidden.device)
-            ids = torch.from_numpy(layout.ids.reshape(-1)).to(hidden.device)
+            sums.index_add_(0, to_device(given.kinds, hidden.device), losses.double())
+        if len(given.positions):
+            positions, next_ids = (to_device(ids, hidden.device) for ids in (given.positions, given.next_ids))
             total, lm = language_model_loss(
-                self.backbone.projection, hidden[positions], ids[positions + 1], factors[2], self._gathered,
+                self.backbone.projection, hidden[positions], next_ids, factors[2], self._gathered,
                 logits=self.backbone.logits,
             )  # fmt: skip
             totals.append(total)
             sums[2] += lm
-        if self._gathered.last and not any(piece.branches for piece in pieces):
+        if self._gathered.last and not len(given.targets):
             totals.append(self._nothing(hidden))
         return torch.stack(totals or [hidden.sum() * 0]).sum(), sums
 
@@ -167,28 +197,20 @@ class PretextObjective:
             logits=self.backbone.logits,
         )[0]  # fmt: skip
 
-    def _pretext(
-        self, pieces: Sequence[_Piece], layout: Layout, hidden: Tensor, factors: Factors
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted sum to go backward from, each embedding's loss, and which of ``sums`` it belongs to."""
-        owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
-        kinds = torch.tensor([BRANCHES.index(branch) for _, branch in owners], device=hidden.device)
-        weights = torch.tensor(factors, device=hidden.device, dtype=wide(hidden))
-        slots = hidden[torch.from_numpy(layout.slots).to(hidden.device)]
-        pool_slots = self.recipe.logits_pooling == "max"
-        targets = Targets([example.targets[branch] for example, branch in owners])
-        total, losses = pretext_losses(
-            self.backbone.projection, slots, targets, weights[kinds], pool_slots=pool_slots, gathered=self._gathered,
-            logits=self.backbone.logits,
+    def _pretext(self, given: _Inputs, hidden: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
+        """Weighted sum to go backward from, and each embedding's loss."""
+        weights = to_device(np.asarray(factors)[given.kinds], hidden.device).to(wide(hidden))
+        slots = hidden[to_device(given.layout.slots, hidden.device)]
+        return pretext_losses(
+            self.backbone.projection, slots, given.targets, weights, pool_slots=self.recipe.logits_pooling == "max",
+            gathered=self._gathered, logits=self.backbone.logits,
         )  # fmt: skip
-        return total, losses, kinds
 
-    def _text_spans(self, pieces: Sequence[_Piece], layout: Layout) -> list[np.ndarray]:
-        """Flat positions whose next token is a text token: from the last token of the head on."""
+    def _text_positions(self, pieces: Sequence[_Piece], layout: Layout) -> Ids:
+        """Flat positions whose next token is a text token that counts: from the last token of the head on."""
         head = len(self.prompts.head)
-        spans = []
+        spans = [np.zeros(0, np.int64)]
         for piece, start in zip(pieces, layout.trunks, strict=True):
-            first, last = start + max(head - 1, 0), start + head + len(piece.example.text) - 1
-            if piece.language_model and last > first:
-                spans.append(np.arange(first, last))
-        return spans
+            if piece.language_model:
+                spans.append(np.arange(start + max(head - 1, 0), start + head + len(piece.example.text) - 1))
+        return np.concatenate(spans)

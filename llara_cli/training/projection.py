@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from llara_cli.model.products import add_outer, gradient_dtype, product, wide, zeros_to_add_to
 from llara_cli.training.targets import Predicted, Wanted
 
-LOGITS_BYTES = 64 * 2**20
-"""Memory that one chunk of float32 logits may take."""
+LOGITS_BYTES, GPU_LOGITS_BYTES = 64 * 2**20, 2**30
+"""Memory that one chunk of float32 logits may take: on a CPU, and on a GPU, which wants few and large products."""
 SLICE_BYTES = 16 * 2**20
 """Memory on a CPU that float32 logits of a slice may take, and its weights' gradients as well."""
 ALIGNED = 64
@@ -65,9 +65,15 @@ class HeadGradients:
         self._waiting = self._waiting and not self.last
 
 
+def chunk_rows(slots: int, vocabulary: int, device: torch.device) -> int:
+    """Rows of so many slots each whose logits make a chunk on ``device``."""
+    most = LOGITS_BYTES if device.type == "cpu" else GPU_LOGITS_BYTES
+    return max(1, most // (4 * slots * vocabulary))
+
+
 def chunks(hidden: Tensor, vocabulary: int) -> list[slice]:
-    """Rows of ``hidden`` (rows, slots, dim) in chunks whose logits take ``LOGITS_BYTES``."""
-    step = max(1, LOGITS_BYTES // (4 * hidden.shape[1] * vocabulary))
+    """Rows of ``hidden`` (rows, slots, dim) in chunks of ``chunk_rows``."""
+    step = chunk_rows(hidden.shape[1], vocabulary, hidden.device)
     return [slice(at, min(at + step, len(hidden))) for at in range(0, max(len(hidden), 1), step)]
 
 

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llara_cli.model.transfer import to_device
+
 Predicted: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """What some rows are to predict: flat ids, the row that each belongs to (from 0), the number of ids of each row."""
 
@@ -38,8 +40,8 @@ class Targets:
     def part(self, part: slice, device: torch.device) -> Predicted:
         """What the embeddings in ``part`` are to predict."""
         starts = self.starts[part.start : part.stop + 1]
-        counts = torch.from_numpy(np.diff(starts)).to(device)
-        ids = torch.from_numpy(self.ids[starts[0] : starts[-1]]).to(device)
+        counts = to_device(np.diff(starts), device)
+        ids = to_device(self.ids[starts[0] : starts[-1]], device)
         owner = torch.repeat_interleave(torch.arange(len(counts), device=device), counts, output_size=len(ids))
         return ids, owner, counts
 

@@ -20,6 +20,7 @@ from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.transfer import to_device
 from llara_cli.protocols import TrainingSetup
 from llara_cli.training.losses import language_model_loss
 from llara_cli.training.pretext import Example, PretextObjective
@@ -56,7 +57,7 @@ def losses_and_norm(
 
 @pytest.mark.parametrize(
     ("batching", "blocks"),
-    [(Batching("packed", 2048, 2048, 128), True), (Batching("packed", 2048, 256), False),
+    [(Batching("packed", 2048, multiple=128), True), (Batching("packed", 2048, 256), False),
      (Batching("bucketed", 2048, 256), False)],
 )  # fmt: skip
 def test_layouts_agree_with_the_cpu(source: ModelSource, batching: Batching, blocks: bool) -> None:
@@ -138,3 +139,30 @@ def test_a_plan_on_a_gpu(source: ModelSource, tmp_path: Path) -> None:
     arguments = ["pretrain", str(corpus), "--model", source.location, "--max-length", "100", "--json"]
     assert app.run([*arguments, "--dry-run", "-w", str(tmp_path / "ws")]) == 0
     assert app.run([*arguments, "--max-steps", "3", "-w", str(tmp_path / "ws")]) == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_numbers_arrive_on_the_device(device: str) -> None:
+    values = np.arange(12).reshape(3, 4)
+    for given in (values, values[1:, :2], torch.from_numpy(values), np.zeros(0, np.int64)):
+        found = to_device(given, torch.device(device))
+        assert found.device.type == device
+        np.testing.assert_array_equal(found.cpu().numpy(), np.asarray(given))
+
+
+def test_more_forwards_wait_for_the_gpu_no_oftener(source: ModelSource) -> None:
+    """Packed under a dense mask: nothing in the body is waited for."""
+    backbone = Backbone(load_causal_lm(source, torch.float32).to("cuda").train())
+    prompts = TextTokenizer.load(source).with_tokens(()).prompt_ids(PAPER)
+    found = []
+    for budget in (8192, 512):
+        objective = PretextObjective(backbone, PAPER, prompts, Batching("packed", budget, 256))
+        objective.backward(examples(40))
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with pytest.warns(UserWarning, match="synchronizing") as waits:
+                objective.backward(examples(40))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(len(waits))
+    assert found[0] == found[1]

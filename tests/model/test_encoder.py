@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import TEXTS
+from architectures import make
+from tiny import TEXTS, make_model
 
 from llara_cli.model.ahead import ahead
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.encoder import Encoder, Sequencer
+from llara_cli.model.backbone import BLOCK_TOKENS, Backbone
+from llara_cli.model.batching import CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS
+from llara_cli.model.encoder import Encoder, Sequencer, text_batching
 from llara_cli.model.layout import Layout
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
@@ -30,6 +33,14 @@ class Small(Backbone):
         if layout.ids.size > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return super().slots(layout)
+
+
+class Free(Small):
+    """Attention that is said to skip what texts of a row do not see of each other."""
+
+    @property
+    def rows_are_free(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -58,6 +69,66 @@ def test_forwards_that_do_not_fit_are_halved(encoder: Encoder) -> None:
     assert heard > 0
     encoder.encode(texts, "passage")
     assert len(vars(encoder)["heard"]) == heard  # what was learnt is kept
+
+
+def test_what_was_computed_before_a_forward_that_does_not_fit_is_kept(encoder: Encoder) -> None:
+    """Here memory is gone after a while, not with the longest forward, which comes first."""
+    encoder.batching = replace(encoder.batching, budget=400)
+    texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(40)]
+    wanted = encoder.encode(texts, "passage").vectors
+    computed: list[int] = []
+    told: list[int] = []
+
+    def slots(layout: Layout) -> torch.Tensor:
+        if len(computed) == 3:
+            computed.append(0)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        computed.append(len(layout.slots))
+        return Small.slots(encoder.backbone, layout)
+
+    vars(encoder.backbone)["slots"] = slots
+    np.testing.assert_allclose(encoder.encode(texts, "passage", told.append).vectors, wanted, atol=2e-6)
+    assert sum(computed) == sum(told) == len(texts)  # none of them twice
+
+
+@pytest.mark.parametrize("budget", [100, 500])
+def test_whole_rows_give_the_vectors_of_texts_alone(encoder: Encoder, budget: int) -> None:
+    texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(40)]
+    wanted = encoder.encode(texts, "passage").vectors
+    packed = Encoder(Free(encoder.backbone.model), PAPER, encoder.sequencer, budget)
+    assert (packed.batching.layout, packed.batching.row_tokens) == ("packed", None)
+    ran: list[int] = []
+    packed.backbone.body.register_forward_hook(lambda module, given, found: ran.append(len(found[0])))
+    np.testing.assert_allclose(packed.encode(texts, "passage").vectors, wanted, atol=1e-5)
+    assert set(ran) == {1}
+    assert len(ran) > 1
+
+
+# torch's own import of its inductor; that nothing is compiled here is meant
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # by transformers
+def test_whole_rows_are_for_attention_in_blocks(encoder: Encoder, tmp_path: Path) -> None:
+    source = ModelSource("wide", str(make_model(tmp_path / "wide", "wide")))
+    backbone = Backbone(load_causal_lm(source, torch.float32).eval())
+    texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(9)]
+    dense = Encoder(backbone, PAPER, encoder.sequencer)
+    assert dense.batching.layout == "bucketed"
+    wanted = dense.encode(texts, "passage").vectors
+    with torch.compiler.set_stance("force_eager"):
+        assert backbone.attend_in_blocks()
+        blocks = Encoder(backbone, PAPER, encoder.sequencer, 400)
+        found = blocks.encode(texts, "passage").vectors
+    assert (blocks.batching.layout, blocks.batching.row_tokens, blocks.batching.multiple) == (
+        "packed", None, BLOCK_TOKENS
+    )  # fmt: skip
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_models_that_take_no_mask_are_never_packed() -> None:
+    assert text_batching(Free(make("bloom")), "auto", 100).layout == "bucketed"
+    assert text_batching(Free(make("bloom")), "packed", 100).layout == "bucketed"
+    assert text_batching(Free(make("llama")), "bucketed", 100).layout == "bucketed"
 
 
 def test_one_text_that_does_not_fit_is_an_error(encoder: Encoder) -> None:
@@ -115,3 +186,11 @@ def test_many_texts_are_tokenised_as_each_alone_is(tiny_model: Path) -> None:
     assert len(made.trees) == len(texts) + 1
     assert (made.tokens, made.empty) == (sum(len(tree.trunk) - len(made.trees[-1].trunk) for tree in made.trees), 1)
     assert made.cut == sum(len(tree) == 20 for tree in made.trees)
+
+
+def test_a_forwards_cost_goes_by_the_device(encoder: Encoder) -> None:
+    backbone = encoder.backbone
+    assert backbone.batching("bucketed", 500).forward_tokens == CPU_FORWARD_TOKENS
+    backbone.model.to("meta")
+    layouts = ["bucketed", "packed"]
+    assert {backbone.batching(layout, 500).forward_tokens for layout in layouts} == {MOST_FORWARD_TOKENS}

@@ -97,7 +97,15 @@ class Wrapped(nn.Module):
         return found
 
 
-def objective(model: Path, **settings: Any) -> ContrastiveObjective:
+class Free(Backbone):
+    """Attention that is said to skip what texts of a row do not see of each other: each forward is one row."""
+
+    @property
+    def rows_are_free(self) -> bool:
+        return True
+
+
+def objective(model: Path, kind: type[Backbone] = Backbone, **settings: Any) -> ContrastiveObjective:
     """In float64, with dropout in every layer."""
     source = ModelSource("tiny", str(model))
     causal = load_causal_lm(source, torch.float64)
@@ -105,7 +113,7 @@ def objective(model: Path, **settings: Any) -> ContrastiveObjective:
         layer.mlp.down_proj = Wrapped(layer.mlp.down_proj)
     causal.train()
     sequencer = Sequencer(TextTokenizer.load(source), PAPER, {"query": 40, "passage": 60})
-    return ContrastiveObjective(Backbone(causal), PAPER, sequencer, loss=ContrastiveLoss(0.05), seed=5, **settings)
+    return ContrastiveObjective(kind(causal), PAPER, sequencer, loss=ContrastiveLoss(0.05), seed=5, **settings)
 
 
 def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
@@ -120,6 +128,62 @@ def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
     for mine, theirs in zip(kept.backbone.model.parameters(), cached.backbone.model.parameters(), strict=True):
         if mine.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-9)
+
+
+class WaitingError(Exception):
+    """Another process has not embedded its share yet."""
+
+
+class Shared(Engine):
+    """One of several processes that run after one another: ``shares`` has what each has embedded."""
+
+    def __init__(self, processes: int, rank: int, shares: dict[int, torch.Tensor]) -> None:
+        self.processes, self.rank, self.shares = processes, rank, shares
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        self.shares[self.rank] = values
+        if len(self.shares) < self.processes:
+            raise WaitingError
+        return torch.stack(list(self.shares.values())).sum(dim=0)
+
+
+def train(ours: ContrastiveObjective, processes: int) -> list[float]:
+    """Each process' loss; the sum of their gradients is in the weights."""
+    shares: dict[int, torch.Tensor] = {}
+    engines = [Shared(processes, rank, shares) for rank in range(processes)]
+    for engine in engines[:-1]:
+        with pytest.raises(WaitingError):
+            ours.backward(groups(), engine)
+    return [ours.backward(groups(), engine).loss for engine in reversed(engines)]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize(
+    "settings", [{"budget": 10**6}, {"budget": 60}, {"budget": 10**6, "chunk": 2}], ids=["whole", "cached", "chunks"]
+)
+@pytest.mark.parametrize("kind", [Backbone, Free], ids=["short rows", "whole rows"])
+def test_packed_texts_give_the_gradients_of_texts_alone(
+    tiny_model: Path, kind: type[Backbone], settings: dict[str, int], processes: int
+) -> None:
+    alone, packed = objective(tiny_model, budget=10**6), objective(tiny_model, kind, layout="packed", **settings)
+    for each in (alone, packed):
+        each.backbone.model.eval()  # dropout would be drawn otherwise
+    assert alone.execution == {"layout": "bucketed"}
+    assert packed.execution == {"layout": "packed"}
+    wanted = alone.backward(groups()).loss
+    assert train(packed, processes) == pytest.approx([wanted] * processes, abs=1e-9)
+    for mine, theirs in zip(packed.backbone.model.parameters(), alone.backbone.model.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-9, rtol=1e-7)
+    parts = packed.parts(groups(), processes)
+    assert max(map(len, parts.numbers)) > 1 or "chunk" not in settings
+    assert max(map(len, parts.numbers)) <= settings.get("chunk", 100)
+    assert all(len(rows) == 1 for rows in parts.forwards) or kind is not Free or "chunk" in settings
+
+
+def test_texts_are_packed_by_themselves_where_long_rows_are_free(tiny_model: Path) -> None:
+    layouts = [objective(tiny_model, kind, budget=500).batching.layout for kind in (Backbone, Free)]
+    assert layouts == ["bucketed", "packed"]
 
 
 def test_grad_cache_embeds_the_largest_part_once(tiny_model: Path) -> None:

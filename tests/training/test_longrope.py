@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from llara_cli.model.tokens import TextTokenizer
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group, identity
+from llara_cli.training.info_nce import ContrastiveLoss
 from llara_cli.training.pretext import Example, PretextObjective
 
 SWITCH = 56
@@ -90,18 +92,27 @@ def test_pretext_losses_of_a_batch_are_those_of_its_texts(
         torch.testing.assert_close(mine, theirs.grad / len(alone), atol=1e-5, rtol=1e-4)
 
 
-def test_embeddings_of_a_contrastive_batch_are_those_of_its_texts(backbone: Backbone, tokenizer: TextTokenizer) -> None:
+class Seen(ContrastiveLoss):
+    """Keeps the embeddings."""
+
+    embeddings = torch.empty(0)
+
+    def __call__(self, embeddings: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+        Seen.embeddings = embeddings.detach()
+        return super().__call__(embeddings, groups)
+
+
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
+def test_embeddings_of_a_contrastive_batch_are_those_of_its_texts(
+    backbone: Backbone, tokenizer: TextTokenizer, layout: str
+) -> None:
     sequencer = Sequencer(tokenizer, PAPER, {"query": 200, "passage": 200})
     query, *passages = around_the_switch(tokenizer)
     groups = [Group(query, passages, [identity(text, None) for text in passages], identity(passages[0], None))]
-    objective = ContrastiveObjective(backbone, PAPER, sequencer, 2000)
-    parts = objective.parts(groups)
-    found = torch.empty(1 + len(passages), backbone.dim)
-    with torch.no_grad():
-        for number, vectors in enumerate(objective._embed_all(parts, range(len(parts.numbers)))):
-            found[list(parts.numbers[number])] = nn.functional.normalize(vectors, dim=-1)
+    objective = ContrastiveObjective(backbone, PAPER, sequencer, 2000, Seen(), layout=layout)
+    assert objective.backward(groups, Engine()).texts == 1 + len(passages)
+    found = nn.functional.normalize(Seen.embeddings, dim=-1)
     encoder = Encoder(backbone, PAPER, sequencer)
     alone = [encoder.encode([query], "query").vectors]
     alone += [encoder.encode([text], "passage").vectors for text in passages]
     torch.testing.assert_close(found, torch.from_numpy(np.concatenate(alone)), atol=1e-5, rtol=0)
-    assert objective.backward(groups, Engine()).texts == 1 + len(passages)

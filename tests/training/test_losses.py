@@ -449,6 +449,21 @@ def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("slots", "vocabulary", "device", "rows"),
+    [(1, 32_000, "cpu", 524), (8, 32_000, "cpu", 65), (1, 32_000, "cuda", 8388), (8, 32_000, "cuda", 1048),
+     (8, 10**9, "cuda", 1)],
+)  # fmt: skip
+def test_a_gpu_makes_its_logits_in_larger_chunks(slots: int, vocabulary: int, device: str, rows: int) -> None:
+    """64 MiB on a CPU, a GiB on a GPU."""
+    assert projection.chunk_rows(slots, vocabulary, torch.device(device)) == rows
+
+
+def test_chunks_go_by_the_device_of_the_hidden_states() -> None:
+    assert len(projection.chunks(torch.empty(1200, 8, 4), 32_000)) == 19
+    assert len(projection.chunks(torch.empty(1200, 8, 4, device="meta"), 32_000)) == 2
+
+
 class Scaled(Engine):
     """fp16's scale without a scaler."""
 

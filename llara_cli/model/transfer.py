@@ -1,0 +1,20 @@
+"""Numbers made on the host, on their way to where the model computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """The values on ``device``, without a wait: what a GPU was told to do before is not waited for.
+
+    On the CPU an array shares its memory with the tensor.
+    """
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda":  # other memory would be waited for
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

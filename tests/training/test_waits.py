@@ -1,0 +1,122 @@
+"""However many forwards a step or a shard has, the host waits for the device as often as for one."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import TEXTS
+from waits import noted_waits, to_meta
+
+from llara_cli.model import encoder
+from llara_cli.model.backbone import Backbone
+from llara_cli.model.batching import LAYOUTS, Batching, LayoutName
+from llara_cli.model.encoder import Encoder, Sequencer
+from llara_cli.model.layout import lay_out_some
+from llara_cli.model.loading import add_new_tokens, load_causal_lm
+from llara_cli.model.recipe import PAPER, RELEASED, Recipe
+from llara_cli.model.source import ModelSource
+from llara_cli.model.tokens import TextTokenizer
+from llara_cli.training import contrastive, pretext
+from llara_cli.training.contrastive import ContrastiveObjective
+from llara_cli.training.groups import Group, identity
+from llara_cli.training.info_nce import ContrastiveLoss
+from llara_cli.training.pretext import Example, PretextObjective
+
+FEW, MANY = 10_000, 100
+"""Tokens of a forward that takes everything, and of one that takes little."""
+
+
+class Counted(Backbone):
+    """Counts its forwards."""
+
+    forwards = 0
+
+    def hidden(self, layout: Any) -> torch.Tensor:
+        self.forwards += 1
+        return super().hidden(layout)
+
+
+def load(model: Path, recipe: Recipe) -> tuple[Counted, TextTokenizer]:
+    """A model of shapes, and its tokenizer."""
+    source = ModelSource("tiny", str(model))
+    tokenizer = TextTokenizer.load(source).with_tokens(recipe.new_tokens)
+    causal = load_causal_lm(source, torch.float32)
+    add_new_tokens(causal, TextTokenizer.load(source), recipe.new_tokens, 0)
+    backbone = Counted(causal)
+    to_meta(backbone)
+    backbone.forwards = 0
+    return backbone, tokenizer
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("recipe", [PAPER, RELEASED], ids=lambda recipe: recipe.name)
+def test_pre_training_waits_once_a_step(tiny_model: Path, recipe: Recipe, layout: LayoutName) -> None:
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(5, 300, length) for length in range(1, 60, 10)]
+    examples = [Example(text, {"self": text[:9], "next": text[-5:]}) for text in texts]
+    for budget in (FEW, MANY):
+        backbone, tokenizer = load(tiny_model, recipe)
+        batching = Batching(layout, budget, forward_tokens=budget)
+        objective = PretextObjective(backbone, recipe, tokenizer.prompt_ids(recipe), batching)
+        with noted_waits(backbone) as waits:
+            objective.backward(examples)
+        assert waits == ["fetched"]
+        assert (backbone.forwards == 1) == (budget == FEW)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("budget", [FEW, MANY])
+def test_fine_tuning_waits_for_the_loss_alone(tiny_model: Path, budget: int, chunk: int | None) -> None:
+    backbone, tokenizer = load(tiny_model, PAPER)
+    sequencer = Sequencer(tokenizer, PAPER, {"query": 40, "passage": 60})
+    groups = [
+        Group(text, TEXTS[:2], [identity(other, None) for other in TEXTS[:2]], identity(text, None), [1.0, 0.5])
+        for text in TEXTS[:2]
+    ]
+    loss = ContrastiveLoss(0.05, margin=0.1, distillation=0.5, dims=(8, 16))
+    objective = ContrastiveObjective(backbone, PAPER, sequencer, budget, loss, chunk)
+    with noted_waits(backbone) as waits:
+        objective.backward(groups)
+    assert waits == ["read", "read"]
+    assert backbone.forwards > 2 * (budget == MANY or chunk is not None)
+
+
+@pytest.mark.parametrize("budget", [FEW, MANY])
+def test_encoding_waits_for_the_vectors_of_a_shard_once(tiny_model: Path, budget: int) -> None:
+    backbone, tokenizer = load(tiny_model, PAPER)
+    sequencer = Sequencer(tokenizer, PAPER, {"passage": 60})
+    with noted_waits(backbone) as waits:
+        Encoder(backbone, PAPER, sequencer, budget).encode([" ".join(TEXTS[: 1 + n % 3]) for n in range(6)], "passage")
+    assert waits == ["fetched"]
+    assert (backbone.forwards > 3) == (budget == MANY)
+
+
+@pytest.mark.parametrize("work", ["pre-training", "fine-tuning", "encoding"])
+def test_layouts_are_made_beside_the_computation(tiny_model: Path, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers: set[str] = set()
+
+    def lay_out(*args: Any) -> Any:
+        makers.add(threading.current_thread().name)
+        return lay_out_some(*args)
+
+    for module in (contrastive, encoder, pretext):
+        monkeypatch.setattr(module, "lay_out_some", lay_out)
+    source = ModelSource("tiny", str(tiny_model))
+    backbone, tokenizer = Backbone(load_causal_lm(source, torch.float32)), TextTokenizer.load(source)
+    sequencer = Sequencer(tokenizer, PAPER, {"query": 40, "passage": 60})
+    if work == "pre-training":
+        examples = [Example(tokenizer.encode([text])[0], {"self": [7], "next": [8]}) for text in TEXTS]
+        PretextObjective(backbone, PAPER, tokenizer.prompt_ids(PAPER), Batching("packed", MANY)).backward(examples)
+    elif work == "fine-tuning":
+        names = [identity(text, None) for text in TEXTS]
+        groups = [Group(text, TEXTS, names, identity(text, None)) for text in TEXTS[:2]]
+        ContrastiveObjective(backbone, PAPER, sequencer, MANY).backward(groups)
+    else:
+        Encoder(backbone, PAPER, sequencer, MANY).encode(TEXTS, "passage")
+    assert makers
+    assert threading.main_thread().name not in makers
