@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from llara_cli.console import LlaraError, UserError
 from llara_cli.model.batching import Batching
+from llara_cli.model.block_mask import BLOCK_TOKENS, block_mask
 from llara_cli.model.body import FAILURES, evaluating, find_body, reason, rope_switch, tolerance, width
-from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
+from llara_cli.model.layout import Layout, Tree, lay_out, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.logits import Logits, find_logits
 from llara_cli.model.products import Products, lean_training
 
-ROW_TOKENS, BLOCK_TOKENS = 256, 128
-"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
+ROW_TOKENS = 256
+"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention)."""
 MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
 TRIAL_TOKENS = 16
 """Tokens that a model is tried on."""
@@ -50,23 +51,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """The command-line name of a dtype."""
     return next(name for name, known in DTYPES.items() if known == dtype)
-
-
-def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:
-    """``visible`` as FlexAttention takes it: by blocks, so that those where nothing is seen cost nothing."""
-    tree, branch, positions = (
-        torch.from_numpy(part).to(device) for part in (layout.tree, layout.branch, layout.positions)
-    )
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (tree[row, query] == tree[row, key]) & (tree[row, query] != PADDING) & (query >= key)
-        same = same & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
-        if window is not None:
-            same = same & (positions[row, query] - positions[row, key] < window)
-        return same | (query == key)
-
-    rows, width = layout.ids.shape
-    return create_block_mask(sees, rows, None, width, width, device=device, _compile=device.type == "cuda")
 
 
 class Backbone:
