@@ -125,7 +125,8 @@ class IndexBackend(ABC):
 class EncoderOptions:
     """How to run an encoder. Lengths are total tokens, prompt and special tokens included.
 
-    ``layout``: how texts share a forward, where a backend knows several. ``note`` is told what the user should hear.
+    ``layout`` and ``attention``: how texts share a forward and how attention is computed, where a backend knows several
+    ways. ``note`` is told what the user should hear.
     """
 
     dtype: str = "auto"
@@ -134,6 +135,7 @@ class EncoderOptions:
     passage_length: int | None = None
     batch_tokens: int | None = None
     layout: str = "auto"
+    attention: str = "auto"
     note: Callable[[str], None] = warnings.warn
 
 

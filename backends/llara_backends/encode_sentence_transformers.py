@@ -81,7 +81,12 @@ class SentenceTransformersEncoder(EncoderBackend):
 
     @classmethod
     def load(cls, source: ModelSource, options: EncoderOptions) -> SentenceTransformersEncoder:
-        """Load every module. Raises ``UserError`` for a pickle checkpoint and for a length that does not fit."""
+        """Load every module.
+
+        Raises ``UserError`` for a pickle checkpoint, for a length that does not fit, and where attention is chosen.
+        """
+        if options.attention != "auto":
+            raise UserError("--attention is for --encoder torch: sentence-transformers computes as it is set up to")
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()

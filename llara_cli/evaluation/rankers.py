@@ -13,7 +13,8 @@ from llara_cli import registry
 from llara_cli.artifacts import sha256_file
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
+from llara_cli.model.backbone import choose_device, choose_dtype
+from llara_cli.model.body import dtype_name
 from llara_cli.model.source import ModelSource
 from llara_cli.names import input_stem
 from llara_cli.protocols import EncoderBackend, IndexBackend, IndexOptions, Role

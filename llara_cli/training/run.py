@@ -21,7 +21,8 @@ from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
 from llara_cli.data.lines import ignore
 from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
-from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
+from llara_cli.model.body import dtype_name
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import has_projection, quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
@@ -275,7 +276,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         draw_curve(result["history"], build.folder / CURVE)
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
         measured = {"peak_memory": peak_memory(self.device)}
-        artifact = build.finish(counts, result, made_for, execution=self.execution | execution, measured=measured)
+        execution |= self.execution | {"attention": prepared.backbone.attention}
+        artifact = build.finish(counts, result, made_for, execution=execution, measured=measured)
         checkpoints.discard(artifact.path)
 
     @property
@@ -305,6 +307,8 @@ class TrainingRun(ABC, Generic[ItemT]):
             keep_freed_memory()
         backbone = Backbone(model)
         self.check(backbone)
+        with autocast(self.device, self.dtype):
+            backbone.use_attention(optimiser.attention)
         if optimiser.gradient_checkpointing:
             backbone.recompute_in_backward()
         if optimiser.compile:

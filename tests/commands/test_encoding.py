@@ -117,8 +117,10 @@ def test_other_verbs_refuse_several_processes(llara: Llara, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "flags", [("--layout", "packed"), ("--batch-tokens", 100), ("--layout", "packed", "--batch-tokens", 300)]
-)
+    "flags",
+    [("--layout", "packed"), ("--batch-tokens", 100), ("--layout", "packed", "--batch-tokens", 300),
+     ("--attention", "varlen"), ("--attention", "varlen", "--layout", "packed")],
+)  # fmt: skip
 def test_layout_and_batch_size_change_float_noise_only(
     llara: Llara, corpus: Path, tiny_model: Path, whole: Path, flags: tuple[object, ...]
 ) -> None:

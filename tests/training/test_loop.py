@@ -127,9 +127,10 @@ def test_a_curve_of_one_step_can_be_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [("--gradient-checkpointing",), ("--layout", "bucketed"), ("--layout", "packed"), ("--micro-batch-tokens", 70)],
+    [("--gradient-checkpointing",), ("--layout", "bucketed"), ("--layout", "packed"), ("--micro-batch-tokens", 70),
+     ("--attention", "varlen")],
     ids=lambda flags: flags[-1],
-)
+)  # fmt: skip
 def test_how_it_is_computed_changes_no_loss(
     llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, flags: tuple[object, ...]
 ) -> None:
@@ -140,12 +141,15 @@ def test_how_it_is_computed_changes_no_loss(
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
     manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
     assert manifest["execution"].keys() == {
-        "gradient_checkpointing", "compile", "micro_batch_tokens", "processes", "layout"
+        "gradient_checkpointing", "compile", "micro_batch_tokens", "processes", "layout", "attention"
     }  # fmt: skip
+    assert manifest["execution"]["attention"] == ("varlen" if "varlen" in flags else "dense")
     assert manifest["execution"]["gradient_checkpointing"] == ("--gradient-checkpointing" in flags)
 
 
-@pytest.mark.parametrize("flags", [("--layout", "long"), ("--track", "paper"), ("--weights", "fp8")])
+@pytest.mark.parametrize(
+    "flags", [("--layout", "long"), ("--attention", "fast"), ("--track", "paper"), ("--weights", "fp8")]
+)
 def test_unknown_choices_are_named(llara: Llara, corpus: Path, tiny_model: Path, flags: tuple[str, str]) -> None:
     done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags)
     assert done.code == 2
