@@ -126,7 +126,8 @@ class EncoderOptions:
     """How to run an encoder. Lengths are total tokens, prompt and special tokens included.
 
     ``layout`` and ``attention``: how texts share a forward and how attention is computed, where a backend knows several
-    ways. ``note`` is told what the user should hear.
+    ways. ``compile``: spend time before the first forward to have faster ones. ``note`` is told what the user should
+    hear.
     """
 
     dtype: str = "auto"
@@ -136,6 +137,7 @@ class EncoderOptions:
     batch_tokens: int | None = None
     layout: str = "auto"
     attention: str = "auto"
+    compile: bool = False
     note: Callable[[str], None] = warnings.warn
 
 

@@ -83,10 +83,10 @@ class SentenceTransformersEncoder(EncoderBackend):
     def load(cls, source: ModelSource, options: EncoderOptions) -> SentenceTransformersEncoder:
         """Load every module.
 
-        Raises ``UserError`` for a pickle checkpoint, for a length that does not fit, and where attention is chosen.
+        Raises ``UserError`` for a pickle checkpoint, a length that does not fit, and settings of another encoder.
         """
-        if options.attention != "auto":
-            raise UserError("--attention is for --encoder torch: sentence-transformers computes as it is set up to")
+        if options.attention != "auto" or options.compile:
+            raise UserError("--attention and --compile are for --encoder torch: leave them out")
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()

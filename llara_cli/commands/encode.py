@@ -49,6 +49,7 @@ def encode(
     shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
     layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
     attention: o.Attention = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the layers.")] = False,
     dim: o.Dim = None,
     encoder: o.Encoder = None,
     dtype: o.Dtype = "auto",
@@ -79,7 +80,7 @@ def encode(
     encoder = chosen_encoder(session, encoder, source)
     chosen: Any = "passage" if role is None else role
     settings = EncodeSettings(
-        chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim, attention
+        chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim, attention, compile
     )
     run: Encoding | Importing
     if corpus is not None:

@@ -101,7 +101,9 @@ Weights = Annotated[
     str,
     typer.Option(help="What trained weights are kept in: fp32, or bf16 with adamw-8bit.", rich_help_panel=_TRAINING),
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the decoder.", rich_help_panel=_TRAINING)]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="torch.compile the decoder's layers.", rich_help_panel=_TRAINING)
+]
 Attention = Annotated[str, typer.Option(help="How attention is computed: auto, varlen, flex or dense.")]
 Track = Annotated[
     list[str] | None,

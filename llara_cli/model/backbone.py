@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -17,17 +17,19 @@ from llara_cli.console import UserError
 from llara_cli.model import trials
 from llara_cli.model.batching import Batching
 from llara_cli.model.block_mask import BLOCK_TOKENS, block_mask
-from llara_cli.model.body import DTYPES, compute_dtype, find_body, rope_switch, width
+from llara_cli.model.body import DTYPES, compute_dtype, decoder_layers, find_body, rope_switch, width
 from llara_cli.model.layout import Layout, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.logits import Logits, find_logits
 from llara_cli.model.products import Products, lean_training
-from llara_cli.model.varlen import VARLEN, plan_of, why_no_kernel
+from llara_cli.model.varlen import VARLEN, mark_dynamic, plan_of, why_no_kernel
 
 ROW_TOKENS = 256
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention)."""
 WIDTHS = 8
 """Widths that long packed rows have."""
+COMPILED_SHAPES = 64
+"""Shapes that layers or FlexAttention are compiled for at most; for others they run as written, slowly and in full."""
 FLEX = "flex_attention"
 """FlexAttention, as transformers calls it."""
 MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -68,7 +70,7 @@ class Backbone:
         if getattr(self.config, "use_sliding_window", True) is False:
             self._window = None
         self._rope_switch = rope_switch(self.config)
-        self._lean = False
+        self._lean = self._compiled = False
         self._dense = self.config._attn_implementation
         self._chosen = "auto"
 
@@ -224,6 +226,16 @@ class Backbone:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model.enable_input_require_grads()
 
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """``torch.compile`` each decoder layer: they are alike, so what is compiled for one serves all.
+
+        Compiled for the first width of a row, and once more for all others. Raises ``UserError`` where the body has no
+        list of layers.
+        """
+        for layer in decoder_layers(self.body, self.config):
+            layer.compile(backend=backend)
+        self._compiled = True
+
     def train_lean(self) -> None:
         """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
         self._lean = True
@@ -243,6 +255,8 @@ class Backbone:
         ids, positions = (torch.from_numpy(part).to(device) for part in (layout.ids, layout.positions))
         if implementation == VARLEN:  # rows are nothing to it: one after the other they are one
             segments = plan_of(layout, device)._replace(windows=windows)
+            if self._compiled:
+                mark_dynamic(segments)
             return {"input_ids": ids.reshape(1, -1), "position_ids": positions.reshape(1, -1), "segments": segments}
         if layout.plain and implementation != FLEX and not self._padding_would_count(layout):
             return {"input_ids": ids}
@@ -254,9 +268,11 @@ class Backbone:
         return any(layout.positions.max(initial=0) < limit < layout.ids.shape[1] for limit in limits)
 
     def _products(self) -> AbstractContextManager[Any]:
-        """Around the body: how its matrices are multiplied."""
-        compiled = getattr(self.body, "_compiled_call_impl", None) is not None
-        if self.device.type != "cpu" or compiled:
+        """Around the body: how its matrices are multiplied, and for how many shapes something may be compiled."""
+        if self._compiled or self.attention == "flex":
+            limit: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES)
+            return limit
+        if self.device.type != "cpu":
             return nullcontext()
         return lean_training() if self._lean and torch.is_grad_enabled() else Products()
 

@@ -53,6 +53,14 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     }
 
 
+def decoder_layers(body: nn.Module, config: Any) -> nn.ModuleList:
+    """The list of a body's layers. Raises ``UserError`` where there is none."""
+    for part in body.modules():
+        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
+            return part
+    raise UserError(f"{config.model_type}: no list of its layers was found in {type(body).__name__}")
+
+
 def width(config: Any) -> int:
     """Width of the hidden states that a decoder returns; OPT projects them to that of its embeddings."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)

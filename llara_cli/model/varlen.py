@@ -145,6 +145,13 @@ def _ends(lengths: Ids, device: torch.device) -> Tensor:
     return torch.from_numpy(np.cumsum(np.concatenate([[0], lengths])).astype(np.int32)).to(device)
 
 
+def mark_dynamic(plan: Plan) -> None:
+    """Have nothing compiled for the numbers of segments and keys, which are others in every forward."""
+    counted = [plan.queries, plan.keys] + ([plan.gathering.order] if plan.gathering is not None else [])
+    for tensor in counted:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
 class _Gather(torch.autograd.Function):
     """Rows by number. Their gradients are gathered too: additions to a row that is there twice would take turns."""
 

@@ -56,6 +56,7 @@ class EncodeSettings:
     layout: str = "auto"
     dim: int | None = None
     attention: str = "auto"
+    compile: bool = False
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -252,6 +253,7 @@ class Encoding:
             batch_tokens=self.settings.batch_tokens,
             layout=self.settings.layout,
             attention=self.settings.attention,
+            compile=self.settings.compile,
             note=self.console.warn_once,
         )
         with self.console.status(f"loading {self.source.name}"):

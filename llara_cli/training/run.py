@@ -312,7 +312,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         if optimiser.gradient_checkpointing:
             backbone.recompute_in_backward()
         if optimiser.compile:
-            backbone.body.compile(dynamic=True)
+            backbone.compile_layers()
         alone = self.accelerator.distributed_type == DistributedType.NO
         if alone and not (optimiser.gradient_checkpointing or optimiser.compile):
             backbone.train_lean()

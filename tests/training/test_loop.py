@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from program import Llara
+from torch._dynamo.utils import counters
 
+from llara_cli.model.backbone import Backbone
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training import run
 from llara_cli.training.history import History, draw_curve
@@ -145,6 +148,22 @@ def test_how_it_is_computed_changes_no_loss(
     }  # fmt: skip
     assert manifest["execution"]["attention"] == ("varlen" if "varlen" in flags else "dense")
     assert manifest["execution"]["gradient_checkpointing"] == ("--gradient-checkpointing" in flags)
+
+
+# torch's own, as it compiles
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_layers_change_no_loss(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled by a compiler that is done at once: torch's own takes minutes here."""
+    monkeypatch.setattr(Backbone, "compile_layers", partialmethod(Backbone.compile_layers, backend="eager"))
+    plain = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--json", workspace=tmp_path / "plain").json
+    counters.clear()
+    other = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--compile", "--json").json
+    assert counters["stats"]["unique_graphs"] > 0
+    for one, two in zip(plain["history"], other["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
