@@ -69,6 +69,7 @@ class OptimiserSettings:
         batch_size: texts (queries, when fine-tuning) per optimiser step, over all processes.
         micro_batch_tokens: tokens of one forward; bounds memory.
         attention: how attention is computed, one of ``ATTENTIONS``.
+        compute: ``auto``, or ``float8`` for the decoder's linear layers.
         track: experiment trackers of accelerate.
     """
 
@@ -88,6 +89,7 @@ class OptimiserSettings:
     compile: bool = False
     track: tuple[str, ...] = ()
     attention: str = "auto"
+    compute: str = "auto"
 
     def check(self, backend: str) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -123,6 +125,10 @@ class OptimiserSettings:
             raise UserError("--weights bf16 rounds stochastically, which only --optimizer adamw-8bit does")
         if self.weights == "bf16" and backend != "full":
             raise UserError("--weights bf16 is for --backend full: adapters are small, and train in fp32")
+        if self.compute not in ("auto", "float8"):
+            raise UserError(f"--compute must be auto or float8, not {self.compute!r}")
+        if self.compute == "float8" and backend != "full":
+            raise UserError("--compute float8 is for --backend full: adapters are small, and compute as --dtype says")
         if unknown := set(self.track) - set(TRACKERS):
             raise UserError(f"unknown tracker {min(unknown)!r}: known are {', '.join(TRACKERS)}")
 
@@ -244,6 +250,8 @@ def as_json(settings: PretrainSettings | FinetuneSettings) -> dict[str, Any]:
         flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
     execution = ("micro_batch_tokens", "save_every", "gradient_checkpointing", "compile", "attention", "track")
     silent = {f"optimiser.{key}" for key in execution} | {"chunk_size", "layout"}
+    if settings.optimiser.compute == "auto":  # as before there was another
+        silent.add("optimiser.compute")
     return {key: value for key, value in flat.items() if key not in silent}
 
 

@@ -98,6 +98,7 @@ def finetune(
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
     attention: o.Attention = "auto",
+    compute: o.Compute = "auto",
     save_every: o.SaveEvery = None,
     track: o.Track = None,
     lora_rank: o.LoraRank = 64,
@@ -126,7 +127,7 @@ def finetune(
     optimiser = OptimiserSettings(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
         max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
-        attention,
+        attention, compute,
     )  # fmt: skip
     settings = FinetuneSettings(
         backend, recipe, query_length, passage_length, negatives, temperature, chunk_size, in_batch_negatives,

@@ -16,28 +16,22 @@ from transformers import PreTrainedModel
 from llara_cli.console import UserError
 from llara_cli.model import trials
 from llara_cli.model.batching import Batching
-from llara_cli.model.block_mask import BLOCK_TOKENS, block_mask
+from llara_cli.model.block_mask import block_mask, row_multiple
 from llara_cli.model.body import DTYPES, compute_dtype, decoder_layers, find_body, rope_switch, width
+from llara_cli.model.float8 import compute_in_float8
 from llara_cli.model.layout import Layout, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.logits import Logits, find_logits
 from llara_cli.model.products import Products, lean_training
 from llara_cli.model.varlen import VARLEN, mark_dynamic, plan_of, why_no_kernel
+from llara_cli.model.windows import Windows
 
 ROW_TOKENS = 256
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention)."""
-WIDTHS = 8
-"""Widths that long packed rows have."""
 COMPILED_SHAPES = 64
 """Shapes that layers or FlexAttention are compiled for at most; for others they run as written, slowly and in full."""
 FLEX = "flex_attention"
 """FlexAttention, as transformers calls it."""
-MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
-
-
-def row_multiple(budget: int) -> int:
-    """Whole blocks, so many that rows of at most ``budget`` tokens have few widths: each is compiled for."""
-    return BLOCK_TOKENS * -(-budget // (WIDTHS * BLOCK_TOKENS))
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -66,9 +60,7 @@ class Backbone:
         self.body = find_body(model)
         self.config = model.config.get_text_config()
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
-        self._window = getattr(self.config, "sliding_window", None)
-        if getattr(self.config, "use_sliding_window", True) is False:
-            self._window = None
+        self.windows = Windows.of(self.config)
         self._rope_switch = rope_switch(self.config)
         self._lean = self._compiled = False
         self._dense = self.config._attn_implementation
@@ -175,19 +167,7 @@ class Backbone:
     @property
     def takes_trees(self) -> bool:
         """Whether positions are taken as given, and every layer's attention is one that a mask can describe."""
-        return self._takes_positions and self._layer_types <= MASKABLE_LAYERS
-
-    @property
-    def _layer_types(self) -> set[str]:
-        return set(getattr(self.config, "layer_types", None) or ())
-
-    @property
-    def windows(self) -> list[int | None]:
-        """The sliding window of each layer."""
-        kinds = getattr(self.config, "layer_types", None)
-        if not kinds:
-            return [self._window] * int(self.config.num_hidden_layers)
-        return [self._window if kind == "sliding_attention" else None for kind in kinds]
+        return self._takes_positions and self.windows.maskable
 
     @contextmanager
     def attending(self, implementation: str | None = None) -> Iterator[None]:
@@ -236,6 +216,11 @@ class Backbone:
             layer.compile(backend=backend)
         self._compiled = True
 
+    def multiply_in_float8(self, *, emulate: bool = False) -> None:
+        """``compute_in_float8`` of the body; what is tried outside autocast is tried before, as float8 needs it."""
+        _ = self._joint
+        compute_in_float8(self.body, emulate=emulate)
+
     def train_lean(self) -> None:
         """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
         self._lean = True
@@ -282,11 +267,8 @@ class Backbone:
 
     def _mask(self, layout: Layout) -> Any:
         """The mask as this model's attention takes it; per layer type where the types differ."""
-        types = self._layer_types
-        if len(types) > 1:
-            windows = {kind: self._window if kind == "sliding_attention" else None for kind in types}
-            return {kind: self._attention_mask(layout, window) for kind, window in windows.items()}
-        return self._attention_mask(layout, None if types == {"full_attention"} else self._window)
+        masks = {kind: self._attention_mask(layout, window) for kind, window in self.windows.kinds.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _attention_mask(self, layout: Layout, window: int | None) -> Tensor | BlockMask:
         if self.config._attn_implementation == FLEX:
@@ -303,8 +285,10 @@ class Backbone:
 
         False for decoders that take no mask or positions as given (ALiBi, recurrent, hybrid, chunked attention).
         """
-        if self.config._attn_implementation == VARLEN:  # was tried when it was chosen
-            return True
+        return self._joint
+
+    @cached_property
+    def _joint(self) -> bool:
         with self.attending():
             return trials.runs_jointly(self)
 

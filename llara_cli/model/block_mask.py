@@ -14,7 +14,14 @@ from llara_cli.model.layout import PADDING, Ids, Layout
 
 BLOCK_TOKENS = 128
 """Queries, and keys, of a block."""
+WIDTHS = 8
+"""Widths of rows that are as long as a forward: FlexAttention, and layers, are compiled for each."""
 Blocks = NDArray[np.bool_]
+
+
+def row_multiple(budget: int) -> int:
+    """What to round widths up to: whole blocks, and ``WIDTHS`` widths of rows of at most ``budget`` tokens."""
+    return BLOCK_TOKENS * -(-budget // (WIDTHS * BLOCK_TOKENS))
 
 
 def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llara_cli.console import LlaraError, UserError
-from llara_cli.model.body import FAILURES, dtype_name, evaluating, reason, tolerance
+from llara_cli.model.body import FAILURES, compute_dtype, dtype_name, evaluating, reason, tolerance
 from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.varlen import VARLEN
 
@@ -40,10 +40,10 @@ def separately(backbone: Backbone) -> Tensor:
         return backbone.slots(lay_out([Tree(tree.trunk, [branch]) for branch in tree.branches]))[:, 0]
 
 
-def close(found: Tensor, wanted: Tensor) -> bool:
-    """Whether they differ by rounding only."""
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they differ by the rounding of ``dtype``, in which they were computed."""
     error = (found - wanted).float().norm() / wanted.float().norm()
-    return bool(error < (1e-3 if found.dtype in (torch.float32, torch.float64) else 5e-2))
+    return bool(error < (1e-3 if dtype in (torch.float32, torch.float64) else 5e-2))
 
 
 def runs_jointly(backbone: Backbone) -> bool:
@@ -51,7 +51,8 @@ def runs_jointly(backbone: Backbone) -> bool:
     if not backbone.takes_trees:
         return False
     try:
-        return close(jointly(backbone), separately(backbone))
+        found = jointly(backbone)
+        return close(found, separately(backbone), found.dtype)
     except (RuntimeError, TypeError, ValueError):
         return False
 
@@ -71,9 +72,10 @@ def why_not_varlen(backbone: Backbone) -> str | None:
             found = jointly(backbone, windows)
     except FAILURES as error:
         return f"{kind} does not run so: {reason(error)}"
-    if windows != backbone.windows:
+    if windows != backbone.windows.layers:
         return f"the layers of {kind} do not ask for the sliding windows of its configuration"
-    return None if close(found, wanted) else f"{kind} computes something else in it than in dense attention"
+    alike = close(found, wanted, compute_dtype(next(backbone.body.parameters())))
+    return None if alike else f"{kind} computes something else in it than in dense attention"
 
 
 def check(backbone: Backbone, where: str) -> None:

@@ -24,6 +24,7 @@ from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resid
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
 from llara_cli.model.body import dtype_name
 from llara_cli.model.facts import ModelFacts
+from llara_cli.model.float8 import refuse_without_float8
 from llara_cli.model.loading import has_projection, quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
@@ -294,6 +295,8 @@ class TrainingRun(ABC, Generic[ItemT]):
     def _prepare(self, source: ModelSource) -> Prepared:
         """Load a model through the training backend and move it to the device."""
         optimiser = self.settings.optimiser
+        if optimiser.compute == "float8":
+            refuse_without_float8(self.device, self.dtype)
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"
@@ -307,8 +310,16 @@ class TrainingRun(ABC, Generic[ItemT]):
             keep_freed_memory()
         backbone = Backbone(model)
         self.check(backbone)
+        self._choose_computation(backbone)
+        return Prepared(backend, model, backbone, tokenizer, self.recipe)
+
+    def _choose_computation(self, backbone: Backbone) -> None:
+        """Let the backbone compute as the settings say. Raises ``UserError`` for what it cannot do."""
+        optimiser = self.settings.optimiser
         with autocast(self.device, self.dtype):
             backbone.use_attention(optimiser.attention)
+        if optimiser.compute == "float8":
+            backbone.multiply_in_float8()
         if optimiser.gradient_checkpointing:
             backbone.recompute_in_backward()
         if optimiser.compile:
@@ -316,7 +327,6 @@ class TrainingRun(ABC, Generic[ItemT]):
         alone = self.accelerator.distributed_type == DistributedType.NO
         if alone and not (optimiser.gradient_checkpointing or optimiser.compile):
             backbone.train_lean()
-        return Prepared(backend, model, backbone, tokenizer, self.recipe)
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
-from llara_cli.model.backbone import WIDTHS, Backbone
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
+from llara_cli.model.block_mask import WIDTHS
 from llara_cli.model.layout import Layout, Tree, lay_out_some
 from llara_cli.model.loading import quiet_transformers
 

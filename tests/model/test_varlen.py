@@ -135,6 +135,21 @@ def test_rows_are_as_long_as_a_forward() -> None:
     assert varlen.runs_jointly()
 
 
+def test_a_model_in_fp32_is_tried_in_what_autocast_computes_in() -> None:
+    """Its hidden states are fp32, but as far from each other as roundings to bf16 take them."""
+    shape = SHAPE | {"hidden_size": 64, "num_hidden_layers": 4, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = Backbone(AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_key_value_heads=1)))
+    layout = lay_out([tree_of([9, 2, 3]), tree_of([4, 2])], [[0, 1]])
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        masked = model.slots(layout)
+        model.use_attention("varlen")
+        found = model.slots(layout)
+    assert found.dtype == torch.float32
+    assert 1e-3 < float((found - masked).norm() / masked.norm()) < 5e-2
+
+
 def refusal(config: PretrainedConfig, attention: str) -> str:
     """Why a model of this kind cannot."""
     torch.manual_seed(0)
