@@ -96,6 +96,7 @@ class Dense:
     encoder: str = "torch"
     batch_tokens: int | None = None
     dim: int | None = None
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,9 @@ class ModelRanker:
         dense = self.dense
         length = dense.query_length if role == "query" else dense.max_length
         return EncodeSettings(
-            role, length, dense.dtype, encoder=dense.encoder, batch_tokens=dense.batch_tokens, dim=dense.dim
-        )
+            role, length, dense.dtype, encoder=dense.encoder, batch_tokens=dense.batch_tokens, dim=dense.dim,
+            attention=dense.attention,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
