@@ -129,7 +129,9 @@ class IndexBackend(ABC):
 class EncoderOptions:
     """How to run an encoder. Lengths are total tokens, prompt and special tokens included.
 
-    ``layout``: how texts share a forward, where a backend knows several. ``note`` is told what the user should hear.
+    ``layout`` and ``attention``: how texts share a forward and how attention is computed, where a backend knows several
+    ways. ``compile``: spend time before the first forward to have faster ones. ``note`` is told what the user should
+    hear.
     """
 
     dtype: str = "auto"
@@ -138,6 +140,8 @@ class EncoderOptions:
     passage_length: int | None = None
     batch_tokens: int | None = None
     layout: str = "auto"
+    attention: str = "auto"
+    compile: bool = False
     note: Callable[[str], None] = warnings.warn
 
 

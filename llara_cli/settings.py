@@ -14,9 +14,16 @@ MAX_STEPS = 10_000
 """Optimiser steps that a run without ``--max-steps`` and ``--epochs`` takes at most (the paper's number)."""
 OPTIMISERS = ("adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit")
 LAYOUTS = ("auto", "packed", "bucketed")
+ATTENTIONS = ("auto", "varlen", "flex", "dense")
 TRACKERS = ("tensorboard", "wandb")
 LARGE_MODEL = 1_000_000_000
 """Parameters from which on the paper's settings (for 7 B) are the defaults."""
+
+
+def refuse_unknown_attention(name: str) -> None:
+    """Raise ``UserError`` for a way to compute attention that is none of ``ATTENTIONS``."""
+    if name not in ATTENTIONS:
+        raise UserError(f"--attention must be {', '.join(ATTENTIONS)}, not {name!r}")
 
 
 def refuse_nonpositive(flag: str, value: float | None) -> None:
@@ -62,6 +69,8 @@ class OptimiserSettings:
         batch_size: texts (queries, when fine-tuning) per optimiser step, over all processes.
         micro_batch_tokens: tokens of one forward; bounds memory. None: what a GPU has room for.
         gradient_checkpointing: whether layers are computed again in backward. None: as many as a GPU's memory takes.
+        attention: how attention is computed, one of ``ATTENTIONS``.
+        compute: ``auto``, or ``float8`` for the decoder's linear layers.
         track: experiment trackers of accelerate.
     """
 
@@ -80,6 +89,8 @@ class OptimiserSettings:
     weights: str = "fp32"
     compile: bool = False
     track: tuple[str, ...] = ()
+    attention: str = "auto"
+    compute: str = "auto"
 
     def check(self, backend: str) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -106,6 +117,7 @@ class OptimiserSettings:
         self._check_choices(backend)
 
     def _check_choices(self, backend: str) -> None:
+        refuse_unknown_attention(self.attention)
         if self.name not in OPTIMISERS:
             raise UserError(f"unknown optimizer {self.name!r}: known are {', '.join(OPTIMISERS)}")
         if self.weights not in ("fp32", "bf16"):
@@ -114,6 +126,10 @@ class OptimiserSettings:
             raise UserError("--weights bf16 rounds stochastically, which only --optimizer adamw-8bit does")
         if self.weights == "bf16" and backend != "full":
             raise UserError("--weights bf16 is for --backend full: adapters are small, and train in fp32")
+        if self.compute not in ("auto", "float8"):
+            raise UserError(f"--compute must be auto or float8, not {self.compute!r}")
+        if self.compute == "float8" and backend != "full":
+            raise UserError("--compute float8 is for --backend full: adapters are small, and compute as --dtype says")
         if unknown := set(self.track) - set(TRACKERS):
             raise UserError(f"unknown tracker {min(unknown)!r}: known are {', '.join(TRACKERS)}")
 
@@ -233,8 +249,10 @@ def as_json(settings: PretrainSettings | FinetuneSettings) -> dict[str, Any]:
     flat = asdict(settings)
     for part in ("adapter", "optimiser"):
         flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
-    silent = {f"optimiser.{key}" for key in ("micro_batch_tokens", "save_every", "gradient_checkpointing", "compile")}
-    silent |= {"optimiser.track", "chunk_size", "layout"}
+    execution = ("micro_batch_tokens", "save_every", "gradient_checkpointing", "compile", "attention", "track")
+    silent = {f"optimiser.{key}" for key in execution} | {"chunk_size", "layout"}
+    if settings.optimiser.compute == "auto":  # as before there was another
+        silent.add("optimiser.compute")
     return {key: value for key, value in flat.items() if key not in silent}
 
 

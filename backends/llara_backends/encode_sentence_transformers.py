@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llara_backends.sentence_counts import Counts, count, overhead, shortened
 from llara_cli.console import UserError, is_out_of_memory
 from llara_cli.model.backbone import choose_device, choose_dtype
-from llara_cli.model.batching import Batching
+from llara_cli.model.batching import Batching, forward_tokens
 from llara_cli.model.body import rope_switch
 from llara_cli.model.checkpoint import (
     INDEX,
@@ -56,7 +56,9 @@ class SentenceTransformersEncoder(EncoderBackend):
         self.limits = limits
         budget = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         switch = rope_switch(model.config.get_text_config()) if model.config is not None else None
-        self._batching = Batching("bucketed", budget, budget, switch=switch)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        cost = forward_tokens(model.device.type, parameters)
+        self._batching = Batching("bucketed", budget, switch=switch, forward_tokens=cost)
         self.prompts: dict[Role, str] = {role: _prompt(model, names) for role, names in PROMPTS.items()}
         _read_control_tokens_as_text(model, self.prompts)
         for role, limit in limits.items():
@@ -81,7 +83,12 @@ class SentenceTransformersEncoder(EncoderBackend):
 
     @classmethod
     def load(cls, source: ModelSource, options: EncoderOptions) -> SentenceTransformersEncoder:
-        """Load every module. Raises ``UserError`` for a pickle checkpoint and for a length that does not fit."""
+        """Load every module.
+
+        Raises ``UserError`` for a pickle checkpoint, a length that does not fit, and settings of another encoder.
+        """
+        if options.attention != "auto" or options.compile:
+            raise UserError("--attention and --compile are for --encoder torch: leave them out")
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()

@@ -49,6 +49,9 @@ class TorchEncoder(EncoderBackend):
         model = load_causal_lm(source, choose_dtype(options.dtype, device))
         backbone = Backbone(model.to(device).eval())
         backbone.check(source.path)
+        backbone.use_attention(options.attention)
+        if options.compile:
+            backbone.compile_layers()
         lengths: dict[Role, int] = {
             "query": choose_length(options.query_length, backbone.max_positions),
             "passage": choose_length(options.passage_length, backbone.max_positions),

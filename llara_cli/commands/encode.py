@@ -48,6 +48,8 @@ def encode(
     batch_tokens: o.BatchTokens = None,
     shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
     layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
+    attention: o.Attention = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the layers.")] = False,
     dim: o.Dim = None,
     encoder: o.Encoder = None,
     dtype: o.Dtype = "auto",
@@ -77,7 +79,9 @@ def encode(
         source = model_to_use(session, model, trust_remote_code)
     encoder = chosen_encoder(session, encoder, source)
     chosen: Any = "passage" if role is None else role
-    settings = EncodeSettings(chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim)
+    settings = EncodeSettings(
+        chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim, attention, compile
+    )
     run: Encoding | Importing
     if corpus is not None:
         run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")

@@ -68,6 +68,7 @@ def evaluate(
     dim: o.Dim = None,
     encoder: o.Encoder = None,
     batch_tokens: o.BatchTokens = None,
+    attention: o.Attention = "auto",
     drop_identical_ids: Annotated[
         bool, typer.Option("--drop-identical-ids", help="Drop a hit with the query's own id (ArguAna, Quora: always).")
     ] = False,
@@ -97,7 +98,9 @@ def evaluate(
     assert benchmark is not None
     _check_known(benchmark)
     asked = _Asked(benchmark, datasets, data_root, split, yes)
-    dense = Dense(max_length, query_length, dtype, index_backend, batch_tokens=batch_tokens, dim=dim)
+    dense = Dense(
+        max_length, query_length, dtype, index_backend, batch_tokens=batch_tokens, dim=dim, attention=attention
+    )
     ranker = _ranker(session, model, run, name, dense, encoder, trust_remote_code)
     _measure(session, asked, ranker, EvaluateSettings(top_k, wanted, drop_identical_ids, restart), format_)
 

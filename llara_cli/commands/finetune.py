@@ -97,6 +97,8 @@ def finetune(
     weights: o.Weights = "fp32",
     gradient_checkpointing: o.GradientCheckpointing = None,
     compile: o.Compile = False,
+    attention: o.Attention = "auto",
+    compute: o.Compute = "auto",
     save_every: o.SaveEvery = None,
     track: o.Track = None,
     lora_rank: o.LoraRank = 64,
@@ -125,6 +127,7 @@ def finetune(
     optimiser = OptimiserSettings(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
         max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
+        attention, compute,
     )  # fmt: skip
     settings = FinetuneSettings(
         backend, recipe, query_length, passage_length, negatives, temperature, chunk_size, in_batch_negatives,

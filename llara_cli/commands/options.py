@@ -105,7 +105,14 @@ Weights = Annotated[
     str,
     typer.Option(help="What trained weights are kept in: fp32, or bf16 with adamw-8bit.", rich_help_panel=_TRAINING),
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the decoder.", rich_help_panel=_TRAINING)]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="torch.compile the decoder's layers.", rich_help_panel=_TRAINING)
+]
+Attention = Annotated[str, typer.Option(help="How attention is computed: auto, varlen, flex or dense.")]
+Compute = Annotated[
+    str,
+    typer.Option(help="auto, or float8: for large models, on GPUs that have it.", rich_help_panel=_TRAINING),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(help="Log to tensorboard or wandb; repeatable.", show_default=False, rich_help_panel=_TRAINING),

@@ -45,6 +45,8 @@ def pretrain(
     weights: o.Weights = "fp32",
     gradient_checkpointing: o.GradientCheckpointing = None,
     compile: o.Compile = False,
+    attention: o.Attention = "auto",
+    compute: o.Compute = "auto",
     save_every: o.SaveEvery = None,
     track: o.Track = None,
     lora_rank: o.LoraRank = 64,
@@ -70,6 +72,7 @@ def pretrain(
     optimiser = OptimiserSettings(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
         max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
+        attention, compute,
     )  # fmt: skip
     adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets))
     chosen: Any = targets

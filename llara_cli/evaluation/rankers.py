@@ -13,7 +13,8 @@ from llara_cli import registry
 from llara_cli.artifacts import sha256_file
 from llara_cli.console import Console, UserError
 from llara_cli.data.collection import read_documents
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
+from llara_cli.model.backbone import choose_device, choose_dtype
+from llara_cli.model.body import dtype_name
 from llara_cli.model.source import ModelSource
 from llara_cli.names import input_stem
 from llara_cli.protocols import EncoderBackend, IndexBackend, IndexOptions, Role
@@ -95,6 +96,7 @@ class Dense:
     encoder: str = "torch"
     batch_tokens: int | None = None
     dim: int | None = None
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,9 @@ class ModelRanker:
         dense = self.dense
         length = dense.query_length if role == "query" else dense.max_length
         return EncodeSettings(
-            role, length, dense.dtype, encoder=dense.encoder, batch_tokens=dense.batch_tokens, dim=dense.dim
-        )
+            role, length, dense.dtype, encoder=dense.encoder, batch_tokens=dense.batch_tokens, dim=dense.dim,
+            attention=dense.attention,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
-from llara_cli.console import LlaraError, UserError
+from llara_cli.console import UserError
+from llara_cli.model import trials
 from llara_cli.model.batching import Batching, forward_tokens
-from llara_cli.model.body import FAILURES, evaluating, find_body, reason, rope_switch, tolerance, width
-from llara_cli.model.layout import PADDING, Layout, Tree, lay_out, visible
+from llara_cli.model.block_mask import block_mask, row_multiple
+from llara_cli.model.body import DTYPES, compute_dtype, decoder_layers, find_body, rope_switch, width
+from llara_cli.model.float8 import compute_in_float8
+from llara_cli.model.layout import Layout, visible
 from llara_cli.model.loading import max_positions
 from llara_cli.model.logits import Logits, find_logits
 from llara_cli.model.products import Products, lean_training
 from llara_cli.model.transfer import to_device
+from llara_cli.model.varlen import VARLEN, mark_dynamic, plan_of, why_no_kernel
+from llara_cli.model.windows import Windows
 
-ROW_TOKENS, BLOCK_TOKENS = 256, 128
-"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention), and of a block of a sparse mask."""
-MASKABLE_LAYERS = {"full_attention", "sliding_attention"}
-TRIAL_TOKENS = 16
-"""Tokens that a model is tried on."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ROW_TOKENS = 256
+"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention)."""
+COMPILED_SHAPES = 64
+"""Shapes that layers or FlexAttention are compiled for at most; for others they run as written, slowly and in full."""
+FLEX = "flex_attention"
+"""FlexAttention, as transformers calls it."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -48,26 +53,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """The command-line name of a dtype."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
-
-
-def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:
-    """``visible`` as FlexAttention takes it: by blocks, so that those where nothing is seen cost nothing."""
-    tree, branch, positions = (to_device(part, device) for part in (layout.tree, layout.branch, layout.positions))
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (tree[row, query] == tree[row, key]) & (tree[row, query] != PADDING) & (query >= key)
-        same = same & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
-        if window is not None:
-            same = same & (positions[row, query] - positions[row, key] < window)
-        return same | (query == key)
-
-    rows, width = layout.ids.shape
-    return create_block_mask(sees, rows, None, width, width, device=device, _compile=device.type == "cuda")
-
-
 class Backbone:
     """The body of a causal LM: token ids in, last hidden states (after the final norm) out; no logits."""
 
@@ -76,11 +61,11 @@ class Backbone:
         self.body = find_body(model)
         self.config = model.config.get_text_config()
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
-        self._window = getattr(self.config, "sliding_window", None)
-        if getattr(self.config, "use_sliding_window", True) is False:
-            self._window = None
+        self.windows = Windows.of(self.config)
         self._rope_switch = rope_switch(self.config)
-        self._lean = False
+        self._lean = self._compiled = False
+        self._dense = self.config._attn_implementation
+        self._chosen = "auto"
 
     @property
     def device(self) -> torch.device:
@@ -123,13 +108,8 @@ class Backbone:
     @cached_property
     def logits(self) -> Logits:
         """How logits come from hidden states, found once by trying. Raises ``UserError`` where that cannot be told."""
-        if self.config._attn_implementation != "flex_attention":
+        with self.attending():  # another would be compiled for a few tokens, or miss their segments
             return find_logits(self.model, self.body, self.projection)
-        self.model.set_attn_implementation("sdpa")  # the other would be compiled for a few tokens
-        try:
-            return find_logits(self.model, self.body, self.projection)
-        finally:
-            self.model.set_attn_implementation("flex_attention")
 
     def freeze_projection(self) -> None:
         """Train no weight that the body does not have: none of the projection's, unless it is its embeddings'."""
@@ -138,32 +118,86 @@ class Backbone:
             if id(weight) not in own:
                 weight.requires_grad_(False)
 
-    def attend_in_blocks(self) -> bool:
-        """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
-        dropout = float(getattr(self.config, "attention_dropout", None) or 0)
-        if not getattr(self.model, "_supports_flex_attn", False) or dropout > 0:
-            return False
-        self.model.set_attn_implementation("flex_attention")
-        return True
+    def use_attention(self, name: str) -> None:
+        """Compute attention in one way: ``dense`` (under a mask), ``flex`` (FlexAttention) or ``varlen`` (segments).
+
+        ``auto``, unless something else is chosen: dense, but flex where ``batching`` packs rows on CUDA. Called under
+        autocast where the model is to compute so. Raises ``UserError``, with the reason, where model or device cannot.
+        """
+        if name == "flex":
+            self._use_flex()
+        elif name == "varlen":
+            self._use_varlen()
+        self._chosen = name
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed: ``dense``, ``flex`` or ``varlen``."""
+        return {FLEX: "flex", VARLEN: "varlen"}.get(self.config._attn_implementation, "dense")
 
     @property
     def rows_are_free(self) -> bool:
         """Whether attention skips what texts of one row do not see of each other, so that long rows cost nothing."""
-        return bool(self.config._attn_implementation == "flex_attention")
+        return self.attention != "dense"
+
+    def _use_flex(self) -> None:
+        if self.device.type != "cuda":
+            raise UserError("--attention flex needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
+        if not self.attend_in_blocks():
+            why = "has dropout in attention" if self.drops_attention else "does not support FlexAttention"
+            raise UserError(f"--attention flex: {self.config.model_type} {why}; use dense")
+
+    def attend_in_blocks(self) -> bool:
+        """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
+        if not getattr(self.model, "_supports_flex_attn", False) or self.drops_attention:
+            return False
+        self.model.set_attn_implementation(FLEX)
+        return True
+
+    @property
+    def drops_attention(self) -> bool:
+        """Whether attention has dropout, which only dense attention knows."""
+        return float(getattr(self.config, "attention_dropout", None) or 0) > 0
+
+    def _use_varlen(self) -> None:
+        why = why_no_kernel(self.device, compute_dtype(next(self.body.parameters()))) or trials.why_not_varlen(self)
+        if why is not None:
+            raise UserError(f"--attention varlen: {why}; use dense")
+        self.model.set_attn_implementation(VARLEN)
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether positions are taken as given, and every layer's attention is one that a mask can describe."""
+        return self._takes_positions and self.windows.maskable
+
+    @contextmanager
+    def attending(self, implementation: str | None = None) -> Iterator[None]:
+        """With another of transformers' implementations of attention for a while; None: the dense one."""
+        implementation = implementation or self._dense
+        before = self.config._attn_implementation
+        if implementation != before:
+            self.model.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            if implementation != before:
+                self.model.set_attn_implementation(before)
 
     def batching(self, layout: str, budget: int) -> Batching:
         """The layout that suits this device, or the one called for: ``packed``, ``bucketed`` or ``auto``.
 
-        Packed rows are as long as a forward where empty parts of the mask cost nothing, short ones where they do.
+        Packed rows are as long as a forward where attention costs nothing between texts, short ones where it does.
         """
         parameters = sum(weight.numel() for weight in self.body.parameters())
         switch, overhead = self._rope_switch, forward_tokens(self.device.type, parameters)
         if layout == "bucketed":
             return Batching("bucketed", budget, switch=switch, forward_tokens=overhead)
-        if self.device.type == "cuda":
+        if self._chosen == "auto" and self.device.type == "cuda":
             self.attend_in_blocks()
-        row, multiple = (None, BLOCK_TOKENS) if self.rows_are_free else (ROW_TOKENS, 1)
-        return Batching("packed", budget, row, multiple, switch, overhead)
+        if not self.rows_are_free:
+            return Batching("packed", budget, ROW_TOKENS, 1, switch, overhead)
+        few_widths = self._compiled or self.attention == "flex"
+        return Batching("packed", budget, None, row_multiple(budget) if few_widths else 1, switch, overhead)
 
     def recompute_in_backward(self, every: int = 1) -> None:
         """Keep the input only of every ``every``-th layer, and compute it again in backward: less memory, more time.
@@ -184,20 +218,46 @@ class Backbone:
             )
         self.model.enable_input_require_grads()
 
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """``torch.compile`` each decoder layer: they are alike, so what is compiled for one serves all.
+
+        Compiled for the first width of a row, and once more for all others. Raises ``UserError`` where the body has no
+        list of layers.
+        """
+        for layer in decoder_layers(self.body, self.config):
+            layer.compile(backend=backend)
+        self._compiled = True
+
+    def multiply_in_float8(self, *, emulate: bool = False) -> None:
+        """``compute_in_float8`` of the body; what is tried outside autocast is tried before, as float8 needs it."""
+        _ = self._joint
+        compute_in_float8(self.body, emulate=emulate)
+
     def train_lean(self) -> None:
         """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
         self._lean = True
 
-    def hidden(self, layout: Layout) -> Tensor:
-        """Last hidden states (R * L, dim) of a layout."""
-        device = self.device
-        given: dict[str, Any] = {"input_ids": to_device(layout.ids, device), "use_cache": False}
-        if not layout.plain or self._padding_would_count(layout):
-            given["attention_mask"] = self._mask(layout)
-            given["position_ids"] = to_device(layout.positions, device)
+    def hidden(self, layout: Layout, windows: list[int | None] | None = None) -> Tensor:
+        """Last hidden states (R * L, dim) of a layout.
+
+        ``windows``: where ``varlen`` notes the sliding window that each layer asks for.
+        """
         with self._products():
-            output: Tensor = self.body(**given).last_hidden_state
+            output: Tensor = self.body(**self._inputs(layout, windows), use_cache=False).last_hidden_state
         return output.reshape(-1, output.shape[-1])
+
+    def _inputs(self, layout: Layout, windows: list[int | None] | None) -> dict[str, Any]:
+        """What the body is given."""
+        device, implementation = self.device, self.config._attn_implementation
+        ids, positions = (to_device(part, device) for part in (layout.ids, layout.positions))
+        if implementation == VARLEN:  # rows are nothing to it: one after the other they are one
+            segments = plan_of(layout, device)._replace(windows=windows)
+            if self._compiled:
+                mark_dynamic(segments)
+            return {"input_ids": ids.reshape(1, -1), "position_ids": positions.reshape(1, -1), "segments": segments}
+        if layout.plain and implementation != FLEX and not self._padding_would_count(layout):
+            return {"input_ids": ids}
+        return {"input_ids": ids, "position_ids": positions, "attention_mask": self._mask(layout)}
 
     def _padding_would_count(self, layout: Layout) -> bool:
         """Whether rows, padded, are wider than the model has positions for, or than it takes another way to compute."""
@@ -205,9 +265,11 @@ class Backbone:
         return any(layout.positions.max(initial=0) < limit < layout.ids.shape[1] for limit in limits)
 
     def _products(self) -> AbstractContextManager[Any]:
-        """Around the body: how its matrices are multiplied."""
-        compiled = getattr(self.body, "_compiled_call_impl", None) is not None
-        if self.device.type != "cpu" or compiled:
+        """Around the body: how its matrices are multiplied, and for how many shapes something may be compiled."""
+        if self._compiled or self.attention == "flex":
+            limit: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES)
+            return limit
+        if self.device.type != "cpu":
             return nullcontext()
         return lean_training() if self._lean and torch.is_grad_enabled() else Products()
 
@@ -217,75 +279,34 @@ class Backbone:
 
     def _mask(self, layout: Layout) -> Any:
         """The mask as this model's attention takes it; per layer type where the types differ."""
-        types = set(getattr(self.config, "layer_types", None) or ())
-        if len(types) > 1:
-            windows = {kind: self._window if kind == "sliding_attention" else None for kind in types}
-            return {kind: self._attention_mask(layout, window) for kind, window in windows.items()}
-        return self._attention_mask(layout, None if types == {"full_attention"} else self._window)
+        masks = {kind: self._attention_mask(layout, window) for kind, window in self.windows.kinds.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _attention_mask(self, layout: Layout, window: int | None) -> Tensor | BlockMask:
-        if self.config._attn_implementation == "flex_attention":
+        if self.config._attn_implementation == FLEX:
             return block_mask(layout, window, self.device)
         seen = to_device(visible(layout, window), self.device)[:, None]
         if self.config._attn_implementation == "sdpa":
             return seen
         # eager attention adds the mask to the scores: a boolean one would be silently wrong there
-        dtype = (
-            torch.get_autocast_dtype(self.device.type)
-            if torch.is_autocast_enabled(self.device.type)
-            else self.body.dtype
-        )
-        assert isinstance(dtype, torch.dtype)
+        dtype = compute_dtype(next(self.body.parameters()))
         return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
-    @torch.no_grad()
     def runs_jointly(self) -> bool:
         """Whether one forward over a tree equals one per branch: tried on a few tokens of this very model.
 
         False for decoders that take no mask or positions as given (ALiBi, recurrent, hybrid, chunked attention).
         """
-        types = set(getattr(self.config, "layer_types", None) or ())
-        if not self._takes_positions or types - MASKABLE_LAYERS:
-            return False
-        ids = np.random.default_rng(0).integers(0, self.embedded_tokens, 19)
-        trunk, first, second = ids[:8].tolist(), ids[8:15].tolist(), ids[15:].tolist()
-        try:
-            with evaluating(self.model):
-                joint = self.slots(lay_out([Tree(trunk, [first, second])]))
-                alone = self.slots(lay_out([Tree(trunk, [first]), Tree(trunk, [second])]))
-        except (RuntimeError, TypeError, ValueError):
-            return False
-        error = (joint - alone).float().norm() / alone.float().norm()
-        return bool(error < (1e-3 if joint.dtype in (torch.float32, torch.float64) else 5e-2))
+        return self._joint
+
+    @cached_property
+    def _joint(self) -> bool:
+        with self.attending():
+            return trials.runs_jointly(self)
 
     def check(self, where: str) -> None:
         """Try the body on a few tokens: it must return hidden states, which no later token may change.
 
         ``where`` names the model. Raises ``UserError`` where the body is no causal decoder of token ids.
         """
-        kind = self.config.model_type
-        positions = self.max_positions
-        tokens = TRIAL_TOKENS if positions is None or positions < 2 else min(TRIAL_TOKENS, positions)
-        earlier = slice(0, tokens // 2)
-        ids = np.random.default_rng(1).integers(min(5, self.embedded_tokens - 1), self.embedded_tokens, (2, tokens))
-        ids[1, earlier] = ids[0, earlier]
-        try:
-            with evaluating(self.model):
-                hidden = self.hidden(lay_out([Tree(row, []) for row in ids]))
-        except FAILURES as error:
-            raise UserError(f"{where}: {kind} does not run on token ids alone: {reason(error)}") from error
-        if not hidden.isfinite().all():
-            raise LlaraError(
-                f"{where}: {kind} gives NaN or infinite hidden states: its weights are damaged, or too large for "
-                f"{dtype_name(hidden.dtype)}: try --dtype fp32 or bf16"
-            )
-        if hidden.shape != (2 * tokens, self.dim):
-            raise UserError(f"{where}: {kind} returns hidden states of width {hidden.shape[-1]}, expected {self.dim}")
-        one, other = hidden.float().view(2, tokens, self.dim)[:, earlier]
-        # not the largest: rounding may send a single token to another expert
-        if float(((one - other).norm(dim=-1) / one.norm(dim=-1)).median()) > tolerance(hidden):
-            why = " (is_decoder: false)" if getattr(self.config, "is_decoder", None) is False else ""
-            raise UserError(
-                f"{where}: {kind}{why} is not a causal decoder: hidden states depend on later tokens;"
-                " encode with --encoder sentence-transformers"
-            )
+        trials.check(self, where)

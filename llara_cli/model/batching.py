@@ -98,7 +98,7 @@ class Batching:
         layout: ``packed`` or ``bucketed``.
         budget: tokens of one forward, padding counted; a longer sequence has a forward of its own.
         row_tokens: tokens of a packed row; None: each forward is one row.
-        multiple: a row's width is rounded up to a multiple of this many tokens.
+        multiple: a row's width is rounded up to a multiple of this many tokens (``layout.row_width``).
         switch: positions above which the model computes another way, by the longest sequence of a forward (LongRoPE):
             sequences with more never share a forward with others. None: nothing depends on that.
         forward_tokens: what one more forward costs besides its tokens, in tokens.
@@ -134,7 +134,8 @@ class Batching:
         if self.layout == "bucketed":
             rows = [[number] for number in range(len(lengths))]
         elif self.row_tokens is None:
-            return [[row] for row in pack_evenly(lengths, self.budget, self.multiple, processes)]
+            capacity = max(self.budget - self.budget % self.multiple, min(self.budget, self.multiple))
+            return [[row] for row in pack_evenly(lengths, capacity, self.multiple, processes)]
         else:
             rows = pack(lengths, min(self.row_tokens, budget))
         row_lengths = [sum(lengths[number] for number in row) for row in rows]

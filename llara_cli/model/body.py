@@ -22,6 +22,14 @@ LONGROPE = ("longrope", "su")
 """LongRoPE's names in configurations: transformers', and that of Phi-3's own code."""
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The command-line name of a dtype."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
 def find_body(model: PreTrainedModel) -> nn.Module:
     """The module that turns token ids into last hidden states.
 
@@ -45,6 +53,14 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     }
 
 
+def decoder_layers(body: nn.Module, config: Any) -> nn.ModuleList:
+    """The list of a body's layers. Raises ``UserError`` where there is none."""
+    for part in body.modules():
+        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
+            return part
+    raise UserError(f"{config.model_type}: no list of its layers was found in {type(body).__name__}")
+
+
 def width(config: Any) -> int:
     """Width of the hidden states that a decoder returns; OPT projects them to that of its embeddings."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
@@ -63,6 +79,16 @@ def rope_switch(config: Any) -> int | None:
             found = part.get("original_max_position_embeddings") or own or config.max_position_embeddings
             return int(found)
     return None
+
+
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """What autocast computes in, where it is on, else the dtype of ``values``."""
+    kind = values.device.type
+    if not torch.is_autocast_enabled(kind):
+        return values.dtype
+    found = torch.get_autocast_dtype(kind)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def tolerance(values: Tensor) -> float:

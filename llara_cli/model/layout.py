@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 PADDING = -1
+LEAST_MULTIPLE = 128
+"""What a row is rounded up to a multiple of at least, where it is rounded to more at all."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,10 @@ class Layout:
 def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, multiple: int = 1) -> Layout:
     """Place trees into rows (``rows``: tree numbers of each; left out, one tree a row in the order given).
 
-    The rows' width is that of the longest, rounded up to a multiple of ``multiple``.
+    The rows' width is that of the longest, rounded up: see ``row_width``.
     """
     rows = [[number] for number in range(len(trees))] if rows is None else rows
-    width = max(sum(len(trees[number]) for number in row) for row in rows)
-    width += -width % multiple
+    width = row_width(max(sum(len(trees[number]) for number in row) for row in rows), multiple)
     shape = (len(rows), width)
     ids, branch, positions = (np.zeros(shape, np.int64) for _ in range(3))
     tree = np.full(shape, PADDING, np.int64)
@@ -89,6 +90,13 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, 
             at = here.stop
     plain = all(len(row) == 1 and len(trees[row[0]].branches) <= 1 for row in rows)
     return Layout(ids, tree, branch, positions, _slots(trees, starts), starts, plain)
+
+
+def row_width(tokens: int, multiple: int) -> int:
+    """``tokens``, rounded up to a multiple of ``multiple``; of half of it, a quarter and so on where they are few."""
+    while multiple % 2 == 0 and multiple >= 2 * max(tokens, LEAST_MULTIPLE):
+        multiple //= 2
+    return tokens + -tokens % multiple
 
 
 def lay_out_some(trees: Sequence[Tree], rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[int], Layout]:

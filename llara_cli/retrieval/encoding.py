@@ -21,7 +21,8 @@ from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
 from llara_cli.data.table import Table
 from llara_cli.model.allocator import give_back_memory, resident_memory
-from llara_cli.model.backbone import choose_device, choose_dtype, dtype_name
+from llara_cli.model.backbone import choose_device, choose_dtype
+from llara_cli.model.body import dtype_name
 from llara_cli.model.encoder import BATCH_TOKENS
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
@@ -30,7 +31,7 @@ from llara_cli.processes import Team
 from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
 from llara_cli.retrieval.shards import Shards
 from llara_cli.retrieval.store import IDS, STORES, TEXTS, cut, write_documents
-from llara_cli.settings import LAYOUTS, refuse_nonpositive
+from llara_cli.settings import LAYOUTS, refuse_nonpositive, refuse_unknown_attention
 from llara_cli.workspace import Workspace, told_again
 
 NUMBER_BYTES = 4
@@ -54,6 +55,8 @@ class EncodeSettings:
     shard_size: int = 4096
     layout: str = "auto"
     dim: int | None = None
+    attention: str = "auto"
+    compile: bool = False
 
     def check(self) -> None:
         """Raise ``UserError`` for a value that cannot be."""
@@ -63,6 +66,7 @@ class EncodeSettings:
             raise UserError(f"--store must be fp32 or fp16, not {self.store!r}")
         if self.layout not in LAYOUTS:
             raise UserError(f"--layout must be {', '.join(LAYOUTS)}, not {self.layout!r}")
+        refuse_unknown_attention(self.attention)
         for name in ("max_length", "batch_tokens", "shard_size", "dim"):
             refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
 
@@ -248,6 +252,8 @@ class Encoding:
             passage_length=self.max_length if self.settings.role == "passage" else None,
             batch_tokens=self.settings.batch_tokens,
             layout=self.settings.layout,
+            attention=self.settings.attention,
+            compile=self.settings.compile,
             note=self.console.warn_once,
         )
         with self.console.status(f"loading {self.source.name}"):

@@ -239,9 +239,9 @@ class Finetuning(TrainingRun[Group]):
         leads = self.accelerator.is_main_process
         return Watch(folder, prepared.model, dev.metric, score, every, self.settings.patience, leads)
 
-    def _prepare(self, source: ModelSource, recompute_every: int | None = None) -> Prepared:
+    def _loaded(self, source: ModelSource) -> Prepared:
         """The loss never meets the vocabulary projection: processes that shared it would wait for its gradient."""
-        prepared = super()._prepare(source, recompute_every)
+        prepared = super()._loaded(source)
         prepared.backbone.freeze_projection()
         if not checkpoints.trainable(prepared.model):
             raise UserError("nothing would be trained: fine-tuning does not reach the layers of --lora-targets")

@@ -21,8 +21,10 @@ from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
 from llara_cli.data.lines import ignore
 from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
-from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, dtype_name
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
+from llara_cli.model.body import dtype_name
 from llara_cli.model.facts import ModelFacts
+from llara_cli.model.float8 import refuse_without_float8
 from llara_cli.model.loading import has_projection, quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
@@ -254,7 +256,7 @@ class TrainingRun(ABC, Generic[ItemT]):
     def _shallow(self, layers: int) -> Backbone:
         """A model of the same shape with so many layers, as it will be trained."""
         with TemporaryDirectory() as folder:
-            return Backbone(self._prepare(shrunken(self.source, layers, Path(folder)), recompute_every=0).model)
+            return Backbone(self._loaded(shrunken(self.source, layers, Path(folder))).model)
 
     def _static_bytes(self, backbone: Backbone) -> float:
         """Weights, gradients and the optimiser's state, in one process."""
@@ -312,7 +314,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         draw_curve(result["history"], build.folder / CURVE)
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
         measured = {"peak_memory": peak_memory(self.device)}
-        artifact = build.finish(counts, result, made_for, execution=self.execution | execution, measured=measured)
+        execution |= self.execution | {"attention": prepared.backbone.attention}
+        artifact = build.finish(counts, result, made_for, execution=execution, measured=measured)
         checkpoints.discard(artifact.path)
 
     @property
@@ -326,12 +329,17 @@ class TrainingRun(ABC, Generic[ItemT]):
             "processes": self.accelerator.num_processes,
         }
 
-    def _prepare(self, source: ModelSource, recompute_every: int | None = None) -> Prepared:
-        """Load a model through the training backend and move it to the device.
+    def _prepare(self, source: ModelSource) -> Prepared:
+        """A model on the device that computes as the settings say."""
+        prepared = self._loaded(source)
+        self._choose_computation(prepared.backbone)
+        return prepared
 
-        ``recompute_every``: which layers are computed again in backward, None: as chosen for the run.
-        """
+    def _loaded(self, source: ModelSource) -> Prepared:
+        """Load a model through the training backend and move it to the device."""
         optimiser = self.settings.optimiser
+        if optimiser.compute == "float8":
+            refuse_without_float8(self.device, self.dtype)
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"
@@ -345,15 +353,22 @@ class TrainingRun(ABC, Generic[ItemT]):
             keep_freed_memory()
         backbone = Backbone(model)
         self.check(backbone)
-        every = self.forwards.every if recompute_every is None else recompute_every
-        if every:
-            backbone.recompute_in_backward(every)
-        if optimiser.compile:
-            backbone.body.compile(dynamic=True)
-        alone = self.accelerator.distributed_type == DistributedType.NO
-        if alone and not (every or optimiser.compile):
-            backbone.train_lean()
         return Prepared(backend, model, backbone, tokenizer, self.recipe)
+
+    def _choose_computation(self, backbone: Backbone) -> None:
+        """Let the backbone compute as the settings say. Raises ``UserError`` for what it cannot do."""
+        optimiser, recompute_every = self.settings.optimiser, self.forwards.every
+        with autocast(self.device, self.dtype):
+            backbone.use_attention(optimiser.attention)
+        if optimiser.compute == "float8":
+            backbone.multiply_in_float8()
+        if recompute_every:
+            backbone.recompute_in_backward(recompute_every)
+        if optimiser.compile:
+            backbone.compile_layers()
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        if alone and not (recompute_every or optimiser.compile):
+            backbone.train_lean()
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:

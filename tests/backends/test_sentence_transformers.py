@@ -114,6 +114,8 @@ def test_what_only_the_other_encoder_can_run_is_refused(tmp_path: Path, tiny_mod
     options = EncoderOptions()
     with pytest.raises(UserError, match="--encoder torch"):
         SentenceTransformersEncoder.load(ModelSource("tiny", str(tiny_model), None, PAPER), options)
+    with pytest.raises(UserError, match="--encoder torch"):
+        load(tiny_model, attention="varlen")
     with pytest.raises(UserError, match="GGUF"):
         SentenceTransformersEncoder.load(ModelSource("tiny", str(tmp_path), "tiny.gguf"), options)
     (tmp_path / "config.json").write_text("{}")

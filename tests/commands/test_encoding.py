@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 from program import Llara, start, tree, write_jsonl
 from tiny import TEXTS
+from torch._dynamo.utils import counters
 
 from llara_cli.data.table import Table
+from llara_cli.model.backbone import Backbone
 from llara_cli.retrieval.shards import Shards
 
 COUNT, KILLS = 400, int(os.environ.get("LLARA_TEST_KILLS", "4"))
@@ -117,12 +120,27 @@ def test_other_verbs_refuse_several_processes(llara: Llara, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "flags", [("--layout", "packed"), ("--batch-tokens", 100), ("--layout", "packed", "--batch-tokens", 300)]
-)
+    "flags",
+    [("--layout", "packed"), ("--batch-tokens", 100), ("--layout", "packed", "--batch-tokens", 300),
+     ("--attention", "varlen"), ("--attention", "varlen", "--layout", "packed")],
+)  # fmt: skip
 def test_layout_and_batch_size_change_float_noise_only(
     llara: Llara, corpus: Path, tiny_model: Path, whole: Path, flags: tuple[object, ...]
 ) -> None:
     found = llara("encode", corpus, "--model", tiny_model, "--shard-size", 100, *flags, "--json").json
+    np.testing.assert_allclose(vectors(Path(found["path"])), vectors(whole), atol=2e-6)
+
+
+# torch's own, as it compiles
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_layers_give_the_same_vectors(
+    llara: Llara, corpus: Path, tiny_model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled by a compiler that is done at once: torch's own takes minutes here."""
+    monkeypatch.setattr(Backbone, "compile_layers", partialmethod(Backbone.compile_layers, backend="eager"))
+    counters.clear()
+    found = llara("encode", corpus, "--model", tiny_model, "--shard-size", 100, "--compile", "--json").json
+    assert counters["stats"]["unique_graphs"] > 0
     np.testing.assert_allclose(vectors(Path(found["path"])), vectors(whole), atol=2e-6)
 
 

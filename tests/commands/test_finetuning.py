@@ -32,6 +32,19 @@ def test_sets_with_weights(llara: Llara, train: Path, tiny_model: Path, tmp_path
     assert "set_weights" in again.error
 
 
+def test_attention_over_segments_gives_the_same_losses(
+    llara: Llara, train: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The model is the same artifact: it is a way to compute, not what is computed."""
+    run = ("finetune", train, "--model", tiny_model, *FLAGS)
+    dense = llara(*run, workspace=tmp_path / "dense").json
+    segments = llara(*run, "--attention", "varlen").json
+    losses = [[row["loss"] for row in found["history"]] for found in (dense, segments)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    again = llara(*run, "--attention", "dense").json
+    assert again["history"] == segments["history"]
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "1e9"])
 def test_a_weight_that_is_none(llara: Llara, train: Path, tiny_model: Path, weight: str) -> None:
     done = llara("finetune", f"{train}:{weight}", "--model", tiny_model, *FLAGS)

@@ -162,6 +162,8 @@ def test_from_finetuning_to_an_answer(
     by_model = llara("evaluate", beir, "--json").json
     by_run = llara("evaluate", "--run", run, "--qrels", beir / "qrels" / "test.tsv", "--json").json
     assert by_model["datasets"]["small"] == pytest.approx(by_run["datasets"]["run"])
+    refused = llara("evaluate", beir, "--attention", "fast", "--restart")
+    assert (refused.code, "--attention must be" in refused.error) == (2, True)
     assert by_model["datasets"]["small"]["queries"] == 4
     assert (tmp_path / "ws/results/small" / name / "small.json").is_file()
 

@@ -16,12 +16,15 @@ from llara_cli import registry
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.encoder import Encoder, Sequencer
+from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokens import TextTokenizer
 from llara_cli.model.transfer import to_device
+from llara_cli.model.varlen import attend, plan_of
 from llara_cli.protocols import TrainingSetup
+from llara_cli.training.loop import autocast
 from llara_cli.training.losses import language_model_loss
 from llara_cli.training.pretext import Example, PretextObjective
 
@@ -42,30 +45,84 @@ def examples(count: int) -> list[Example]:
 
 
 def losses_and_norm(
-    source: ModelSource, recipe: Recipe, device: str, batching: Batching, items: Sequence[Example], *, blocks: bool
-) -> tuple[float, float]:
-    """The batch's loss and the norm of its gradient, in fp32."""
+    source: ModelSource, recipe: Recipe, device: str, batching: Batching, items: Sequence[Example],
+    attention: str = "dense", dtype: torch.dtype = torch.float32, *, compiled: bool = False,
+) -> tuple[float, float]:  # fmt: skip
+    """The batch's loss and the norm of its gradient, of weights in fp32."""
     backbone = Backbone(load_causal_lm(source, torch.float32).to(device).train())
-    if blocks:
-        assert backbone.attend_in_blocks()
     tokenizer = TextTokenizer.load(source).with_tokens(())
     prompts = tokenizer.prompt_ids(recipe)
-    loss = PretextObjective(backbone, recipe, prompts, batching).backward(items).loss
+    with autocast(backbone.device, dtype):
+        backbone.use_attention(attention)
+        if compiled:
+            backbone.compile_layers()
+        loss = PretextObjective(backbone, recipe, prompts, batching).backward(items).loss
     gradients = [weight.grad.double().norm() for weight in backbone.model.parameters() if weight.grad is not None]
     return loss, float(torch.stack(gradients).norm())
 
 
 @pytest.mark.parametrize(
-    ("batching", "blocks"),
-    [(Batching("packed", 2048, multiple=128), True), (Batching("packed", 2048, 256), False),
-     (Batching("bucketed", 2048, 256), False)],
+    ("batching", "attention"),
+    [(Batching("packed", 2048, multiple=256), "flex"), (Batching("packed", 2048, 256), "dense"),
+     (Batching("bucketed", 2048), "dense")],
 )  # fmt: skip
-def test_layouts_agree_with_the_cpu(source: ModelSource, batching: Batching, blocks: bool) -> None:
+def test_layouts_agree_with_the_cpu(source: ModelSource, batching: Batching, attention: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     items = examples(40)
-    wanted = losses_and_norm(source, PAPER, "cpu", Batching("bucketed", 4096, 256), items, blocks=False)
-    found = losses_and_norm(source, PAPER, "cuda", batching, items, blocks=blocks)
+    wanted = losses_and_norm(source, PAPER, "cpu", Batching("bucketed", 4096, 256), items)
+    found = losses_and_norm(source, PAPER, "cuda", batching, items, attention)
     assert found == pytest.approx(wanted, rel=2e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("attention", ["varlen", "flex", "dense"])
+def test_ways_to_attend_agree_in_bf16(source: ModelSource, attention: str, compiled: bool) -> None:
+    """With the CPU in fp32, as far as bf16 allows."""
+    wanted = losses_and_norm(source, PAPER, "cpu", Batching("bucketed", 4096, 256), examples(40))
+    batching = Batching("packed", 2048, 256 if attention == "dense" else 2048, 256)
+    found = losses_and_norm(source, PAPER, "cuda", batching, examples(40), attention, torch.bfloat16, compiled=compiled)
+    assert found == pytest.approx(wanted, rel=3e-2)
+
+
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize(("heads", "of_keys", "width"), [(9, 3, 64), (32, 4, 64), (8, 8, 128)])
+def test_the_kernel_for_segments_gives_what_the_mask_gives(
+    heads: int, of_keys: int, width: int, window: int | None
+) -> None:
+    """Forward and gradients against the stand-in in fp64: grouped heads, fewer queries than keys, windows, padding."""
+    torch.manual_seed(0)
+    layout = lay_out([Tree([5] * n, [[6] * 5, [7] * 7]) for n in (1, 17, 300, 64, 411)], [[0, 1, 2, 3, 4]], 128)
+    plan = plan_of(layout, torch.device("cuda"))
+    shapes = [(layout.ids.size, count, width) for count in (heads, of_keys, of_keys)]
+    leaves = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for shape in shapes]
+    exact = [leaf.detach().double().cpu().requires_grad_() for leaf in leaves]
+    upstream = torch.randn(shapes[0], device="cuda", dtype=torch.bfloat16)
+    found = attend(*leaves, plan, None, window)
+    wanted = attend(*exact, plan_of(layout, torch.device("cpu")), None, window)
+    mine = [found, *torch.autograd.grad(found, leaves, upstream)]
+    theirs = [wanted, *torch.autograd.grad(wanted, exact, upstream.double().cpu())]
+    for one, other in zip(mine, theirs, strict=True):
+        assert float((one.double().cpu() - other).detach().norm() / other.detach().norm()) < 2e-2
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_float8_is_near_bf16(source: ModelSource, compiled: bool) -> None:
+    """Forwards of any number of tokens."""
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no float8")
+    items, found = examples(40), []
+    for float8 in (False, True):
+        backbone = Backbone(load_causal_lm(source, torch.float32).to("cuda").train())
+        if float8:
+            backbone.multiply_in_float8()
+        if compiled:
+            backbone.compile_layers()
+        prompts = TextTokenizer.load(source).with_tokens(()).prompt_ids(PAPER)
+        objective = PretextObjective(backbone, PAPER, prompts, Batching("bucketed", 2048, 256))
+        with torch.autocast("cuda", torch.bfloat16):
+            found.append(objective.backward(items).loss)
+    assert found[1] == pytest.approx(found[0], rel=5e-2)
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed")

@@ -14,8 +14,9 @@ from architectures import make
 from tiny import TEXTS, make_model
 
 from llara_cli.model.ahead import ahead
-from llara_cli.model.backbone import BLOCK_TOKENS, Backbone
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS
+from llara_cli.model.block_mask import BLOCK_TOKENS
 from llara_cli.model.encoder import Encoder, Sequencer, text_batching
 from llara_cli.model.layout import Layout
 from llara_cli.model.loading import load_causal_lm
@@ -107,7 +108,6 @@ def test_whole_rows_give_the_vectors_of_texts_alone(encoder: Encoder, budget: in
 # torch's own import of its inductor; that nothing is compiled here is meant
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # by transformers
 def test_whole_rows_are_for_attention_in_blocks(encoder: Encoder, tmp_path: Path) -> None:
     source = ModelSource("wide", str(make_model(tmp_path / "wide", "wide")))
     backbone = Backbone(load_causal_lm(source, torch.float32).eval())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llara_cli.model.batching import pack
-from llara_cli.model.layout import Tree, lay_out, visible
+from llara_cli.model.layout import Tree, lay_out, row_width, visible
 
 
 @given(
@@ -32,3 +32,14 @@ def test_a_window_counts_positions_not_places() -> None:
     tree = Tree([1, 2, 3, 4], [[5, 6], [7, 8]])
     seen = visible(lay_out([tree]), window=3)[0]
     assert np.flatnonzero(seen[7]).tolist() == [3, 6, 7]  # second branch: positions 3, 4, 5
+
+
+@given(tokens=st.integers(1, 20_000), multiple=st.sampled_from([1, 8, 100, 128, 2048]))
+def test_rows_are_rounded_up_and_short_ones_to_less(tokens: int, multiple: int) -> None:
+    width = row_width(tokens, multiple)
+    assert tokens <= width < tokens + multiple
+    assert width < 2 * max(tokens, 128)
+
+
+def test_rows_that_are_rounded_up_have_few_widths() -> None:
+    assert {row_width(tokens, 2048) for tokens in range(1, 8193)} == {128, 256, 512, 1024, 2048, 4096, 6144, 8192}

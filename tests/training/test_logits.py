@@ -99,7 +99,7 @@ def test_the_trial_leaves_attention_in_blocks_as_it_is() -> None:
     )
     assert model.attend_in_blocks()
     assert model.logits.scale == 0.25
-    assert model.config._attn_implementation == "flex_attention"
+    assert model.attention == "flex"
 
 
 def test_hooks_of_the_trial_are_gone_and_dropout_is_back() -> None:

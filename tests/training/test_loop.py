@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import Llara
 from tiny import make_model
+from torch._dynamo.utils import counters
 
+from llara_cli.model.backbone import Backbone
 from llara_cli.model.encoder import Encoder
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training import run
@@ -129,9 +132,10 @@ def test_a_curve_of_one_step_can_be_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [("--gradient-checkpointing",), ("--layout", "bucketed"), ("--layout", "packed"), ("--micro-batch-tokens", 70)],
+    [("--gradient-checkpointing",), ("--layout", "bucketed"), ("--layout", "packed"), ("--micro-batch-tokens", 70),
+     ("--attention", "varlen")],
     ids=lambda flags: flags[-1],
-)
+)  # fmt: skip
 def test_how_it_is_computed_changes_no_loss(
     llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, flags: tuple[object, ...]
 ) -> None:
@@ -142,8 +146,9 @@ def test_how_it_is_computed_changes_no_loss(
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
     manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
     assert manifest["execution"].keys() == {
-        "gradient_checkpointing", "compile", "micro_batch_tokens", "processes", "layout"
+        "gradient_checkpointing", "compile", "micro_batch_tokens", "processes", "layout", "attention"
     }  # fmt: skip
+    assert manifest["execution"]["attention"] == ("varlen" if "varlen" in flags else "dense")
     assert manifest["execution"]["gradient_checkpointing"] == ("--gradient-checkpointing" in flags)
 
 
@@ -168,7 +173,25 @@ def test_an_update_draws_the_same_whatever_the_forwards_drew(
     assert states[:10] == states[10:]
 
 
-@pytest.mark.parametrize("flags", [("--layout", "long"), ("--track", "paper"), ("--weights", "fp8")])
+# torch's own, as it compiles
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_layers_change_no_loss(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled by a compiler that is done at once: torch's own takes minutes here."""
+    monkeypatch.setattr(Backbone, "compile_layers", partialmethod(Backbone.compile_layers, backend="eager"))
+    plain = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--json", workspace=tmp_path / "plain").json
+    counters.clear()
+    other = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--compile", "--json").json
+    assert counters["stats"]["unique_graphs"] > 0
+    for one, two in zip(plain["history"], other["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags", [("--layout", "long"), ("--attention", "fast"), ("--track", "paper"), ("--weights", "fp8")]
+)
 def test_unknown_choices_are_named(llara: Llara, corpus: Path, tiny_model: Path, flags: tuple[str, str]) -> None:
     done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags)
     assert done.code == 2

@@ -1,0 +1,94 @@
+"""``visible`` as FlexAttention takes it: by blocks, so that those where nothing is seen cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from llara_cli.model.layout import PADDING, Ids, Layout
+from llara_cli.model.transfer import to_device
+
+BLOCK_TOKENS = 128
+"""Queries, and keys, of a block."""
+WIDTHS = 8
+"""Widths of long rows at most: FlexAttention, and layers, are compiled for each."""
+Blocks = NDArray[np.bool_]
+
+
+def row_multiple(budget: int) -> int:
+    """What to round widths up to: a power of two times a block, so that rows of ``budget`` tokens have few widths."""
+    blocks = -(-budget // (WIDTHS * BLOCK_TOKENS))
+    return BLOCK_TOKENS << (blocks - 1).bit_length()
+
+
+def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:
+    """The mask of a layout; what its blocks hold is found from lengths, without a look at the pairs of tokens."""
+    partial, full = block_table(layout, window)
+    width = layout.ids.shape[1]
+    return BlockMask.from_kv_blocks(
+        *_listed(partial, device), *_listed(full, device), BLOCK_TOKENS, _sees(layout, window, device), (width, width)
+    )
+
+
+def block_table(layout: Layout, window: int | None = None) -> tuple[Blocks, Blocks]:
+    """Blocks of queries and of keys in which some pairs may be seen, and in which all are: each (R, blocks, blocks).
+
+    Nothing is seen in any other block. The first kind may hold a few in which nothing is seen either: those between
+    the trunk and a branch.
+    """
+    tree = _blocks(layout.tree, PADDING)
+    branch, positions = _blocks(layout.branch), _blocks(layout.positions)
+    first = _blocks(_first_keys(layout, window), np.iinfo(np.int64).max).min(axis=-1) // BLOCK_TOKENS
+    query, key = np.arange(tree.shape[1])[:, None], np.arange(tree.shape[1])[None, :]
+    seen = (key <= query) & (key >= np.minimum(first, np.arange(tree.shape[1]))[..., None])
+    whole = (tree == tree[..., :1]).all(axis=-1) & (tree[..., 0] != PADDING)
+    trunk = whole & (branch == 0).all(axis=-1)
+    full = (key < query) & whole[:, :, None] & trunk[:, None, :] & (tree[:, :, None, 0] == tree[:, None, :, 0])
+    if window is not None:
+        full &= positions.max(axis=-1)[:, :, None] - positions.min(axis=-1)[:, None, :] < window
+    return seen & ~full, full
+
+
+def _first_keys(layout: Layout, window: int | None) -> Ids:
+    """(R, L) where in its row the first key lies that a query may see, or a place before it."""
+    index = np.broadcast_to(np.arange(layout.tree.shape[1]), layout.tree.shape)
+    begins = np.diff(layout.tree, axis=1, prepend=PADDING - 1) != 0
+    first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    if window is not None:  # a token lies at least as far from its tree's first as its position says
+        first = first + np.maximum(0, layout.positions - window + 1)
+    return np.where(layout.real, first, index)
+
+
+def _blocks(values: Ids, fill: int = 0) -> Ids:
+    """(R, L) -> (R, blocks, tokens of a block), the last block filled up."""
+    rows, width = values.shape
+    filled = np.pad(values, ((0, 0), (0, -width % BLOCK_TOKENS)), constant_values=fill)
+    return filled.reshape(rows, -1, BLOCK_TOKENS)
+
+
+def _listed(table: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each block of queries, how many blocks of keys are marked, and their numbers, then those of the others."""
+    numbers = np.argsort(~table, axis=-1, kind="stable")
+    count, order = (part.astype(np.int32)[:, None] for part in (table.sum(axis=-1), numbers))
+    return to_device(count, device), to_device(order, device)
+
+
+def _sees(
+    layout: Layout, window: int | None, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """``visible`` for one pair of a query and a key."""
+    tree, branch, positions = (to_device(part, device) for part in (layout.tree, layout.branch, layout.positions))
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (tree[row, query] == tree[row, key]) & (tree[row, query] != PADDING) & (query >= key)
+        same = same & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
+        if window is not None:
+            same = same & (positions[row, query] - positions[row, key] < window)
+        return same | (query == key)
+
+    return sees
