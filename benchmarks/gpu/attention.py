@@ -70,7 +70,8 @@ def check(bench: Bench, heads: Heads, window: int | None) -> None:
     errors = [error(*pair) for pair in pairs]
     name = f"varlen against dense fp64, {told(heads)}" + (f", window {window}" if window else "")
     figures = dict(zip(("output", "queries", "keys", "values"), errors, strict=True))
-    bench.record(name, right=max(errors) < CLOSE, errors=figures)
+    verdict = {} if max(errors) < CLOSE else {"failed": f"an error above {CLOSE}"}
+    bench.record(name, **verdict, errors=figures)
 
 
 def told(heads: Heads) -> str:
@@ -80,7 +81,7 @@ def told(heads: Heads) -> str:
 
 def lengths_of(bench: Bench, kind: str) -> tuple[list[int], int]:
     """Tokens of the texts in a forward, and of a whole one with both prompts."""
-    total, most = (512, 128) if bench.toy else (16384, 1024)
+    total, most = (256, 64) if bench.toy else (16384, 1024)
     if kind == "full":
         return [most - 2 * PROMPT] * (total // most), most
     drawn = np.clip(np.random.default_rng(1).lognormal(5.0, 0.9, total), 16, most - 2 * PROMPT).astype(int)

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,16 +18,23 @@ import torch
 from gpu.results import Results
 from gpu.shapes import SHAPES, Shape, datasheet_peak
 
+if TYPE_CHECKING:
+    from llara_cli.model.backbone import Backbone
+
 CARD, PRODUCT = "card", "bf16 product"
 """Stage and setting whose rate the others are measured against."""
 WARM_UPS = 3
 
 
+OPTIONAL = {"bitsandbytes", "liger_kernel", "peft", "sentence_transformers", "torchao"}
+"""Libraries that some settings need."""
+
+
 def told(error: Exception) -> dict[str, str]:
-    """An error as a result, in one line: a library that is not installed skips what needs it, all else has failed."""
-    missing = next((each for each in (error, error.__cause__) if isinstance(each, ModuleNotFoundError)), None)
-    if missing is not None:
-        return {"skipped": f"{missing.name} is not installed"}
+    """An error as a result, in one line: without an optional library its settings are skipped, all else has failed."""
+    for each in (error, error.__cause__):
+        if isinstance(each, ImportError) and (each.name or "").partition(".")[0] in OPTIONAL:
+            return {"skipped": f"{each.name} is not installed"}
     return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
 
 
@@ -75,6 +82,10 @@ class Bench:
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
+
+    def compile_layers(self, backbone: Backbone) -> None:
+        """As the command does; on a CPU they are only traced, as making code would take minutes."""
+        backbone.compile_layers("aot_eager" if self.toy else "inductor")
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

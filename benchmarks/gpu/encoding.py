@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from llara_cli.model.recipe import PAPER
 from llara_cli.protocols import Vectors
 
 Encode = Callable[[Sequence[str]], Vectors]
+Make = Callable[[], Encode]
 LENGTH = 512
 TOY_TEXTS = 16
 
@@ -51,29 +54,31 @@ class Encoding:
         self.lengths = [len(tree) for tree in self.sequencer.trees(self.texts, "passage").trees]
         self._vectors = bench.work / f"vectors-{options.shape}.npy"
 
-    def ours(self) -> dict[str, Encode]:
+    def ours(self) -> dict[str, Make]:
         """By setting: the engine of ``llara encode``."""
         options = self.options
         backbone = Backbone(random_model(self.shape, self.bench.dtype, self.bench.device).eval())
         if options.attention != "auto":
             backbone.use_attention(options.attention)
         if options.compile:
-            backbone.compile_layers()
-        name = f"attention {options.attention}, {options.layout}" + (", compile" if options.compile else "")
-        ways: dict[str, Encode] = {}
-        for budget in (int(each) for each in options.budgets.split(",")):
-            for cost in (None, *(int(each) for each in filter(None, options.forward_tokens.split(",")))):
-                encoder = Encoder(backbone, PAPER, self.sequencer, budget, options.layout, print)
-                if cost is not None:
-                    encoder.batching = replace(encoder.batching, forward_tokens=cost)
-                extra = "" if cost is None else f", {cost} tokens for one more"
-                ways[f"llara, {name}, {budget} tokens a forward{extra}"] = self._encode(encoder)
+            self.bench.compile_layers(backbone)
+        name = f"llara, attention {options.attention}, {options.layout}" + (", compile" if options.compile else "")
+        ways: dict[str, Make] = {}
+        for budget in numbers(options.budgets):
+            ways[f"{name}, {budget} tokens a forward"] = partial(self._ours, backbone, budget)
+            for cost in numbers(options.forward_tokens):
+                each = f"{name}, {budget} tokens a forward, {cost} for one more"
+                ways[each] = partial(self._ours, backbone, budget, cost)
         return ways
 
-    def _encode(self, encoder: Encoder) -> Encode:
+    def _ours(self, backbone: Backbone, budget: int, cost: int | None = None) -> Encode:
+        """``cost``: what one more forward is taken to cost, in tokens, instead of what the device says."""
+        encoder = Encoder(backbone, PAPER, self.sequencer, budget, self.options.layout, print)
+        if cost is not None:
+            encoder.batching = replace(encoder.batching, forward_tokens=cost)
         return lambda texts: encoder.encode(texts, "passage").vectors
 
-    def theirs(self) -> dict[str, Encode]:
+    def theirs(self) -> dict[str, Make]:
         """By setting: sentence-transformers' ``encode`` of text and prompt as one; it sorts by length itself."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -92,11 +97,11 @@ class Encoding:
 
             return encode
 
-        return {f"sentence-transformers, batches of {each}": of(int(each)) for each in self.options.sizes.split(",")}
+        return {f"sentence-transformers, batches of {size}": partial(of, size) for size in numbers(self.options.sizes)}
 
-    def measure(self, setting: str, encode: Encode) -> None:
+    def measure(self, setting: str, make: Make) -> None:
         """Once to warm up, with all texts where that compiles, then timed; vectors are held against the first ones."""
-        bench, setting = self.bench, f"{self.options.shape}, {setting}"
+        bench, encode = self.bench, make()
         bench.forget_peak()
         few = self.texts if self.options.compile else self.texts[: max(8, len(self.texts) // 8)]
         first = bench.seconds(lambda: encode(few))
@@ -128,21 +133,28 @@ def transformer_of(kind: Any, shape: Shape, bench: Bench, tokenizer: Any) -> Any
     return module
 
 
+def numbers(text: str) -> list[int]:
+    """Between commas."""
+    return [int(each) for each in text.split(",") if each]
+
+
 def run(bench: Bench, options: argparse.Namespace) -> None:
     """Every setting of a system."""
     encoding = Encoding(bench, options)
-    for setting, encode in (encoding.ours() if options.system == "llara" else encoding.theirs()).items():
+    for name, make in (encoding.ours() if options.system == "llara" else encoding.theirs()).items():
+        setting = f"{options.shape}, {name}"
         if bench.left < 4:
-            bench.record(f"{options.shape}, {setting}", skipped="no time left")
+            bench.record(setting, skipped="no time left")
         else:
-            bench.attempt(f"{options.shape}, {setting}", encoding.measure, setting, encode)
+            bench.attempt(setting, encoding.measure, setting, make)
 
 
 def main() -> None:
     """Measure; a setting that cannot be had is a result."""
     options = parser().parse_args()
     if options.system == "sentence-transformers":
-        import sentence_transformers.sentence_transformer.modules  # noqa: F401  slow: before the gate
+        with suppress(ImportError):  # slow: before the gate
+            import sentence_transformers.sentence_transformer.modules  # noqa: F401
     bench = Bench(options)
     bench.attempt(f"{options.shape}, {options.system}, attention {options.attention}", run, bench, options)
 

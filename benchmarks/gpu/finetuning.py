@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from transformers import LlamaForCausalLM  # noqa: F401  imported before the gate
 
 from gpu.bench import Bench, options_of
 from gpu.encoding import LENGTH, transformer_of
 from gpu.models import passage_lengths, random_model, texts_of, tokenizer_of_words
-from llara_backends import adapters
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.body import linear_layers
 from llara_cli.model.encoder import Sequencer
@@ -84,6 +83,8 @@ def measure(
 
 def ours(bench: Bench, options: argparse.Namespace) -> None:
     """The objective of ``llara finetune`` with the backend ``lora``."""
+    from llara_backends import adapters
+
     setup = TrainingSetup(bench.dtype)
     model = random_model(bench.shape(options.shape), bench.dtype, bench.device)
     model = adapters.adapt(model, [], setup).get_base_model().train()
@@ -93,7 +94,7 @@ def ours(bench: Bench, options: argparse.Namespace) -> None:
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=not bench.toy):
             backbone.use_attention(options.attention)
     if options.compile:
-        backbone.compile_layers()
+        bench.compile_layers(backbone)
     sequencer = Sequencer(tokenizer_of_words(), PAPER, {"query": 64, "passage": LENGTH})
     groups = Batch(toy=bench.toy).groups()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -145,6 +146,8 @@ def cached(loss: Any, model: Any, columns: Sequence[list[str]]) -> float:
 
 def adapted(body: Any) -> list[torch.nn.Parameter]:
     """The weights of adapters, put on every linear layer of a body as ours are."""
+    from peft import LoraConfig, inject_adapter_in_model
+
     chosen = TrainingSetup(torch.float32).adapter
     config = LoraConfig(
         r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, target_modules=list(linear_layers(body))
@@ -166,8 +169,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--budgets", default="16384", help="tokens of a forward of ours")
     options = parser.parse_args()
-    if options.system == "sentence-transformers":
-        import sentence_transformers.sentence_transformer.losses  # noqa: F401  slow: before the gate
+    with suppress(ImportError):  # slow: before the gate
+        import peft  # noqa: F401
+
+        if options.system == "sentence-transformers":
+            import sentence_transformers.sentence_transformer.losses  # noqa: F401
     bench = Bench(options)
     system = ours if options.system == "llara" else theirs
     bench.attempt(f"{options.shape}, {options.system}", system, bench, options)

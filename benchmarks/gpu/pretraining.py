@@ -87,7 +87,7 @@ class Pretraining:
 
             convert_to_float8_training(self.backbone.body, config=Float8LinearConfig.from_recipe_name("rowwise"))
         if self.options.compile:
-            self.backbone.compile_layers()
+            self.bench.compile_layers(self.backbone)
 
     def mixed(self) -> torch.autocast:
         """bf16 products, as the command computes on a card."""

@@ -11,7 +11,7 @@ def search(bench: Bench) -> None:
     """What the script measures, recorded line by line."""
     from gpu_exact import measure
 
-    measure(bench.device, TOY_ROWS if bench.toy else ROWS, DIM, bench.record)
+    measure(str(bench.device), TOY_ROWS if bench.toy else ROWS, DIM, bench.record)
 
 
 def main() -> None:

@@ -33,10 +33,9 @@ class Shape:
         return asdict(self) | {"max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 1}
 
     def toy(self) -> Shape:
-        """As many heads, but narrow ones, in two layers: for a dry run on a CPU."""
-        return replace(
-            self, vocab_size=4096, hidden_size=16 * self.num_attention_heads, intermediate_size=96, num_hidden_layers=2
-        )
+        """A few narrow heads, as many of queries to one of keys, in two layers: for a dry run on a CPU."""
+        heads = 2 * self.num_attention_heads // self.num_key_value_heads
+        return Shape(4096, 16 * heads, 96, 2, heads, 2)
 
     def one_layer(self) -> Shape:
         """What is compiled for one layer serves all."""

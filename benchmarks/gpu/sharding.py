@@ -67,7 +67,8 @@ def pretrain(bench: Bench, folder: Path) -> None:
     before = list(AutoModelForCausalLM.from_pretrained(model).parameters())
     finite = all(bool(weight.isfinite().all()) for weight in weights)
     moved = any(bool((one != other).any()) for one, other in zip(weights, before, strict=True))
-    bench.record("pretrain", right=finite and moved, finite=finite, trained=moved, distributed=kind)
+    verdict = {} if finite and moved else {"failed": f"saved weights: all finite {finite}, trained {moved}"}
+    bench.record("pretrain", **verdict, weights=len(weights), distributed=kind)
 
 
 def main() -> None:

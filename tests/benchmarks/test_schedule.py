@@ -112,9 +112,9 @@ def rates(tmp_path: Path) -> list[dict[str, object]]:
 
 def test_the_report_holds_what_was_found_against_the_goals(tmp_path: Path) -> None:
     found = markdown(rates(tmp_path))
-    assert "| pretraining 135M, MFU | 0.2 | 0.25 |" in found
-    assert "| pretraining 135M, full texts, over the authors' way | 3 | 3 |" in found
-    assert "| pretraining 135M, mixed texts, over the authors' way | 3 | - |" in found
+    assert "| pretraining 135M, MFU | at least 0.2 | 0.25 |" in found
+    assert "| pretraining 135M, full texts, over the authors' way | at least 3 | 3 |" in found
+    assert "| pretraining 135M, mixed texts, over the authors' way | at least 3 | - |" in found
     assert "| tests | passed | 1 |" in found
     assert "| tests | test_cuda.py::test_two | failed call: AssertionError |" in found
     assert "tokens_per_s 10,000" in found
