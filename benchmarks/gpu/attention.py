@@ -25,10 +25,10 @@ BACKWARD = 2.5
 Way = Callable[[], Tensor]
 
 
-def layout_of(lengths: list[int]) -> Layout:
-    """Trees of texts of so many tokens with two prompts each, in one row."""
+def layout_of(lengths: list[int], multiple: int = 128) -> Layout:
+    """Trees of texts of so many tokens with two prompts each, in one row of a multiple of so many tokens."""
     trees = [Tree(np.zeros(length, np.int64), [np.zeros(PROMPT, np.int64)] * 2) for length in lengths]
-    return lay_out(trees, [list(range(len(trees)))], 128)
+    return lay_out(trees, [list(range(len(trees)))], multiple)
 
 
 def inputs(bench: Bench, tokens: int, heads: Heads) -> list[Tensor]:
@@ -151,7 +151,7 @@ def compare(bench: Bench, kind: str, heads: Heads) -> None:
     if not bench.toy:
         ways["flex"] = lambda: flex_way(bench, layout, parts)
     if kind == "full":
-        ways["dense"] = lambda: dense_way(bench, layout_of(lengths[:1]), [part[:most] for part in parts])
+        ways["dense"] = lambda: dense_way(bench, layout_of(lengths[:1], 1), [part[:most] for part in parts])
         ways["causal"] = lambda: causal_way(bench, parts, most)
     for name, make in ways.items():
         if bench.warm and name != "flex":

@@ -26,11 +26,11 @@ CARD, PRODUCT = "card", "bf16 product"
 WARM_UPS = 3
 
 
-OPTIONAL = {"bitsandbytes", "liger_kernel", "peft", "sentence_transformers", "torchao"}
+OPTIONAL = {"bitsandbytes", "liger_kernel", "matplotlib", "peft", "sentence_transformers", "torchao"}
 """Libraries that some settings need."""
 
 
-def told(error: Exception) -> dict[str, str]:
+def told(error: BaseException) -> dict[str, str]:
     """An error as a result, in one line: without an optional library its settings are skipped, all else has failed."""
     for each in (error, error.__cause__):
         if isinstance(each, ImportError) and (each.name or "").partition(".")[0] in OPTIONAL:
@@ -74,7 +74,7 @@ class Bench:
         """The function's value; None where it fails, whatever the error, which is then a result."""
         try:
             return function(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             self.record(setting, **told(error))
             return None

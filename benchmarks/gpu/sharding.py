@@ -7,6 +7,7 @@ python -m gpu.sharding pretrain ...          what torchrun starts: the command, 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gpu.bench import Bench, options_of
+from gpu.bench import OPTIONAL, Bench, options_of
 from gpu.models import WORDS, random_model, save, tokenizer_of_words
 from gpu.shapes import Shape
 
@@ -58,6 +59,10 @@ def pretrain(bench: Bench, folder: Path) -> None:
     print(done.stdout, flush=True)
     lines = done.stdout.splitlines()
     kind = next((line.removeprefix(MARK) for line in lines if line.startswith(MARK)), "unknown")
+    missing = re.search(r"No module named '(\w+)'", done.stdout)
+    if missing and missing[1] in OPTIONAL:
+        bench.record("pretrain", skipped=f"{missing[1]} is not installed")
+        return
     if done.returncode:
         why = next((line.strip() for line in lines if "rror: " in line), "")
         bench.record("pretrain", failed=f"exit code {done.returncode}: {why}", distributed=kind)
