@@ -96,14 +96,15 @@ def ours(bench: Bench, options: argparse.Namespace) -> None:
     if options.compile:
         bench.compile_layers(backbone)
     sequencer = Sequencer(tokenizer_of_words(), PAPER, {"query": 64, "passage": LENGTH})
-    groups = Batch(toy=bench.toy).groups()
+    batch = Batch(toy=bench.toy)
+    groups = batch.groups()
+    trees = sequencer.trees(batch.queries, "query").trees + sequencer.trees(batch.passages, "passage").trees
+    tokens = sum(map(len, trees))
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     name = f"{options.shape}, llara, attention {options.attention}" + (", compile" if options.compile else "")
     for budget in (int(each) for each in options.budgets.split(",")):
         loss = ContrastiveLoss(TEMPERATURE, mask_false_negatives=False)
         objective = ContrastiveObjective(backbone, PAPER, sequencer, budget, loss)
-        parts = objective.parts(groups)
-        tokens = sum(int(layout.real.sum()) for layout in parts.layouts)
         setting = f"{name}, {budget} tokens a forward"
         bench.attempt(setting, measure, bench, setting, lambda o=objective: o.backward(groups).loss, weights, tokens)
 

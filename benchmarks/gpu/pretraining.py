@@ -83,9 +83,7 @@ class Pretraining:
             with self.mixed():
                 self.backbone.use_attention(self.options.attention)
         if self.options.float8:
-            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-
-            convert_to_float8_training(self.backbone.body, config=Float8LinearConfig.from_recipe_name("rowwise"))
+            self.backbone.multiply_in_float8(emulate=self.bench.toy)
         if self.options.compile:
             self.bench.compile_layers(self.backbone)
 

@@ -13,20 +13,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-LEFT_OUT = {
-    "stage",
-    "setting",
-    "time",
-    "log",
-    "size",
-    "texts",
-    "tokens",
-    "first_s",
-    "first_step_s",
-    "seconds",
-    "passed",
-}
-"""Figures that the table does without, or tells elsewhere."""
+LEFT_OUT = {"stage", "setting", "time", "size", "texts", "tokens", "first_s", "first_step_s"}
+"""What the column of figures does without."""
 MOST = 10_000
 """Characters of the summary at most."""
 WHOLE = "whole stage"
@@ -41,6 +29,8 @@ def told(value: Any) -> str:
     """A figure in words."""
     if isinstance(value, dict):
         return " ".join(f"{key} {told(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return " / ".join(map(told, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return number(value)

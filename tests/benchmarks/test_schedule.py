@@ -107,6 +107,7 @@ def rates(tmp_path: Path) -> list[dict[str, object]]:
     results.add("tests", "test_cuda.py::test_one", passed=True, seconds=1.0)
     results.add("tests", "test_cuda.py::test_two", failed="call: AssertionError")
     results.add("tests", "whole stage", seconds=9.0)
+    results.add("exact", "whole stage", failed="exit code 1", log=["Traceback", "MemoryError"])
     return results.rows()
 
 
@@ -118,6 +119,8 @@ def test_the_report_holds_what_was_found_against_the_goals(tmp_path: Path) -> No
     assert "| tests | passed | 1 |" in found
     assert "| tests | test_cuda.py::test_two | failed call: AssertionError |" in found
     assert "tokens_per_s 10,000" in found
+    assert "| exact | whole stage | failed exit code 1, log Traceback / MemoryError |" in found
+    assert "| tests | whole stage |" not in found
 
 
 def test_the_summary_stays_short(tmp_path: Path) -> None:
