@@ -19,7 +19,7 @@ from llara_cli.model.adapted import quantise
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.recipe import PAPER
 from llara_cli.settings import OptimiserSettings
-from llara_cli.training.optimisers import make_optimiser
+from llara_cli.training.optimisers import make_optimiser, uncompiled_on_cpu
 from llara_cli.training.pretext import Example, PretextObjective
 
 Step = Callable[[Sequence[Example]], float]
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--recompute", action="store_true")
     options.add_argument("--float8", action="store_true")
     options.add_argument("--qlora", action="store_true")
+    options.add_argument("--rounding", action="store_true", help="the optimizer of the command's --weights bf16")
     options.add_argument("--budgets", default="16384", help="tokens of a forward")
     options.add_argument("--tokens", type=int, default=65536, help="tokens of a step")
     options.add_argument("--lengths", default="full")
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def name_of(options: argparse.Namespace) -> str:
     """The setting in words."""
     parts = [options.system if options.system != "llara" else f"llara, attention {options.attention}"]
-    parts += [word for word in ("compile", "recompute", "float8", "qlora") if getattr(options, word)]
+    parts += [word for word in ("compile", "recompute", "float8", "qlora", "rounding") if getattr(options, word)]
     return ", ".join(parts)
 
 
@@ -93,7 +94,9 @@ class Pretraining:
 
     def _optimiser(self) -> torch.optim.Optimizer:
         """AdamW; with states of 8 bits where 7 B weights train, and plain descent where that cannot be had."""
-        chosen = OptimiserSettings(learning_rate=RATE, name="adamw-8bit" if self.lean and not self.adapter else "adamw")
+        name = "adamw-8bit" if self.lean and not self.adapter else "adamw"
+        weights = "bf16" if self.options.rounding else "fp32"
+        chosen = OptimiserSettings(learning_rate=RATE, name=name, weights=weights)
         made: torch.optim.Optimizer | None = self.bench.attempt(f"optimizer {chosen.name}", self._tried, chosen)
         return made or torch.optim.SGD(self.weights, lr=RATE)
 
@@ -101,9 +104,13 @@ class Pretraining:
         """An optimizer that has taken a step on this device."""
         weight = nn.Parameter(torch.randn(4096, 8, device=self.bench.device, dtype=self.weights[0].dtype))
         weight.grad = torch.randn_like(weight)
-        make_optimiser([weight], chosen).step()
+        self._update(make_optimiser([weight], chosen))
         self.bench.wait()
         return make_optimiser(self.weights, chosen)
+
+    def _update(self, optimiser: torch.optim.Optimizer) -> None:
+        with uncompiled_on_cpu(self.bench.device):
+            optimiser.step()
 
     def system(self, budget: int, length: int) -> Step:
         """What takes the gradients of a batch, in forwards of ``budget`` tokens."""
@@ -145,7 +152,7 @@ class Pretraining:
         self.optimiser.zero_grad(set_to_none=True)
         with self.mixed():
             loss = step(items)
-        self.optimiser.step()
+        self._update(self.optimiser)
         return loss
 
 

@@ -77,6 +77,7 @@ ONE_BY_ONE = [
     stage("fine-tune 135M, varlen and compiled", 20, "finetuning", "--attention", "varlen", "--compile"),
     stage("pretrain 7B, float8", 30, "pretraining", *LARGE, "--attention", "varlen", "--compile", "--float8",
           "--budgets", "4096", needs=18),
+    stage("pretrain 7B, weights rounded", 45, "pretraining", *LARGE, "--rounding", "--recompute", needs=25),
     stage("pretrain 7B, QLoRA", 34, "pretraining", *LARGE, "--qlora", "--recompute", needs=22),
     stage("pretrain 1B, default", 18, "pretraining", "--shape", "1B", "--tokens", "32768"),
     stage("pretrain 1B, varlen and compiled", 28, "pretraining", "--shape", "1B", "--tokens", "32768", "--attention",
