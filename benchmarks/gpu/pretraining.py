@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--system", default="llara", choices=("llara", "authors", "two passes"))
     options.add_argument("--attention", default="auto")
     options.add_argument("--compile", action="store_true")
-    options.add_argument("--recompute", action="store_true")
+    options.add_argument("--recompute", type=int, nargs="?", const=1, help="layers of which one is computed again")
     options.add_argument("--float8", action="store_true")
     options.add_argument("--qlora", action="store_true")
     options.add_argument("--rounding", action="store_true", help="the optimizer of the command's --weights bf16")
@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
 def name_of(options: argparse.Namespace) -> str:
     """The setting in words."""
     parts = [options.system if options.system != "llara" else f"llara, attention {options.attention}"]
-    parts += [word for word in ("compile", "recompute", "float8", "qlora", "rounding") if getattr(options, word)]
+    parts += [word for word in ("compile", "float8", "qlora", "rounding") if getattr(options, word)]
+    if options.recompute:
+        parts.append("recompute" if options.recompute == 1 else f"recompute 1 layer of {options.recompute}")
     return ", ".join(parts)
 
 
@@ -79,7 +81,7 @@ class Pretraining:
 
     def _set_up(self) -> None:
         if self.options.recompute:
-            self.backbone.recompute_in_backward()
+            self.backbone.recompute_in_backward(self.options.recompute)
         if self.options.attention != "auto":
             with self.mixed():
                 self.backbone.use_attention(self.options.attention)

@@ -57,6 +57,8 @@ ONE_BY_ONE = [
           "--budgets", "4096,6144", needs=12),
     stage("pretrain 7B, varlen, compiled, recomputed", 25, "pretraining", *LARGE, "--attention", "varlen", "--compile",
           "--recompute", needs=12),
+    stage("pretrain 7B, varlen, compiled, half recomputed", 25, "pretraining", *LARGE, "--attention", "varlen",
+          "--compile", "--recompute", "2", "--budgets", "8192", needs=12),
     stage("encode 135M, default", 25, "encoding", "--forward-tokens", "16,512,4096,16384"),
     stage("encode 135M, varlen and compiled", 20, "encoding", "--attention", "varlen", "--layout", "packed",
           "--compile", "--budgets", "32768,65536"),
