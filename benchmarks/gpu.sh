@@ -1,15 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one run: correctness of its paths, then the figures. Results: OUT (default: benchmarks).
-#   benchmarks/gpu.sh [OUT]        PYTHON=python3
-# Needs torch with CUDA, transformers, accelerate, peft; bitsandbytes, liger-kernel and sentence-transformers where there.
-set -uo pipefail
-cd "$(dirname "$0")/.."
-OUT="${1:-benchmarks}"
-PYTHON="${PYTHON:-python3}"
-export PYTHONPATH="$PWD:$PWD/backends:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
-mkdir -p "$OUT"
-"$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu 2>&1 | tee "$OUT/gpu-tests.log"
-status=$?
-"$PYTHON" benchmarks/gpu.py --json "$OUT/gpu.json" || status=1
-"$PYTHON" benchmarks/gpu_search.py --json "$OUT/gpu_search.json" || status=1
-exit "$status"
+# Tests and measures everything on one GPU in at most 8 minutes; results: OUT/results.jsonl, line by line.
+#   benchmarks/gpu.sh OUT                     on the card
+#   benchmarks/gpu.sh --device cpu OUT        the same at toy sizes: a dry run
+# PYTHON: the interpreter (python3); WHEELS: a folder of wheels to use beside what is installed. See docs/design/gpu.md.
+set -euo pipefail
+REPO="$(cd "$(dirname "$0")/.." && pwd)"
+export PYTHONPATH="$REPO:$REPO/backends:$REPO/benchmarks:$REPO/tests${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python3}" -m gpu.schedule "$@"

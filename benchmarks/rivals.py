@@ -1,6 +1,7 @@
 """Two other ways to take the gradients of EBAE and EBAR, built for comparison: the authors' way, and two padded passes.
 
 Both get what they can use: SDPA attention, the micro-batch size that is fastest for them, means over the whole batch.
+They compute where the backbone's weights lie.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class Authors:
         """Accumulate gradients in micro-batches of ``size`` texts; the batch's loss."""
         counts = [sum(len(example.targets[branch]) > 0 for example in examples) for branch in BRANCHES]
         tokens = sum(len(example.text) for example in examples)
-        total = 0.0
+        total = torch.zeros((), device=self.backbone.device)
         for at in range(0, len(examples), self.size):
             loss = self._loss(examples[at : at + self.size], counts, tokens)
             loss.backward()
-            total += float(loss.detach())
-        return total
+            total += loss.detach()
+        return float(total)
 
     def _loss(self, part: Sequence[Example], counts: Sequence[int], tokens: int) -> Tensor:
         ids, labels, mask = self._padded(part)
@@ -61,7 +62,7 @@ class Authors:
             for row, example in zip(possibility, part, strict=True):
                 targets = torch.from_numpy(np.asarray(example.targets[branch], np.int64))
                 if len(targets):
-                    loss = loss - row[targets].mean() / (20 * count)
+                    loss = loss - row[targets.to(row.device)].mean() / (20 * count)
         return loss
 
     def _padded(self, part: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,17 +79,25 @@ class Authors:
             ids[row, start:] = torch.cat([torch.tensor(head, dtype=torch.long), text, torch.tensor(suffix)])
             labels[row, start + len(head) : start + len(head) + len(text)] = text
             real[row, start:] = True
-        seen = torch.ones(width, width, dtype=torch.bool).tril()[None] & real[:, None, :]
+        device = self.backbone.device
+        return ids.to(device), labels.to(device), self._mask(real.to(device))
+
+    def _mask(self, real: Tensor) -> Tensor:
+        """(rows, 1, width, width) What is added to scores, in the dtype that they have; ``real``: (rows, width)."""
+        width, device = real.shape[1], real.device
+        seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None] & real[:, None, :]
         own, following = len(self.prompts.prompts["self"]), len(self.prompts.prompts["next"])
         seen[:, -following:, -following - own : -following] = False
-        seen |= torch.eye(width, dtype=torch.bool)
-        lowest = torch.finfo(torch.float32).min
-        return ids, labels, torch.zeros(seen.shape).masked_fill_(~seen, lowest)[:, None]
+        seen |= torch.eye(width, dtype=torch.bool, device=device)
+        mixed = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if mixed else self.backbone.body.dtype
+        lowest = torch.finfo(dtype).min
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, lowest)[:, None]
 
     def _positions(self, ids: Tensor) -> Tensor:
         own, following = len(self.prompts.prompts["self"]), len(self.prompts.prompts["next"])
-        positions = torch.arange(ids.shape[1])
-        positions[-following:] = torch.arange(following) + ids.shape[1] - own - following
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        positions[-following:] -= own
         return positions.expand(len(ids), -1)
 
 
@@ -107,7 +116,7 @@ class TwoPasses:
     def backward(self, examples: Sequence[Example]) -> float:
         """Accumulate gradients in micro-batches of ``size`` texts; the batch's loss."""
         ordered = sorted(examples, key=lambda example: -len(example.text)) if self.by_length else examples
-        total = 0.0
+        total = torch.zeros((), device=self.backbone.device)
         for branch in BRANCHES:
             chosen = [example for example in ordered if len(example.targets[branch])]
             for at in range(0, len(chosen), self.size):
@@ -116,8 +125,8 @@ class TwoPasses:
                 targets = Targets([example.targets[branch] for example in part])
                 loss = bag_of_tokens_loss(self.backbone.projection(hidden), targets).sum() / len(chosen)
                 loss.backward()
-                total += float(loss.detach())
-        return total
+                total += loss.detach()
+        return float(total)
 
     def _end_states(self, part: Sequence[Example], prompt: Sequence[int]) -> Tensor:
         rows = [np.concatenate([self.prompts.head, example.text, prompt]).astype(np.int64) for example in part]
@@ -125,6 +134,9 @@ class TwoPasses:
         ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.from_numpy(row)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        hidden: Tensor = self.backbone.body(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden[torch.arange(len(rows)), lengths - 1]
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        device = self.backbone.device
+        # without padding no mask: plain causal attention, which has faster kernels
+        given = None if bool(mask.all()) else mask.long().to(device)
+        hidden: Tensor = self.backbone.body(input_ids=ids.to(device), attention_mask=given).last_hidden_state
+        return hidden.flatten(0, 1)[(torch.arange(len(rows)) * ids.shape[1] + lengths - 1).to(device)]
