@@ -1,4 +1,4 @@
-"""Finds backends by entry point, and knows what to install when one is missing."""
+"""Finds backends, ours and other packages' by entry point, and knows what to install when one is missing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from llara_cli.console import LlaraError, UserError
 GROUPS = {"training": "llara.training", "encoder": "llara.encoder", "index": "llara.index"}
 EXTRAS = {"faiss": "faiss", "hnsw": "hnsw", "qlora": "qlora", "sentence-transformers": "sentence-transformers"}
 """Backend name -> the extra of this package that brings what it needs."""
+OWN = {
+    "training": {
+        "full": "llara_backends.train_full:FullBackend",
+        "lora": "llara_backends.train_lora:LoraBackend",
+        "qlora": "llara_backends.train_qlora:QloraBackend",
+    },
+    "encoder": {
+        "torch": "llara_backends.encode_torch:TorchEncoder",
+        "sentence-transformers": "llara_backends.encode_sentence_transformers:SentenceTransformersEncoder",
+    },
+    "index": {
+        "exact": "llara_backends.index_exact:ExactIndex",
+        "faiss": "llara_backends.index_faiss:FaissIndex",
+        "hnsw": "llara_backends.index_hnsw:HnswIndex",
+    },
+}
+"""The entry points of pyproject.toml, for a source tree that is on the path without being installed."""
 
 
 def install_hint(extra: str) -> str:
@@ -24,7 +41,8 @@ def missing_extra(what: str, extra: str) -> UserError:
 
 
 def _points(kind: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUPS[kind])}
+    own = {name: EntryPoint(name, value, GROUPS[kind]) for name, value in OWN[kind].items()}
+    return own | {point.name: point for point in entry_points(group=GROUPS[kind])}
 
 
 def names(kind: str) -> list[str]:
@@ -57,7 +75,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "?"
+    return point.dist.name if point.dist else "llara"
 
 
 @dataclass(frozen=True)

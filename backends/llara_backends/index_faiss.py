@@ -14,7 +14,7 @@ import numpy as np
 from numpy.linalg import norm
 from numpy.typing import NDArray
 
-from llara_backends.index_faiss_training import lists, train
+from llara_backends.index_faiss_training import lists, sample_size, train
 from llara_backends.index_settings import REPRODUCIBLE_ROWS, check_parameters, load_options, save_options
 from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits, refuse_width
 from llara_cli.console import LlaraError, UserError
@@ -64,9 +64,10 @@ class FaissIndex(IndexBackend):
         parameters = {**_default_parameters(index), **options.parameters}
         for name, value in parameters.items():
             _set(index, spec, name, value)
+        size = sample_size(index, vectors.count)
         index = _on_device(index, spec, options.device)
         with _few_threads(parameters, vectors.count), _spec_errors(spec, vectors.count):
-            train(index, vectors)
+            train(index, vectors, size)
             _add(index, vectors)
         _refuse_distances(index, spec)
         return cls(index, spec, parameters, options.device)

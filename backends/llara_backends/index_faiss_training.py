@@ -33,10 +33,16 @@ _globals: Any = faiss.cvar
 _globals.product_quantizer_compute_codes_bs = _ROWS_PER_TABLE
 
 
-def train(index: Any, vectors: VectorBlocks) -> None:
-    """Train an index on a sample of the stream; an index that needs no training stays as it is."""
+def train(index: Any, vectors: VectorBlocks, size: int) -> None:
+    """Train an index on so many vectors of the stream; an index that needs no training stays as it is."""
     if not index.is_trained:
-        _train(index, _sample(vectors, _sample_size(index, vectors.count)))
+        _train(index, _sample(vectors, size))
+
+
+def sample_size(index: Any, count: int) -> int:
+    """Vectors of ``count`` to train an index on. It must not be on a GPU yet, where FAISS does not tell its lists."""
+    affordable = _affordable(int(index.d), _BYTES // 2 if isinstance(index, faiss.IndexPreTransform) else _BYTES)
+    return min(count, max(affordable, _PER_LIST * (lists(index) or 0)))
 
 
 def lists(index: Any) -> int | None:
@@ -66,11 +72,6 @@ def _train(index: Any, sample: Vectors) -> None:
         index.train(_thinned(sample))  # the codes: the lists are there
     elif not index.is_trained:
         index.train(sample)
-
-
-def _sample_size(index: Any, count: int) -> int:
-    affordable = _affordable(int(index.d), _BYTES // 2 if isinstance(index, faiss.IndexPreTransform) else _BYTES)
-    return min(count, max(affordable, _PER_LIST * (lists(index) or 0)))
 
 
 def _affordable(dim: int, size: int = _BYTES) -> int:

@@ -6,9 +6,10 @@ from typing import Any
 
 import typer
 
+from llara_cli import __version__
 from llara_cli.commands import options as o
 
-_PACKAGES = ("llara", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "ir_measures")
+_REQUIRED = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "ir_measures")
 _OPTIONAL = {
     "faiss-cpu": "faiss", "faiss-gpu": "faiss-gpu", "hnswlib": "hnsw", "gguf": "gguf", "bm25s": "bm25",
     "zstandard": "zstd", "mwparserfromhell": "wiki", "bitsandbytes": "qlora", "ir_datasets": "eval",
@@ -29,7 +30,7 @@ def doctor(
     from dataclasses import asdict
 
     from llara_cli.commands.backends import backend_table
-    from llara_cli.registry import availability, install_hint
+    from llara_cli.registry import availability
 
     versions, devices, found = _versions(), _devices(), availability()
     problems = _problems(versions)
@@ -41,9 +42,7 @@ def doctor(
 
         from llara_cli.commands.show import facts
 
-        shown = {
-            name: version or f"not installed: {install_hint(_OPTIONAL[name])}" for name, version in versions.items()
-        }
+        shown = {name: version or f"not installed: {_how_to_install(name)}" for name, version in versions.items()}
         from rich.text import Text
 
         told = [Text(f"problem: {problem}", style="red") for problem in problems]
@@ -52,12 +51,18 @@ def doctor(
     session.console.result(result, render)
 
 
+def _how_to_install(package: str) -> str:
+    from llara_cli.registry import install_hint
+
+    return install_hint(_OPTIONAL[package]) if package in _OPTIONAL else f"pip install {package}"
+
+
 def _versions() -> dict[str, str | None]:
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
 
-    found: dict[str, str | None] = {"python": python_version()}
-    for package in (*_PACKAGES, *_OPTIONAL):
+    found: dict[str, str | None] = {"python": python_version(), "llara": __version__}
+    for package in (*_REQUIRED, *_OPTIONAL):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

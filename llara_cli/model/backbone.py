@@ -45,9 +45,10 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 on a GPU that has it, else fp32 (on most CPUs bf16 is an order of magnitude slower)."""
+    """``auto``: bf16 on a GPU that computes in it, else fp32 (CPUs and older GPUs emulate it, at a loss of speed)."""
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        computed = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bf16" if computed else "fp32"
     if name not in DTYPES:
         raise UserError(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
     return DTYPES[name]

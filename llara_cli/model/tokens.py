@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from llara_cli.console import UserError
+from llara_cli.model.gguf_tokenizer import load_gguf_tokenizer
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.source import ModelSource
 
@@ -50,7 +51,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     options: dict[str, Any] = {"trust_remote_code": source.remote_code}
     try:
         if source.gguf_file:
-            tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **options)
+            tokenizer = load_gguf_tokenizer(source.location, source.gguf_file, **options)
         elif cached_file(source.tokenizer_location, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.tokenizer_location)
         else:

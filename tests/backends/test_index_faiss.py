@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,28 @@ class TestFaiss:
             faiss.build(Blocks(unit_vectors(100)), IndexOptions("IVF4,Flat", {"nprobe": value}))
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+    def test_lists_on_a_gpu_are_learnt_from_as_many_vectors_as_on_a_cpu(
+        self, faiss: type[IndexBackend], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A GPU's index does not tell its lists; here an index of replicas, which does not either, is in its place."""
+        import faiss as library
+
+        def moved(resources: object, device: int, index: Any) -> Any:
+            there = library.IndexReplicas(index.d, False)
+            there.addIndex(index)
+            assert library.try_extract_index_ivf(there) is None
+            return there
+
+        asked: list[int] = []
+        train = library.IndexReplicas.train
+        monkeypatch.setattr(library.IndexReplicas, "train", lambda *given: (asked.append(len(given[1])), train(*given)))
+        monkeypatch.setattr(library, "StandardGpuResources", object, raising=False)
+        monkeypatch.setattr(library, "get_num_gpus", lambda: 1)
+        monkeypatch.setattr(library, "index_cpu_to_gpu", moved, raising=False)
+        vectors = Blocks(unit_vectors(70_000, 4))
+        assert faiss.build(vectors, IndexOptions("IVF1050,Flat", device="cuda")).count == 70_000
+        assert asked == [64 * 1050]  # above the 65,536 for indexes without lists
+
     def test_cuda_needs_another_faiss(self, faiss: type[IndexBackend]) -> None:
         with pytest.raises(UserError, match=r"faiss-gpu"):
             faiss.build(Blocks(unit_vectors(10)), IndexOptions(device="cuda"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from tiny import SHAPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from llara_cli.console import UserError
+from llara_cli.model.gguf_tokenizer import READS_RIGHT
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.model.tokens import TextTokenizer
@@ -124,6 +127,52 @@ def test_a_gguf_is_the_model_it_was_made_from(gguf_file: Path, tiny_model: Path,
     texts = ["The river rises", " in the hills", "</s> é"]
     tokens, plain = TextTokenizer.load(source), TextTokenizer.load(ModelSource("t", str(tiny_model)))
     assert tokens.encode(texts) == plain.encode(texts)
+    assert [tokens.hf.decode(ids) for ids in tokens.encode(texts)] == texts
+    assert (tokens.hf.bos_token_id, tokens.hf.eos_token_id, tokens.start_ids) == (1, 2, [])
+
+
+def vocabulary(
+    path: Path, architecture: str, model: str, tokens: list[str], control: int, **more: Any
+) -> TextTokenizer:
+    """The tokenizer of a GGUF that holds nothing else; its first ``control`` tokens are the special ones."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for add in (writer.add_embedding_length, writer.add_block_count, writer.add_head_count, writer.add_context_length):
+        add(8)
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * control + [1] * (len(tokens) - control))
+    writer.add_eos_token_id(control - 1)
+    for name, value in more.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return TextTokenizer.load(resolve(str(path), Workspace(path.parent / "ws")))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_sentencepiece_vocabulary_keeps_leading_spaces_and_its_special_tokens(tmp_path: Path) -> None:
+    tokens = ["<unk>", "<s>", "</s>", "\u2581", "h", "i", "hi", "\u2581hi"]
+    more = {"token_scores": [-float(number) for number in range(len(tokens))], "bos_token_id": 1, "unk_token_id": 0}
+    found = vocabulary(tmp_path / "v.gguf", "llama", "llama", tokens, 3, **more)
+    assert found.encode(["hi", " hi", "  hi"]) == [[7], [3, 7], [3, 3, 7]]
+    assert (found.start_ids, found.hf.eos_token_id, found.special_ids) == ([1], 2, {0, 1, 2})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("split", ["gpt-2", "llama-bpe"])
+def test_a_byte_level_vocabulary_is_split_as_it_says_or_refused(tmp_path: Path, split: str) -> None:
+    tokens = ["<start>", "<end>", *ByteLevel.alphabet(), "12", "34"]
+    more = {"token_merges": ["1 2", "3 4"], "tokenizer_pre": split, "bos_token_id": 0}
+    if split == "llama-bpe" and not READS_RIGHT:
+        with pytest.raises(UserError, match=r"does not read its tokenizer \(llama-bpe of llama\) right: pip install"):
+            vocabulary(tmp_path / "v.gguf", "llama", "gpt2", tokens, 2, **more)
+        return
+    found = vocabulary(tmp_path / "v.gguf", "llama", "gpt2", tokens, 2, **more)
+    pieces = found.hf.convert_ids_to_tokens(found.encode([" 1234"])[0])
+    assert pieces == (["\u0120", "12", "34"] if split == "gpt-2" else ["\u0120", "12", "3", "4"])
+    assert (found.start_ids, found.hf.eos_token_id, found.hf.bos_token_id) == ([], 1, 0)
+    assert found.hf.decode(found.encode([" a"])[0]) == " a"
 
 
 def test_what_is_no_gguf(tmp_path: Path) -> None:
@@ -214,7 +263,7 @@ def test_a_rope_scaling_that_cannot_be_read_is_refused(tiny_model: Path, tmp_pat
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"rope.dimension_count": 4}, "of another shape: "),
+        ({"rope.dimension_count": 4}, "of another shape: |size mismatch for "),
         ({"attention.sliding_window": 32}, r"a sliding window of 32 tokens \(attention\.sliding_window\)"),
         ({"rope.scale_linear": 4}, r"a RoPE scaling of 4 \(rope\.scale_linear\)"),
         ({"rope.dimension_count": 8, "attention.sliding_window": 0}, ""),
