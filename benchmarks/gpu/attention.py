@@ -98,8 +98,9 @@ def varlen_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
 
 def flex_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
     """FlexAttention, compiled as transformers does; it has no backward on a CPU."""
-    from llara_cli.model.block_mask import block_mask
     from torch.nn.attention.flex_attention import flex_attention
+
+    from llara_cli.model.block_mask import block_mask
 
     compiled = torch.compile(flex_attention, dynamic=False)
     blocks, group = block_mask(layout, None, bench.device), parts[0].shape[1] // parts[1].shape[1]
