@@ -162,7 +162,7 @@ class Backbone:
 
     def recompute_in_backward(self) -> None:
         """Keep a layer's input only, and compute the layer again in backward: less memory, a third more time."""
-        # transformers is renaming the method; releases before know the old name alone
+        # transformers is renaming the method; 5.17 knows the old name alone
         enable = getattr(self.model, "activation_checkpointing_enable", None)
         if enable is not None:
             enable()
