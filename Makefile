@@ -4,7 +4,9 @@ SIZE ?= small
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install test check kill demo clean
+FLOOR := .venv-floor/bin
+
+.PHONY: install test test-floor check kill demo clean
 
 install: $(STAMP)
 
@@ -22,6 +24,16 @@ check: install
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# On request: the tests with the oldest versions that pyproject.toml allows (torch as PyPI has it: some gigabytes).
+test-floor: .venv-floor/installed
+	OMP_NUM_THREADS=1 $(FLOOR)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+.venv-floor/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-floor
+	$(FLOOR)/python -m pip install --quiet --disable-pip-version-check uv
+	$(FLOOR)/uv pip install --quiet --python $(FLOOR)/python --resolution lowest-direct -e '.[test]'
+	touch $@
+
 # On request: the tests that kill commands, with twenty kills each instead of one.
 kill: install
 	OMP_NUM_THREADS=1 LLARA_TEST_KILLS=20 $(BIN)/python -m pytest tests/commands/test_killed.py tests/commands/test_index_builds.py
@@ -30,4 +42,4 @@ demo: install
 	$(BIN)/python demo/run.py --size $(SIZE)
 
 clean:
-	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-floor .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

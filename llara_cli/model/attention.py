@@ -22,8 +22,6 @@ LEAST_WIDTH = 2 * BLOCK + 1
 MOST_CAUSAL = 1024
 """Tokens of a row up to which a causal mask goes in blocks: beyond, PyTorch spares most of the keys itself."""
 ALL = slice(None)
-SHARED_HEADS = (2, 10)
-"""The first PyTorch whose kernel may share a head of keys among heads of queries here; older ones read elsewhere."""
 
 
 Place = tuple[slice, slice, slice]
@@ -68,23 +66,13 @@ def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernel, which is called without PyTorch's own checks, takes these."""
     each = (query, key, value)
     plain = all(type(one) is Tensor and one.device.type == "cpu" and one.dtype == torch.float32 for one in each)
-    if not plain or not _has_kernel() or not torch.backends.cuda.flash_sdp_enabled():
+    if not plain or not torch.backends.cuda.flash_sdp_enabled():
         return False
     rows, heads, width, dim = query.shape
     like = all(one.dim() == 4 and one.stride(-1) == 1 and one.shape[::2] == (rows, width) for one in each)
     if not like or key.shape[-1] != dim or value.shape != key.shape:
         return False
-    return key.shape[1] == heads or (heads % key.shape[1] == 0 and _shares_heads())
-
-
-@cache
-def _has_kernel() -> bool:
-    return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
-
-
-@cache
-def _shares_heads() -> bool:
-    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= SHARED_HEADS
+    return heads % key.shape[1] == 0
 
 
 def causal_blocks(width: int) -> list[Block]:

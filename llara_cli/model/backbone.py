@@ -209,7 +209,7 @@ class Backbone:
             raise UserError(
                 f"{self.config.model_type} has no gradient checkpointing: leave --gradient-checkpointing out"
             )
-        # transformers is renaming the method; releases before know the old name alone
+        # transformers is renaming the method; 5.17 knows the old name alone
         enable = getattr(self.model, "activation_checkpointing_enable", None)
         if enable is not None:
             enable(every_n_layers=every)

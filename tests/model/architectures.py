@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -197,6 +198,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "xlm": ("xlm", {"vocab_size": VOCABULARY, "emb_dim": 16, "n_layers": 2, "n_heads": 2}, _AFTER),
 }
 """Name, model type and settings of models that no text is encoded with, and what is said of them."""
+
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 18):  # there they are no causal decoders
+    REFUSED |= {name: (*CAUSAL.pop(name), _AFTER) for name in ("doge", "rembert", "megatron-bert")}
 
 
 @cache

@@ -130,15 +130,13 @@ def test_what_blocks_do_not_suit_is_left_to_pytorch(taken: list[int]) -> None:
     assert len(taken) == 1
 
 
-def test_old_kernels_share_no_heads_and_many_threads_no_row(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_share_no_row(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     shared, wide = tensors(1, 417, (4, 2)), mask((400,))
     with torch.no_grad(), Products():
         ATTENTION(*shared, is_causal=True, enable_gqa=True)
         ATTENTION(*tensors(1, 417), attn_mask=wide)
         assert len(taken) == 2
         taken.clear()
-        monkeypatch.setattr(module, "_shares_heads", lambda: False)
-        ATTENTION(*shared, is_causal=True, enable_gqa=True)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
         ATTENTION(*tensors(1, 417), attn_mask=wide)
         assert not taken
