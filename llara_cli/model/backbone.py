@@ -54,6 +54,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def refuse_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ``UserError`` for a way to compute attention that the device cannot, or not in ``dtype``."""
+    if name == "flex" and device.type != "cuda":
+        raise UserError("--attention flex needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
+    if name == "varlen" and (why := why_no_kernel(device, dtype)) is not None:
+        raise UserError(f"--attention varlen: {why}; use dense")
+
+
 class Backbone:
     """The body of a causal LM: token ids in, last hidden states (after the final norm) out; no logits."""
 
@@ -125,6 +133,7 @@ class Backbone:
         ``auto``, unless something else is chosen: dense, but flex where ``batching`` packs rows on CUDA. Called under
         autocast where the model is to compute so. Raises ``UserError``, with the reason, where model or device cannot.
         """
+        refuse_attention(name, self.device, compute_dtype(next(self.body.parameters())))
         if name == "flex":
             self._use_flex()
         elif name == "varlen":
@@ -142,8 +151,6 @@ class Backbone:
         return self.attention != "dense"
 
     def _use_flex(self) -> None:
-        if self.device.type != "cuda":
-            raise UserError("--attention flex needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
         if not self.attend_in_blocks():
             why = "has dropout in attention" if self.drops_attention else "does not support FlexAttention"
             raise UserError(f"--attention flex: {self.config.model_type} {why}; use dense")
@@ -161,8 +168,7 @@ class Backbone:
         return float(getattr(self.config, "attention_dropout", None) or 0) > 0
 
     def _use_varlen(self) -> None:
-        why = why_no_kernel(self.device, compute_dtype(next(self.body.parameters()))) or trials.why_not_varlen(self)
-        if why is not None:
+        if (why := trials.why_not_varlen(self)) is not None:
             raise UserError(f"--attention varlen: {why}; use dense")
         self.model.set_attn_implementation(VARLEN)
 

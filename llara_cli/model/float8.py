@@ -17,7 +17,7 @@ MULTIPLE = 16
 def refuse_without_float8(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ``UserError`` for a device that cannot multiply in float8, and for another compute dtype than bf16."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise UserError(f"--compute float8 needs a GPU of compute capability 8.9 or above, which {device} is not")
+        raise UserError(f"--compute float8 needs a GPU of compute capability 8.9 or above, not {device}")
     if dtype != torch.bfloat16:
         raise UserError("--compute float8 goes with --dtype bf16: products of float8 rows come in no other")
 

@@ -21,7 +21,7 @@ from llara_cli.console import Console, LlaraError, UserError
 from llara_cli.data.collection import BeirFolder, Document, passage_text, read_documents
 from llara_cli.data.table import Table
 from llara_cli.model.allocator import give_back_memory, resident_memory
-from llara_cli.model.backbone import choose_device, choose_dtype
+from llara_cli.model.backbone import choose_device, choose_dtype, refuse_attention
 from llara_cli.model.body import dtype_name
 from llara_cli.model.encoder import BATCH_TOKENS
 from llara_cli.model.source import ModelSource
@@ -107,8 +107,10 @@ class Encoding:
         Where several processes were launched, each encodes its own shards.
         """
         self.settings.check()
+        device = choose_device()
+        refuse_attention(self.settings.attention, device, choose_dtype(self.settings.dtype, device))
         self._check_dim()
-        team = Team.join(choose_device())
+        team = Team.join(device)
         with team.share(lambda: self._building(restart)) as build:
             if isinstance(build, Artifact):
                 return told_again(self.console, build)

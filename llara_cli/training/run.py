@@ -21,7 +21,7 @@ from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
 from llara_cli.data.lines import ignore
 from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
-from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
+from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, refuse_attention
 from llara_cli.model.body import dtype_name
 from llara_cli.model.facts import ModelFacts
 from llara_cli.model.float8 import refuse_without_float8
@@ -133,6 +133,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         """
         self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
         with self.console.status("checking the model and the data"):
+            self._check_device()
             self._check_weights()
             _ = self.blueprint
         team = Team(self.accelerator.process_index, self.accelerator.num_processes)
@@ -145,12 +146,19 @@ class TrainingRun(ABC, Generic[ItemT]):
         self.accelerator.end_training()
         return result
 
+    def _check_device(self) -> None:
+        """Raise ``UserError`` for what the device cannot compute, before any work."""
+        refuse_attention(self.settings.optimiser.attention, self.device, self.dtype)
+        if self.settings.optimiser.compute == "float8":
+            refuse_without_float8(self.device, self.dtype)
+
     def _check_weights(self) -> None:
         """Raise ``UserError`` for a checkpoint that is not whole, before any work."""
         has_projection(self.source)
 
     def plan(self) -> Plan:
         """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""
+        self._check_device()
         self._check_weights()
         sample = self.sample()
         schedule, load = sample.schedule, sample.load
@@ -338,8 +346,6 @@ class TrainingRun(ABC, Generic[ItemT]):
     def _loaded(self, source: ModelSource) -> Prepared:
         """Load a model through the training backend and move it to the device."""
         optimiser = self.settings.optimiser
-        if optimiser.compute == "float8":
-            refuse_without_float8(self.device, self.dtype)
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimiser.weights == "bf16"

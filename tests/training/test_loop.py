@@ -255,3 +255,20 @@ def test_the_dev_set_is_encoded_in_forwards_of_the_training(
     done = llara("finetune", train, "--model", tiny_model, *flags, "--dev", beir)
     assert done.code == 0, done.err
     assert set(budgets) == {90}
+
+
+@pytest.mark.parametrize("flags", [("--attention", "flex"), ("--compute", "float8")], ids=lambda flags: flags[1])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "plan"])
+def test_what_a_cpu_cannot_compute_is_refused_before_the_corpus_is_read(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, flags: tuple[str, str], dry: tuple[str, ...]
+) -> None:
+    corpus.write_text("not JSON\n")
+    done = llara("pretrain", corpus, "--model", tiny_model, *SMALL, *flags, *dry)
+    assert (done.code, flags[0] in done.error) == (2, True)
+    assert not (tmp_path / "ws/models").exists()
+
+
+def test_encoding_refuses_attention_that_a_cpu_has_not(llara: Llara, corpus: Path, tiny_model: Path) -> None:
+    corpus.write_text("not JSON\n")
+    done = llara("encode", corpus, "--model", tiny_model, "--attention", "flex")
+    assert (done.code, "--attention flex" in done.error) == (2, True)
