@@ -48,6 +48,10 @@ class Team:
         with open_it() as value:
             yield self._tell(value)
 
+    def decide(self, choose: Callable[[], T]) -> T:
+        """What the first process chooses, in all of them."""
+        return self._tell(choose() if self.leads else None)
+
     def _tell(self, value: T | None) -> T:
         told = [value]
         if self.size > 1:

@@ -217,13 +217,27 @@ def _products(queries: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _no_tf32() -> Iterator[None]:
     """float32 products in float32, whatever the program allows elsewhere."""
-    legacy, current = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision
-    torch.set_float32_matmul_precision("highest")
+    before, older = torch.backends.cuda.matmul.fp32_precision, _older_precision()
+    if older is not None:
+        torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(legacy)
-        torch.backends.cuda.matmul.fp32_precision = current
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _older_precision() -> str | None:
+    """What PyTorch's older setting says; None where the program has said something else in the newer one.
+
+    A product raises where the two contradict each other.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _padded(count: int) -> int:

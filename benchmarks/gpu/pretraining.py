@@ -17,6 +17,7 @@ from gpu.models import PROMPTS, examples, random_model
 from gpu.shapes import Logits, training_flops
 from llara_cli.model.adapted import quantise
 from llara_cli.model.backbone import Backbone
+from llara_cli.model.products import gradient_dtype
 from llara_cli.model.recipe import PAPER
 from llara_cli.settings import OptimiserSettings
 from llara_cli.training.optimisers import make_optimiser, uncompiled_on_cpu
@@ -99,14 +100,17 @@ class Pretraining:
         name = "adamw-8bit" if self.lean and not self.adapter else "adamw"
         weights = "bf16" if self.options.rounding else "fp32"
         chosen = OptimiserSettings(learning_rate=RATE, name=name, weights=weights)
+        if self.options.rounding:  # which is what is measured
+            return self._tried(chosen)
         made: torch.optim.Optimizer | None = self.bench.attempt(f"optimizer {chosen.name}", self._tried, chosen)
         return made or torch.optim.SGD(self.weights, lr=RATE)
 
     def _tried(self, chosen: OptimiserSettings) -> torch.optim.Optimizer:
         """An optimizer that has taken a step on this device."""
         weight = nn.Parameter(torch.randn(4096, 8, device=self.bench.device, dtype=self.weights[0].dtype))
-        weight.grad = torch.randn_like(weight)
-        self._update(make_optimiser([weight], chosen))
+        tried = make_optimiser([weight], chosen)  # before the gradient, whose dtype it says
+        weight.grad = torch.randn_like(weight, dtype=gradient_dtype(weight))
+        self._update(tried)
         self.bench.wait()
         return make_optimiser(self.weights, chosen)
 

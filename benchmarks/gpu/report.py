@@ -56,7 +56,10 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class Goal:
-    """The highest ``figure`` of settings that have all words of ``ours``, over that of those with all of ``theirs``."""
+    """The highest ``figure`` of settings that have all words of ``ours``, over that of those with all of ``theirs``.
+
+    Settings ``OTHERWISE`` do not count: they train fewer weights, or multiply in another dtype than the rivals.
+    """
 
     name: str
     wanted: float
@@ -75,10 +78,16 @@ class Goal:
 
     def _best(self, rows: Sequence[Row], words: Sequence[str]) -> float | None:
         places = ((f"{row['stage']}: {row['setting']}", row) for row in rows if self.figure in row)
-        return max((row[self.figure] for place, row in places if all(word in place for word in words)), default=None)
+        fitting = [
+            row[self.figure]
+            for place, row in places
+            if all(word in place for word in words) and not any(word in place for word in OTHERWISE)
+        ]
+        return max(fitting, default=None)
 
 
 RATE = "tokens_per_s"
+OTHERWISE = ("float8", "qlora")
 GOALS = [
     Goal("pretraining 7B, MFU", 0.5, "mfu", ["7B, llara", "full texts"]),
     Goal("pretraining 135M, MFU", 0.2, "mfu", ["135M, llara", "full texts"]),

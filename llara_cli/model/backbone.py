@@ -54,6 +54,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def allow_shapes() -> None:
+    """Let this process compile for ``COMPILED_SHAPES``; PyTorch's own limit is 8."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+
+
 def refuse_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raise ``UserError`` for a way to compute attention that the device cannot, or not in ``dtype``."""
     if name == "flex" and device.type != "cuda":
@@ -160,6 +165,7 @@ class Backbone:
         if not getattr(self.model, "_supports_flex_attn", False) or self.drops_attention:
             return False
         self.model.set_attn_implementation(FLEX)
+        allow_shapes()
         return True
 
     @property
@@ -231,8 +237,10 @@ class Backbone:
         Compiled for the first width of a row, and once more for all others. Raises ``UserError`` where the body has no
         list of layers.
         """
+        _ = self._joint  # tried before: it would be compiled for, and a compiler's errors taken for the model's
         for layer in decoder_layers(self.body, self.config):
             layer.compile(backend=backend)
+        allow_shapes()
         self._compiled = True
 
     def multiply_in_float8(self, *, emulate: bool = False) -> None:
@@ -272,11 +280,8 @@ class Backbone:
         return any(layout.positions.max(initial=0) < limit < layout.ids.shape[1] for limit in limits)
 
     def _products(self) -> AbstractContextManager[Any]:
-        """Around the body: how its matrices are multiplied, and for how many shapes something may be compiled."""
-        if self._compiled or self.attention == "flex":
-            limit: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES)
-            return limit
-        if self.device.type != "cpu":
+        """Around the body: how its matrices are multiplied."""
+        if self.device.type != "cpu" or self._compiled or self.attention == "flex":
             return nullcontext()
         return lean_training() if self._lean and torch.is_grad_enabled() else Products()
 

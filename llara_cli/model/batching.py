@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from llara_cli.model.layout import row_width
+
 LayoutName = Literal["packed", "bucketed"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 16, 4096
@@ -157,9 +159,10 @@ def cut(rows: Rows, most: int) -> list[Rows]:
     return parts
 
 
-def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows]) -> int:
-    """Tokens that the forwards compute, padding included."""
-    return sum(len(rows) * max(sum(lengths[number] for number in row) for row in rows) for rows in forwards)
+def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows], multiple: int = 1) -> int:
+    """Tokens that the forwards compute, padding included; ``multiple``: see ``row_width``."""
+    widths = (row_width(max(sum(lengths[number] for number in row) for row in rows), multiple) for rows in forwards)
+    return sum(len(rows) * width for rows, width in zip(forwards, widths, strict=True))
 
 
 def deal(costs: Sequence[int], processes: int) -> list[list[int]]:

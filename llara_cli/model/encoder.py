@@ -15,6 +15,7 @@ from llara_cli.console import UserError
 from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching, Rows, computed_tokens
+from llara_cli.model.block_mask import row_multiple
 from llara_cli.model.layout import Layout, Tree, lay_out_some
 from llara_cli.model.products import wide
 from llara_cli.model.recipe import Recipe
@@ -22,6 +23,8 @@ from llara_cli.model.tokens import PromptIds, TextTokenizer
 from llara_cli.protocols import Encoded, Progress, Role, Vectors
 from llara_cli.settings import DEFAULT_LENGTH
 
+FETCHED = 16384
+"""Vectors that stay on the device until they are fetched, at most."""
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 """Tokens of one forward: on a CPU small batches stay in the cache, a GPU wants to be full."""
 
@@ -145,18 +148,22 @@ class Encoder:
         """Vectors (texts, dim) of the forwards, in their order, up to one for which the GPU's memory is too small; and
         how many forwards these are.
 
-        They are fetched when all are computed, so that the host goes on meanwhile.
+        They are fetched when ``FETCHED`` or all are computed, so that the host goes on meanwhile.
         """
-        found: list[Tensor] = []
+        vectors, found, done = [torch.empty(0, self.backbone.dim)], list[Tensor](), 0
         for _, layout in ahead(lambda rows: lay_out_some(trees, rows, self.batching.multiple), forwards):
             pooled = self._embed(layout)
             if pooled is None:
                 break
             found.append(pooled)
+            done += 1
+            if sum(map(len, found)) >= FETCHED:
+                vectors.append(torch.cat(found).cpu())
+                found.clear()
             if progress is not None:
                 progress(len(pooled))
-        vectors = torch.cat(found) if found else torch.empty(0, self.backbone.dim)
-        return vectors.cpu().numpy(), len(found)
+        vectors += [torch.cat(found).cpu()] if found else []
+        return torch.cat(vectors).numpy(), done
 
     def _embed(self, layout: Layout) -> Tensor | None:
         """Vectors (texts, dim) of one forward; None where the GPU's memory is too small for it."""
@@ -169,7 +176,9 @@ class Encoder:
 
     def _shrink(self, trees: Sequence[Tree], rows: Rows) -> None:
         """Halve the forwards to come, now that one did not fit."""
-        budget = computed_tokens([len(tree) for tree in trees], [rows]) // 2
-        self._note(f"out of memory with {2 * budget} tokens a forward: going on with {budget}")
-        self.batching = replace(self.batching, budget=budget)
+        tokens = computed_tokens([len(tree) for tree in trees], [rows], self.batching.multiple)
+        budget = tokens // 2
+        self._note(f"out of memory with {tokens} tokens a forward: going on with {budget}")
+        multiple = min(self.batching.multiple, row_multiple(budget))
+        self.batching = replace(self.batching, budget=budget, multiple=multiple)
         torch.cuda.empty_cache()

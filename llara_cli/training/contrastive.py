@@ -67,7 +67,7 @@ class Parts:
     def costs(self) -> list[int]:
         """Tokens that each forward computes, with prompts and padding."""
         lengths = [len(tree) for tree in self.trees]
-        return [computed_tokens(lengths, [rows]) for rows in self.forwards]
+        return [computed_tokens(lengths, [rows], self.multiple) for rows in self.forwards]
 
     def layout(self, number: int) -> Layout:
         """Of the forward called ``number``."""

@@ -37,19 +37,19 @@ class Needs:
         layer: of each layer, whatever the number of tokens.
         token: of each token outside the layers.
         layer_token: of each token in a layer.
-        recomputed_token: of each token in a layer that is computed again in backward.
+        recomputed_token: of each token in a layer that is computed again in backward; None: the model cannot do that.
     """
 
     fixed: float
     layer: float
     token: float
     layer_token: float
-    recomputed_token: float
+    recomputed_token: float | None
 
     def total(self, tokens: int, layers: int, every: int) -> float:
         """Bytes at the peak of backward, where every ``every``-th layer is computed again (0: none)."""
         again = recomputed(layers, every)
-        a_token = self.token + (layers - again) * self.layer_token + again * self.recomputed_token
+        a_token = self.token + (layers - again) * self.layer_token + again * (self.recomputed_token or 0.0)
         working = self.layer_token  # gradients of a layer's tensors, or what is computed again
         return self.fixed + layers * self.layer + tokens * (a_token + working)
 
@@ -79,6 +79,8 @@ def choose_forwards(
 
     Where nothing fits, it is the choice that takes the least memory.
     """
+    if needs.recomputed_token is None and recompute is None:
+        recompute = False
     ways = {None: _ways(layers), True: [1], False: [0]}[recompute]
     sizes = [tokens] if tokens else list(range(MOST_TOKENS, LEAST_TOKENS - 1, -STEP))
     smaller = [] if tokens else list(range(LEAST_TOKENS - STEP, 0, -STEP))
@@ -109,21 +111,24 @@ def count_needs(
     """Count what training takes.
 
     Args:
-        shallow: makes the model with so many layers, as it will be trained.
+        shallow: makes the model with so many layers; its attention may be computed another way than in training.
         static_bytes: of a model's weights, gradients and optimiser state.
     """
-    counts = []
-    for layers in (1, 2):
-        backbone = shallow(layers)
-        fixed, token = _by_tokens(backbone, autocast)
-        again = 0.0
-        if backbone.model.supports_gradient_checkpointing:
-            backbone.recompute_in_backward()
-            again = _by_tokens(backbone, autocast)[1]
-        counts.append((static_bytes(backbone) + fixed, token, again))
-    one, two = counts
-    layer, layer_token, recomputed_token = (b - a for a, b in zip(one, two, strict=True))
-    return Needs(RESERVED + one[0] - layer, layer, one[1] - layer_token, layer_token, recomputed_token)
+    one, two = (_count(shallow(layers), static_bytes, autocast) for layers in (1, 2))
+    layer, layer_token = two[0] - one[0], two[1] - one[1]
+    again = None if one[2] is None or two[2] is None else two[2] - one[2]
+    return Needs(RESERVED + one[0] - layer, layer, one[1] - layer_token, layer_token, again)
+
+
+def _count(
+    backbone: Backbone, static_bytes: Callable[[Backbone], float], autocast: Context
+) -> tuple[float, float, float | None]:
+    """Bytes whatever the number of tokens, of each token, and of each where all layers are computed again."""
+    fixed, token = _by_tokens(backbone, autocast)
+    if not backbone.model.supports_gradient_checkpointing:
+        return static_bytes(backbone) + fixed, token, None
+    backbone.recompute_in_backward()
+    return static_bytes(backbone) + fixed, token, _by_tokens(backbone, autocast)[1]
 
 
 def _by_tokens(backbone: Backbone, autocast: Context) -> tuple[float, float]:

@@ -106,7 +106,8 @@ class PretextObjective:
         trees = [self._tree(piece) for piece in pieces]
         lengths = [len(tree) for tree in trees]
         forwards = self.batching.forwards(lengths, engine.processes, spans=[tree.span for tree in trees])
-        hand = deal([computed_tokens(lengths, [rows]) for rows in forwards], engine.processes)[engine.rank]
+        costs = [computed_tokens(lengths, [rows], self.batching.multiple) for rows in forwards]
+        hand = deal(costs, engine.processes)[engine.rank]
         sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
         self._gathered.start()
         scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before

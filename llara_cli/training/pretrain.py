@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
+
 from llara_cli.artifacts import input_record
 from llara_cli.console import Console, UserError
 from llara_cli.data.corpus import corpus_files
@@ -144,6 +146,13 @@ class Pretraining(TrainingRun[Example]):
         if lacks_projection(backbone.model):
             raise self._no_projection()
         self.console.detail(f"logits: {backbone.logits}")
+
+    def _static_bytes(self, backbone: Backbone) -> float:
+        """Also the sum of the projection's gradients, and what of it is handed over with the last forward."""
+        head = backbone.projection.weight
+        assert isinstance(head, torch.Tensor)
+        gathered = 2 * torch.float32.itemsize * head.numel() if head.requires_grad else 0
+        return super()._static_bytes(backbone) + gathered
 
     def objective(self, prepared: Prepared) -> PretextObjective:
         """EBAE and EBAR in one forward where the model honours a mask and positions, else in two."""

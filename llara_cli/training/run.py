@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
-from llara_cli.data.lines import ignore
+from llara_cli.data.lines import ignore, one_line
 from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, refuse_attention
 from llara_cli.model.body import dtype_name
@@ -37,7 +37,15 @@ from llara_cli.training import checkpoints
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
-from llara_cli.training.memory import USABLE, Forwards, choose_forwards, count_needs, free_memory, recomputed
+from llara_cli.training.memory import (
+    LEAST_TOKENS,
+    USABLE,
+    Forwards,
+    choose_forwards,
+    count_needs,
+    free_memory,
+    recomputed,
+)
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import STATE_BYTES, make_optimiser
 from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
@@ -135,9 +143,8 @@ class TrainingRun(ABC, Generic[ItemT]):
         with self.console.status("checking the model and the data"):
             self._check_device()
             self._check_weights()
-            _ = self.blueprint
-        team = Team(self.accelerator.process_index, self.accelerator.num_processes)
-        with team.share(lambda: self.workspace.build("models", self.name, self.blueprint, restart=restart)) as build:
+            blueprint = self.blueprint
+        with self._team.share(lambda: self.workspace.build("models", self.name, blueprint, restart=restart)) as build:
             if isinstance(build, Artifact):
                 result = told_again(self.console, build)
                 checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
@@ -197,6 +204,10 @@ class TrainingRun(ABC, Generic[ItemT]):
         return open_accelerator(choose_device(), self.settings.optimiser.track, folder)
 
     @property
+    def _team(self) -> Team:
+        return Team(self.accelerator.process_index, self.accelerator.num_processes)
+
+    @property
     def device(self) -> torch.device:
         """Where this process trains."""
         device: torch.device = self.accelerator.device
@@ -251,18 +262,36 @@ class TrainingRun(ABC, Generic[ItemT]):
         free = free_memory(self.device)
         if free is None or None not in (tokens, recompute):
             return Forwards(tokens or CPU_TOKENS, int(recompute or False))
-        free = int(self.accelerator.gather(torch.tensor([free], device=self.device)).min())
-        with self.console.status("measuring how much memory a layer takes"):
-            needs = count_needs(self._shallow, self._static_bytes, lambda: autocast(self.device, self.dtype))
-        chosen = choose_forwards(
-            USABLE * free, needs, self.facts.layers, longest=self.longest, tokens=tokens, recompute=recompute
-        )
-        again = f", {recomputed(self.facts.layers, chosen.every)} of {self.facts.layers} layers computed again"
-        self.console.note(f"{chosen.tokens} tokens a forward{again if chosen.every else ''}")
+        least = int(self.accelerator.gather(torch.tensor([free], device=self.device)).min())
+        return self._team.decide(lambda: self._chosen_forwards(USABLE * least))
+
+    def _chosen_forwards(self, free: float) -> Forwards:
+        """What fits ``free`` bytes, by models of few layers; where these cannot be had, what is likely to."""
+        layers, optimiser = self.facts.layers, self.settings.optimiser
+        tokens, recompute = optimiser.micro_batch_tokens, optimiser.gradient_checkpointing
+        try:
+            with self.console.status("measuring how much memory a layer takes"):
+                needs = count_needs(self._shallow, self._static_bytes, lambda: autocast(self.device, self.dtype))
+        except Exception as error:  # nothing that keeps a model from training
+            chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
+            self.console.warn(
+                f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
+                " --micro-batch-tokens and --gradient-checkpointing say otherwise"
+            )
+            return chosen
+        chosen = choose_forwards(free, needs, layers, longest=self.longest, tokens=tokens, recompute=recompute)
+        again = f", {recomputed(layers, chosen.every)} of {layers} layers computed again" if chosen.every else ""
+        self.console.note(f"{chosen.tokens} tokens a forward{again}")
+        needed = needs.total(max(chosen.tokens, self.longest), layers, chosen.every)
+        if needed > free:
+            self.console.warn(
+                f"about {needed / 1e9:.1f} GB of GPU memory are needed, and {free / 1e9:.1f} GB can be had:"
+                " --backend lora or qlora, --weights bf16 or shorter texts take less"
+            )
         return chosen
 
     def _shallow(self, layers: int) -> Backbone:
-        """A model of the same shape with so many layers, as it will be trained."""
+        """A model of the same shape with so many layers, whose attention is dense and that is not compiled."""
         with TemporaryDirectory() as folder:
             return Backbone(self._loaded(shrunken(self.source, layers, Path(folder))).model)
 
@@ -270,9 +299,10 @@ class TrainingRun(ABC, Generic[ItemT]):
         """Weights, gradients and the optimiser's state, in one process."""
         weights = sum(weight.nbytes for weight in backbone.model.parameters())
         trained = sum(weight.numel() for weight in checkpoints.trainable(backbone.model).values())
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        whole: float = weights + trained * (torch.float32.itemsize + STATE_BYTES[self.settings.optimiser.name])
-        return whole / (self.accelerator.num_processes if sharded else 1)
+        kind, single = self.accelerator.distributed_type, torch.float32.itemsize
+        of_gradients = single if kind in (DistributedType.NO, DistributedType.FSDP) else 2 * single  # DDP has buckets
+        whole: float = weights + trained * (of_gradients + STATE_BYTES[self.settings.optimiser.name])
+        return whole / (self.accelerator.num_processes if kind == DistributedType.FSDP else 1)
 
     def _train(self, build: Build, made_for: str) -> dict[str, Any]:
         flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +177,18 @@ def test_products_are_of_full_precision_whatever_is_allowed_elsewhere() -> None:
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("setting", ["backends.cuda.matmul", "backends"])
+def test_tf32_may_be_allowed_by_the_newer_setting(setting: str) -> None:
+    """In a process of its own: PyTorch does not let the two ways of setting it be mixed."""
+    code = (
+        f"import torch; torch.{setting}.fp32_precision = 'tf32'; from llara_backends.index_exact_gpu import _no_tf32\n"
+        "with _no_tf32(): print(torch.backends.cuda.matmul.allow_tf32)\n"
+        "print(torch.backends.cuda.matmul.fp32_precision)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "tf32"]
 
 
 @pytest.mark.parametrize("queries", [1, 10, 100, 1000, 100_000])

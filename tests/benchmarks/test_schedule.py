@@ -102,6 +102,9 @@ def rates(tmp_path: Path) -> list[dict[str, object]]:
     results = Results(tmp_path)
     results.add("pretrain 135M, default", "135M, llara, attention auto, full texts, 16384 tokens a forward",
                 tokens_per_s=30_000.0, mfu=0.25)  # fmt: skip
+    results.add(
+        "pretrain 135M, qlora", "135M, llara, attention auto, qlora, full texts", tokens_per_s=90_000.0, mfu=0.9
+    )
     results.add("pretrain 135M, authors", "135M, authors, full texts, 16384 tokens a forward", tokens_per_s=10_000.0)
     results.add("pretrain 135M, authors", "135M, authors, mixed texts, 16384 tokens a forward", tokens_per_s=99_000.0)
     results.add("tests", "test_cuda.py::test_one", passed=True, seconds=1.0)

@@ -123,3 +123,10 @@ def test_shapes_that_need_a_graph_each_have_one(monkeypatch: pytest.MonkeyPatch)
     for width in range(20, 32):
         model.hidden(lay_out_some([Tree([5] * width, [])], [[0]])[1])
     assert len(shapes) == 12
+
+
+def test_what_is_tried_on_a_few_tokens_is_not_compiled() -> None:
+    model = backbone("llama")
+    model.compile_layers("eager")
+    assert model.runs_jointly()
+    assert counters["stats"]["unique_graphs"] == 0

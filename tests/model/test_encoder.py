@@ -15,7 +15,7 @@ from tiny import TEXTS, make_model
 
 from llara_cli.model.ahead import ahead
 from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS
+from llara_cli.model.batching import CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS, Batching
 from llara_cli.model.block_mask import BLOCK_TOKENS
 from llara_cli.model.encoder import Encoder, Sequencer, text_batching
 from llara_cli.model.layout import Layout
@@ -70,6 +70,25 @@ def test_forwards_that_do_not_fit_are_halved(encoder: Encoder) -> None:
     assert heard > 0
     encoder.encode(texts, "passage")
     assert len(vars(encoder)["heard"]) == heard  # what was learnt is kept
+
+
+def test_rows_that_do_not_fit_are_rounded_up_to_less(encoder: Encoder) -> None:
+    """As they are where few widths are wanted: a row of half as many tokens must not be padded to as many again."""
+    texts = [" ".join(TEXTS) for _ in range(9)]
+    wanted = encoder.encode(texts, "passage").vectors
+    encoder.batching = Batching("packed", 2048, multiple=1024)
+    vars(encoder.backbone)["room"] = 300
+    np.testing.assert_allclose(encoder.encode(texts, "passage").vectors, wanted, atol=1e-5)
+    assert vars(encoder)["heard"][0] == "out of memory with 1024 tokens a forward: going on with 512"
+    assert encoder.batching.multiple == 128
+
+
+def test_many_vectors_are_fetched_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(40)]
+    encoder.batching = replace(encoder.batching, budget=200)
+    wanted = encoder.encode(texts, "passage").vectors
+    monkeypatch.setattr("llara_cli.model.encoder.FETCHED", 7)
+    np.testing.assert_array_equal(encoder.encode(texts, "passage").vectors, wanted)
 
 
 def test_what_was_computed_before_a_forward_that_does_not_fit_is_kept(encoder: Encoder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def test_large_forwards_come_before_recomputation_and_that_before_small_ones(fre
     assert choose_forwards(free, SEVEN, 32, longest=512) == chosen
 
 
+def test_a_model_that_cannot_compute_again_has_smaller_forwards() -> None:
+    stubborn = replace(SEVEN, recomputed_token=None)
+    assert choose_forwards(12 * GB, stubborn, 32, longest=512) == Forwards(2048, 0)
+
+
 @given(
     st.floats(0, 2e11), st.integers(1, 80), st.integers(1, 8192), st.none() | st.integers(1, 32768),
     st.sampled_from([None, True, False]),
@@ -80,7 +86,7 @@ def test_a_run_goes_by_the_memory_that_is_free(
     """Room for one layer's tensors: the layers are computed again, which changes gradients by noise at most."""
     flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 2, "--name", "m", "--json")
     wanted = llara("pretrain", corpus, *flags, workspace=tmp_path / "plain").json
-    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: memory.RESERVED * 10 // 9 + 12_000_000)
+    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: memory.RESERVED * 10 // 9 + 12_400_000)
     plan = llara("pretrain", corpus, *flags, "--dry-run").json
     found = llara("pretrain", corpus, *flags)
     assert (plan["micro_batch_tokens"], plan["recomputed_layers"]) == (4096, 2)
@@ -90,3 +96,25 @@ def test_a_run_goes_by_the_memory_that_is_free(
     assert manifest["execution"]["micro_batch_tokens"] == 4096
     for one, two in zip(wanted["history"], found.json["history"], strict=True):
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_a_run_goes_on_where_memory_cannot_be_measured(
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("no such number\nof layers")
+
+    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: 10 * GB)
+    monkeypatch.setattr("llara_cli.training.run.shrunken", fail)
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 1, "--name", "m")
+    done = llara("pretrain", corpus, *flags)
+    assert done.code == 0, done.err
+    assert "cannot be measured (no such number of layers): 4096 tokens a forward" in done.err
+
+
+def test_a_run_that_does_not_fit_says_so(
+    llara: Llara, corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: GB)
+    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 1, "--name", "m")
+    assert "4.3 GB of GPU memory are needed, and 0.9 GB can be had" in llara("pretrain", corpus, *flags).err
