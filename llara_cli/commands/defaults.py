@@ -166,14 +166,14 @@ def _shown(value: Any) -> str:
 
 
 _PLACES = ("corpus", "train", "benchmark")
-"""Parameters that may name a file or folder though they are not of type ``Path``."""
+"""Parameters that may name a file or folder though their type is not ``Path``."""
 
 
 def expanded(value: Any, is_place: bool) -> Any:
-    """A parameter's value with a leading ``~`` in paths replaced by the home folder, which shells do at times only."""
+    """A parameter's value; of a place, with the home folder for a leading ``~``, which shells replace at times only."""
     if isinstance(value, list | tuple):
         return type(value)(expanded(each, is_place) for each in value)
-    if not str(value).startswith("~") or not (is_place or isinstance(value, Path)):
+    if not is_place or not str(value).startswith("~"):
         return value
     try:
         return type(value)(Path(value).expanduser())
@@ -196,8 +196,13 @@ class Command(TyperCommand):
                 excluded = self._excluded(given, found)
                 ctx.default_map = {name: value for name, value in found.items() if name not in excluded}
         rest = super().parse_args(ctx, args)
-        ctx.params = {name: expanded(value, name in _PLACES) for name, value in ctx.params.items()}
+        places = self._places()
+        ctx.params = {name: expanded(value, name in places) for name, value in ctx.params.items()}
         return rest
+
+    def _places(self) -> set[str]:
+        """Parameters that may name a file or folder."""
+        return {*_PLACES, *(name for name, hint in get_type_hints(self.callback).items() if _kind(hint)[0] is Path)}
 
     def invoke(self, ctx: Any) -> Any:
         """As Typer does; an error about a flag that nobody typed says where its value is from."""
@@ -230,7 +235,9 @@ class Command(TyperCommand):
 
     def _excluded(self, given: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
         """Parameters that cannot go with what was typed, and were not typed; ``found``: the file's values."""
-        typed = {name: str(value) for name, value in given.items() if value not in (None, (), [])}
+        # an argument left out is None, or an object of click's own
+        values = {name: value for name, value in given.items() if isinstance(value, str | int | list | tuple)}
+        typed = {name: str(value) for name, value in values.items() if value not in ((), [])}
         excluded: set[str] = set()
         for rule, others in YIELDS.get(str(self.name), {}).items():
             name, relation, value = re.split(r"(!?=|$)", rule, maxsplit=1)
