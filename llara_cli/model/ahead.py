@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+import torch
+
 ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
 
@@ -26,3 +28,10 @@ def ahead(function: Callable[[ItemT], DoneT], items: Iterable[ItemT]) -> Iterato
         while done := coming.result():
             coming = thread.submit(step)
             yield from done
+
+
+def while_computing(
+    function: Callable[[ItemT], DoneT], items: Iterable[ItemT], device: torch.device
+) -> Iterator[DoneT]:
+    """``ahead`` where a GPU computes; on a CPU one after the other, as its cores are busy with computing."""
+    return map(function, items) if device.type == "cpu" else ahead(function, items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llara_cli.console import UserError
-from llara_cli.model.ahead import ahead
+from llara_cli.model.ahead import ahead, while_computing
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching, Rows, computed_tokens
 from llara_cli.model.block_mask import row_multiple
@@ -151,7 +152,8 @@ class Encoder:
         They are fetched when ``FETCHED`` or all are computed, so that the host goes on meanwhile.
         """
         vectors, found, done = [torch.empty(0, self.backbone.dim)], list[Tensor](), 0
-        for _, layout in ahead(lambda rows: lay_out_some(trees, rows, self.batching.multiple), forwards):
+        lay_out = partial(lay_out_some, trees, multiple=self.batching.multiple)
+        for _, layout in while_computing(lay_out, forwards, self.backbone.device):
             pooled = self._embed(layout)
             if pooled is None:
                 break

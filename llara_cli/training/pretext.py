@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara_cli.model.ahead import ahead
+from llara_cli.model.ahead import while_computing
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching, Rows, computed_tokens, deal
 from llara_cli.model.layout import Ids, Layout, TokenIds, Tree, lay_out_some
@@ -111,7 +111,8 @@ class PretextObjective:
         sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
         self._gathered.start()
         scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
-        inputs = ahead(partial(self._inputs, pieces, trees), (forwards[max(number, 0)] for number in hand))
+        rows = [forwards[max(number, 0)] for number in hand]
+        inputs = while_computing(partial(self._inputs, pieces, trees), rows, self.backbone.device)
         for place, (number, given) in enumerate(zip(hand, inputs, strict=True)):
             idle = number < 0  # another process has more to do: the forward counts for nothing
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
