@@ -256,6 +256,8 @@ def test_targets_may_be_chosen(llara: Llara, tmp_path: Path, corpus: Path, tiny_
 # peft's words about its own settings for fused experts, and about GPT-2's layers
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+# transformers' code of GPT-BigCode, when it is imported
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", sorted(CAUSAL))
 def test_every_architecture_can_have_adapters(name: str) -> None:
     """What it computes changes with them, and goes on being computed."""
