@@ -13,6 +13,7 @@ from tiny import TEXTS
 from waits import noted_waits, to_meta
 
 from llara_cli.model import encoder
+from llara_cli.model.ahead import while_computing
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import LAYOUTS, Batching, LayoutName
 from llara_cli.model.encoder import Encoder, Sequencer
@@ -27,6 +28,7 @@ from llara_cli.training.groups import Group, identity
 from llara_cli.training.info_nce import ContrastiveLoss
 from llara_cli.training.pretext import Example, PretextObjective
 
+CUDA = torch.device("cuda")
 FEW, MANY = 10_000, 100
 """Tokens of a forward that takes everything, and of one that takes little."""
 
@@ -100,12 +102,14 @@ def test_encoding_waits_for_the_vectors_of_a_shard_once(tiny_model: Path, budget
 def test_layouts_are_made_beside_the_computation(tiny_model: Path, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     makers: set[str] = set()
 
-    def lay_out(*args: Any) -> Any:
+    def lay_out(*args: Any, **settings: Any) -> Any:
         makers.add(threading.current_thread().name)
-        return lay_out_some(*args)
+        return lay_out_some(*args, **settings)
 
     for module in (contrastive, encoder, pretext):
         monkeypatch.setattr(module, "lay_out_some", lay_out)
+    for module in (encoder, pretext):  # as for a GPU
+        monkeypatch.setattr(module, "while_computing", lambda made, of, device: while_computing(made, of, CUDA))
     source = ModelSource("tiny", str(tiny_model))
     backbone, tokenizer = Backbone(load_causal_lm(source, torch.float32)), TextTokenizer.load(source)
     sequencer = Sequencer(tokenizer, PAPER, {"query": 40, "passage": 60})
@@ -120,3 +124,8 @@ def test_layouts_are_made_beside_the_computation(tiny_model: Path, work: str, mo
         Encoder(backbone, PAPER, sequencer, MANY).encode(TEXTS, "passage")
     assert makers
     assert threading.main_thread().name not in makers
+
+
+def test_a_cpu_computes_and_lays_out_by_turns() -> None:
+    makers = set(while_computing(lambda item: threading.current_thread().name, range(3), torch.device("cpu")))
+    assert makers == {threading.main_thread().name}
