@@ -58,10 +58,11 @@ def _gradients(model: PreTrainedModel, *, lean: bool) -> dict[str, Tensor]:
 
 
 def _same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """But for the order of additions, which oneDNN chooses by its release and the processor: of terms of up to ten."""
     assert mine.keys() == theirs.keys()
     for name, gradient in mine.items():
         torch.testing.assert_close(
-            gradient, theirs[name], rtol=1e-5, atol=1e-5, msg=lambda told, n=name: f"{n}: {told}"
+            gradient, theirs[name], rtol=1e-5, atol=3e-5, msg=lambda told, n=name: f"{n}: {told}"
         )
 
 
