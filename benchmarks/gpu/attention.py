@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpu.bench import Bench, options_of
+from llara_cli.model.block_mask import block_mask
 from llara_cli.model.layout import Layout, Tree, lay_out, visible
+from llara_cli.model.varlen import attend, plan_of
 
 Heads = tuple[int, int, int]
 HEADS: tuple[Heads, ...] = ((9, 3, 64), (32, 4, 64), (32, 32, 128))
@@ -51,8 +54,6 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 def check(bench: Bench, heads: Heads, window: int | None) -> None:
     """Output and gradients of trees without a mask, against SDPA under the dense mask in fp64."""
-    from llara_cli.model.varlen import attend, plan_of
-
     layout = layout_of([1, 17, 30] if bench.toy else [1, 17, 300, 200, 64, 411])
     query, key, value, upstream = inputs(bench, layout.ids.shape[1], heads)
     real = torch.from_numpy(layout.real[0]).to(bench.device)
@@ -90,18 +91,12 @@ def lengths_of(bench: Bench, kind: str) -> tuple[list[int], int]:
 
 def varlen_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
     """Trees without a mask."""
-    from llara_cli.model.varlen import attend, plan_of
-
     plan = plan_of(layout, bench.device)
     return lambda: attend(parts[0], parts[1], parts[2], plan)
 
 
 def flex_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
     """FlexAttention, compiled as transformers does; it has no backward on a CPU."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    from llara_cli.model.block_mask import block_mask
-
     compiled = torch.compile(flex_attention, dynamic=False)
     blocks, group = block_mask(layout, None, bench.device), parts[0].shape[1] // parts[1].shape[1]
     return lambda: compiled(four(parts[0]), four(parts[1], group), four(parts[2], group), block_mask=blocks)

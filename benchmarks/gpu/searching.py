@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gpu_exact
+
 from gpu.bench import Bench, options_of
 
 ROWS, TOY_ROWS, DIM = 2_000_000, 20_000, 768
@@ -9,15 +11,11 @@ ROWS, TOY_ROWS, DIM = 2_000_000, 20_000, 768
 
 def search(bench: Bench) -> None:
     """What the script measures, recorded line by line."""
-    from gpu_exact import measure
-
-    measure(str(bench.device), TOY_ROWS if bench.toy else ROWS, DIM, bench.record)
+    gpu_exact.measure(str(bench.device), TOY_ROWS if bench.toy else ROWS, DIM, bench.record)
 
 
 def main() -> None:
     """Measure."""
-    import llara_backends.index_exact  # noqa: F401  slow: before the gate
-
     bench = Bench(options_of(__doc__).parse_args())
     bench.attempt("exact", search, bench)
 
