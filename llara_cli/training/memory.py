@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llara_cli.console import Console
+from llara_cli.data.lines import one_line
 from llara_cli.model.backbone import Backbone
 from llara_cli.model.layout import Tree, lay_out
 
@@ -89,6 +91,36 @@ def choose_forwards(
         if needs.total(max(size, longest), layers, every) <= free:
             return Forwards(size, every)
     return Forwards(*tried[-1])
+
+
+def fit_forwards(
+    free: int, count: Callable[[], Needs], layers: int, console: Console, *, longest: int, tokens: int | None,
+    recompute: bool | None,
+) -> Forwards:  # fmt: skip
+    """``choose_forwards`` by what is free and what ``count`` finds, and say what was chosen, or that nothing fits.
+
+    Where nothing can be counted, it is ``LEAST_TOKENS`` tokens, and nothing computed again that is not asked for.
+    """
+    try:
+        with console.status("measuring how much memory a layer takes"):
+            needs = count()
+    except Exception as error:  # nothing that keeps a model from training
+        chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
+        console.warn(
+            f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
+            " --micro-batch-tokens and --gradient-checkpointing say otherwise"
+        )
+        return chosen
+    usable = USABLE * free
+    chosen = choose_forwards(usable, needs, layers, longest=longest, tokens=tokens, recompute=recompute)
+    again = f", {recomputed(layers, chosen.every)} of {layers} layers computed again" if chosen.every else ""
+    console.note(f"{chosen.tokens} tokens a forward{again}")
+    if (needed := needs.total(max(chosen.tokens, longest), layers, chosen.every)) > usable:
+        console.warn(
+            f"about {needed / 1e9:.1f} GB of GPU memory are needed, and {usable / 1e9:.1f} GB can be had:"
+            " --backend lora or qlora, --weights bf16 or shorter texts take less"
+        )
+    return chosen
 
 
 def _ways(layers: int) -> list[int]:

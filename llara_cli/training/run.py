@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llara_cli import registry
 from llara_cli.artifacts import Artifact, Blueprint, Build, write_atomically
 from llara_cli.console import Console
-from llara_cli.data.lines import ignore, one_line
+from llara_cli.data.lines import ignore
 from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
 from llara_cli.model.backbone import Backbone, choose_device, choose_dtype, refuse_attention
 from llara_cli.model.body import dtype_name
@@ -37,15 +37,7 @@ from llara_cli.training import checkpoints
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
-from llara_cli.training.memory import (
-    LEAST_TOKENS,
-    USABLE,
-    Forwards,
-    choose_forwards,
-    count_needs,
-    free_memory,
-    recomputed,
-)
+from llara_cli.training.memory import Forwards, Needs, count_needs, fit_forwards, free_memory
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimisers import STATE_BYTES, make_optimiser
 from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
@@ -263,32 +255,15 @@ class TrainingRun(ABC, Generic[ItemT]):
         if free is None or None not in (tokens, recompute):
             return Forwards(tokens or CPU_TOKENS, int(recompute or False))
         least = int(self.accelerator.gather(torch.tensor([free], device=self.device)).min())
-        return self._team.decide(lambda: self._chosen_forwards(USABLE * least))
 
-    def _chosen_forwards(self, free: float) -> Forwards:
-        """What fits ``free`` bytes, by models of few layers; where these cannot be had, what is likely to."""
-        layers, optimiser = self.facts.layers, self.settings.optimiser
-        tokens, recompute = optimiser.micro_batch_tokens, optimiser.gradient_checkpointing
-        try:
-            with self.console.status("measuring how much memory a layer takes"):
-                needs = count_needs(self._shallow, self._static_bytes, lambda: autocast(self.device, self.dtype))
-        except Exception as error:  # nothing that keeps a model from training
-            chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
-            self.console.warn(
-                f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
-                " --micro-batch-tokens and --gradient-checkpointing say otherwise"
+        def count() -> Needs:
+            return count_needs(self._shallow, self._static_bytes, lambda: autocast(self.device, self.dtype))
+
+        return self._team.decide(
+            lambda: fit_forwards(
+                least, count, self.facts.layers, self.console, longest=self.longest, tokens=tokens, recompute=recompute
             )
-            return chosen
-        chosen = choose_forwards(free, needs, layers, longest=self.longest, tokens=tokens, recompute=recompute)
-        again = f", {recomputed(layers, chosen.every)} of {layers} layers computed again" if chosen.every else ""
-        self.console.note(f"{chosen.tokens} tokens a forward{again}")
-        needed = needs.total(max(chosen.tokens, self.longest), layers, chosen.every)
-        if needed > free:
-            self.console.warn(
-                f"about {needed / 1e9:.1f} GB of GPU memory are needed, and {free / 1e9:.1f} GB can be had:"
-                " --backend lora or qlora, --weights bf16 or shorter texts take less"
-            )
-        return chosen
+        )
 
     def _shallow(self, layers: int) -> Backbone:
         """A model of the same shape with so many layers, whose attention is dense and that is not compiled."""
