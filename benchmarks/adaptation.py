@@ -24,18 +24,18 @@ import typer
 from scipy import stats
 from texts import articles
 
+from llara_cli.core.workspace import Workspace
 from llara_cli.data.corpus import ReadyRow, corpus_files
 from llara_cli.data.passages import pair_up, split_document
-from llara_cli.model.backbone import ROW_TOKENS, Backbone
 from llara_cli.model.batching import Batching
+from llara_cli.model.decoder import ROW_TOKENS, Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import BRANCHES, PAPER
 from llara_cli.model.source import ModelSource, resolve
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.examples import ExampleBuilder
 from llara_cli.training.pretext import Example, PretextObjective
-from llara_cli.workspace import Workspace
 
 
 def held_out_rows(tokenizer: TextTokenizer, corpus: Path, length: int, count: int) -> list[ReadyRow]:
@@ -54,7 +54,7 @@ def held_out_rows(tokenizer: TextTokenizer, corpus: Path, length: int, count: in
 def losses(source: ModelSource, tokenizer: TextTokenizer, examples: Sequence[Example]) -> dict[str, float]:
     """Mean EBAE and EBAR over the examples."""
     objective = PretextObjective(
-        Backbone(load_causal_lm(source, torch.float32).eval()), PAPER, tokenizer.prompt_ids(PAPER),
+        Decoder(load_causal_lm(source, torch.float32).eval()), PAPER, tokenizer.prompt_ids(PAPER),
         Batching("packed", 1024, ROW_TOKENS),
     )  # fmt: skip
     terms = objective.backward(examples)
@@ -75,7 +75,7 @@ def unigram_losses(counts: np.ndarray[Any, Any], examples: Sequence[Example]) ->
 def reciprocal_ranks(source: ModelSource, tokenizer: TextTokenizer, rows: Sequence[ReadyRow], length: int) -> Any:
     """1 / rank of each passage's successor among all passages, 0 beyond rank 10."""
     sequencer = Sequencer(tokenizer, PAPER, {"query": length, "passage": length})
-    encoder = Encoder(Backbone(load_causal_lm(source, torch.float32).eval()), PAPER, sequencer)
+    encoder = Encoder(Decoder(load_causal_lm(source, torch.float32).eval()), PAPER, sequencer)
     pool = list(dict.fromkeys([row.input for row in rows] + [row.output_predict or "" for row in rows]))
     queries, passages = (
         encoder.encode([row.input for row in rows], "query").vectors,

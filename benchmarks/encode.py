@@ -28,14 +28,15 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch.nn import functional
 from transformers import AutoModel
 
-from llara_cli.data.collection import BeirFolder, read_documents
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.workspace import Workspace
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import read_documents
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import BATCH_TOKENS, Encoder, Sequencer
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource, resolve
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.workspace import Workspace
+from llara_cli.model.tokenizer import TextTokenizer
 
 LENGTH = 512
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -72,15 +73,15 @@ class Systems:
         tokenizer.hf.chat_template = None  # sentence-transformers would put passages into a chat
         tokenizer.save(folder)
         self.tokenizer = tokenizer
-        self.backbone = Backbone(model)
+        self.decoder = Decoder(model)
         self.parameters = sum(
-            layer.weight.numel() for layer in self.backbone.body.modules() if isinstance(layer, torch.nn.Linear)
+            layer.weight.numel() for layer in self.decoder.body.modules() if isinstance(layer, torch.nn.Linear)
         )
         self._folder = folder
 
     def ours(self, recipe: Recipe, budget: int | None = None) -> System:
         """The engine of ``llara encode``."""
-        encoder = Encoder(self.backbone, recipe, Sequencer(self.tokenizer, recipe, {"passage": LENGTH}), budget)
+        encoder = Encoder(self.decoder, recipe, Sequencer(self.tokenizer, recipe, {"passage": LENGTH}), budget)
         return lambda texts: encoder.encode(texts, "passage").vectors
 
     def sentence_transformers(self) -> Callable[[int], System]:

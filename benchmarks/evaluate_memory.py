@@ -24,7 +24,7 @@ RESULT = Path(__file__).with_suffix(".json")
 
 
 def write_collection(folder: Path, count: int) -> None:
-    """``count`` texts of 4 to 16 words, and queries with a few judgements each, in BEIR layout."""
+    """``count`` texts of 4 to 16 words, and queries with a few judgments each, in BEIR layout."""
     random = np.random.default_rng(1)
     (folder / "qrels").mkdir(parents=True)
     write_corpus(folder / "corpus.jsonl", count)

@@ -25,19 +25,19 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from llara_cli.core.workspace import Workspace
 from llara_cli.data.training_rows import read_training_rows
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import resolve
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
+from llara_cli.pipelines.train import CPU_TOKENS
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, identity
 from llara_cli.training.info_nce import ContrastiveLoss
 from llara_cli.training.probe import peak_memory
-from llara_cli.training.run import CPU_TOKENS
-from llara_cli.workspace import Workspace
 
 LENGTH, QUERY_LENGTH, TEMPERATURE, RATE = 96, 64, 0.05, 1e-5
 OURS = (CPU_TOKENS, 512, 4096)
@@ -72,10 +72,10 @@ class Ours:
         self.causal = load_causal_lm(source, torch.float32).train()
         sequencer = Sequencer(tokenizer, PAPER, {"query": QUERY_LENGTH, "passage": LENGTH + 8})
         loss = ContrastiveLoss(TEMPERATURE, mask_false_negatives=False)
-        backbone = Backbone(self.causal)
-        backbone.train_lean()
-        self.objective = ContrastiveObjective(backbone, PAPER, sequencer, OURS[0], loss)
-        self.optimiser = torch.optim.AdamW(self.causal.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+        decoder = Decoder(self.causal)
+        decoder.train_lean()
+        self.objective = ContrastiveObjective(decoder, PAPER, sequencer, OURS[0], loss)
+        self.optimizer = torch.optim.AdamW(self.causal.parameters(), lr=RATE, weight_decay=0.0, fused=True)
         self.groups = [
             Group(query, passages, [identity(text, None) for text in passages], identity(passages[0], None))
             for query, *passages in rows
@@ -84,14 +84,14 @@ class Ours:
     def run(self, setting: int, batch: int, steps: int, *, warm: bool) -> dict[str, float]:
         """Seconds of so many steps, and the first loss."""
         self.objective.budget = setting
-        self.optimiser.param_groups[0]["lr"] = 0.0 if warm else RATE
+        self.optimizer.param_groups[0]["lr"] = 0.0 if warm else RATE
         losses, started = [], time.monotonic()
         for step in range(steps):
             at = step * batch
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             losses.append(self.objective.backward(self.groups[at : at + batch]).loss)
             torch.nn.utils.clip_grad_norm_(self.causal.parameters(), 1.0)
-            self.optimiser.step()
+            self.optimizer.step()
         return {"seconds": time.monotonic() - started, "loss": losses[0]}
 
 

@@ -17,7 +17,7 @@ import torch
 
 from llara_backends.index_exact import ExactIndex, MappedVectors
 from llara_backends.index_exact_gpu import DTYPES, GpuSearch
-from llara_cli.protocols import Hits, IndexOptions, Vectors
+from llara_cli.core.protocols import Hits, IndexOptions, Vectors
 
 K = 100
 COUNTS = (1, 10, 100, 1000)

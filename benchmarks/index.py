@@ -29,8 +29,8 @@ import typer
 from matplotlib.figure import Figure
 
 from llara_backends.index_exact import MappedVectors
-from llara_cli import registry
-from llara_cli.protocols import IndexBackend, IndexOptions, Vectors
+from llara_cli.core import registry
+from llara_cli.core.protocols import IndexBackend, IndexOptions, Vectors
 
 CENTRES, NOISE, DECAY, QUERIES, K = 2000, 1.5, 0.5, 1000, 10
 EF, EF_CONSTRUCTION, M = 128, 200, 32

@@ -3,7 +3,7 @@
     python benchmarks/memory.py --corpus FOLDER --model FOLDER [--sizes 100 --sizes 1000] [--json FILE]
 
 Articles of ``FOLDER``'s ``.jsonl.gz`` files are repeated up to each size in MB, and ``llara pretrain`` is watched from
-outside: the whole corpus is tokenised, as ``--epochs`` asks for, and a few steps are taken. Files that are mapped into
+outside: the whole corpus is tokenized, as ``--epochs`` asks for, and a few steps are taken. Files that are mapped into
 memory do not count: the system takes their pages back when it likes.
 """
 

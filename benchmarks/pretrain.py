@@ -29,17 +29,17 @@ from rivals import Authors
 from sides import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
 from texts import Kind, Texts
 
-from llara_cli.model.allocator import give_back_memory, keep_freed_memory, resident_memory
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.products import product
+from llara_cli.cpu.allocator import give_back_memory, keep_freed_memory, resident_memory
+from llara_cli.cpu.matmul import product
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
-from llara_cli.model.tokens import PromptIds
+from llara_cli.model.tokenizer import PromptIds
+from llara_cli.pipelines.train import CPU_TOKENS
 from llara_cli.training.pretext import Example
 from llara_cli.training.probe import peak_memory
-from llara_cli.training.run import CPU_TOKENS
 
 BATCH = {"mixed": 48, "full": 12}
-"""Texts of an optimiser batch."""
+"""Texts of an optimizer batch."""
 TRIAL = {"mixed": 48, "full": 8}
 """Texts that a setting is tried on: of mixed ones a whole batch, as the lengths in a part may suit another setting."""
 WARM = 8
@@ -73,8 +73,8 @@ def compare(
     shape: str, kind: Kind, texts: Texts, rounds: int, threads: int, *, trial: int, rivals_keep_memory: bool
 ) -> dict[str, Any]:
     """One model, one kind of text: each system's best setting, its median rate, its loss."""
-    backbone, count = model_of(shape), BATCH[kind] * (rounds + 1)
-    ways = {name: list(settings) for name, (_, settings) in systems(backbone, texts).items()}
+    decoder, count = model_of(shape), BATCH[kind] * (rounds + 1)
+    ways = {name: list(settings) for name, (_, settings) in systems(decoder, texts).items()}
     own, theirs = (Side(shape, kind, texts, count, threads, keeps=keeps) for keeps in (True, rivals_keep_memory))
     sides = {name: theirs if name in RIVALS else own for name in ways}
     tried = {name: tries(sides[name], name, found, trial) for name, found in ways.items() if len(found) > 1}
@@ -84,7 +84,7 @@ def compare(
     for side in (own, theirs):
         side.close()
     batches = {recipe.name: texts.examples(kind, recipe, count)[BATCH[kind] :] for recipe in (PAPER, RELEASED)}
-    found = report(backbone, texts, batches, BATCH[kind], seconds, losses, max(peaks))
+    found = report(decoder, texts, batches, BATCH[kind], seconds, losses, max(peaks))
     kept = {
         "trial_texts": trial,
         "seconds": seconds,
@@ -131,13 +131,13 @@ def in_turns(
 
 
 def report(
-    backbone: Backbone, texts: Texts, batches: dict[str, list[Example]], batch: int,
+    decoder: Decoder, texts: Texts, batches: dict[str, list[Example]], batch: int,
     seconds: dict[str, list[float]], losses: dict[str, list[float]], peak: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Rates, ratios of the same round, agreement of losses, share of the matmul peak; ``batch`` texts a step."""
     rates = {name: batch / statistics.median(taken) for name, taken in seconds.items()}
     at_peak = {  # texts a second
-        recipe.name: peak / flops(backbone, texts.prompts(recipe), recipe, batches[recipe.name])
+        recipe.name: peak / flops(decoder, texts.prompts(recipe), recipe, batches[recipe.name])
         for recipe in (PAPER, RELEASED)
     }
     beside = {rival: mine(recipe) for rival, recipe in RIVALS.items()}
@@ -164,27 +164,27 @@ def apart(theirs: Sequence[float], mine: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(theirs, mine, strict=True))
 
 
-def flops(backbone: Backbone, prompts: PromptIds, recipe: Recipe, examples: Sequence[Example]) -> float:
+def flops(decoder: Decoder, prompts: PromptIds, recipe: Recipe, examples: Sequence[Example]) -> float:
     """FLOPs that a text needs, attention not counted: 6 a weight and token, 6 a weight and row of logits.
 
     Whoever takes these losses of each text on its own multiplies as much: the ratio to a rival is bounded by it.
     """
     text = sum(len(example.text) for example in examples) / len(examples)
-    linear = sum(m.weight.numel() for m in backbone.body.modules() if isinstance(m, torch.nn.Linear))
+    linear = sum(m.weight.numel() for m in decoder.body.modules() if isinstance(m, torch.nn.Linear))
     logits = 2 * prompts.slots + (text if recipe.language_model_loss else 0)
-    return float(6 * (linear * (text + prompts.overhead()) + logits * backbone.vocabulary * backbone.dim))
+    return float(6 * (linear * (text + prompts.overhead()) + logits * decoder.vocabulary * decoder.dim))
 
 
 def grown(shape: str, texts: Texts, recipe: Recipe, way: str, examples: list[Example], answer: Any) -> None:
     """In a process of its own: bytes of resident memory that one step adds to the model's, gradients included."""
-    backbone = model_of(shape)
+    decoder = model_of(shape)
     if way != "authors":
         keep_freed_memory()
     prompts = texts.prompts(recipe)
     if way == "authors":
-        system: System = Authors(backbone, prompts, len(examples)).backward
+        system: System = Authors(decoder, prompts, len(examples)).backward
     else:
-        system = ours(backbone, texts, recipe, int(way))
+        system = ours(decoder, texts, recipe, int(way))
     give_back_memory()
     before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

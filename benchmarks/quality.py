@@ -25,9 +25,9 @@ import numpy as np
 import typer
 from scipy import stats
 
+from llara_cli.core.workspace import Workspace
+from llara_cli.data.runs import read_qrels
 from llara_cli.evaluation.results import Results
-from llara_cli.retrieval.runs import read_qrels
-from llara_cli.workspace import Workspace
 
 METRIC = "nDCG@10"
 OTHERS = 500

@@ -1,7 +1,7 @@
 """Two other ways to take the gradients of EBAE and EBAR, built for comparison: the authors' way, and two padded passes.
 
 Both get what they can use: SDPA attention, the micro-batch size that is fastest for them, means over the whole batch.
-They compute where the backbone's weights lie.
+They compute where the decoder's weights lie.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.recipe import BRANCHES
-from llara_cli.model.tokens import PromptIds
+from llara_cli.model.tokenizer import PromptIds
 from llara_cli.training.losses import bag_of_tokens_loss
 from llara_cli.training.pretext import Example
 from llara_cli.training.targets import Targets
@@ -32,7 +32,7 @@ class Authors:
     Only the means differ: the published code averages within a micro-batch, which is not the batch's mean.
     """
 
-    backbone: Backbone
+    decoder: Decoder
     prompts: PromptIds
     size: int
 
@@ -40,7 +40,7 @@ class Authors:
         """Accumulate gradients in micro-batches of ``size`` texts; the batch's loss."""
         counts = [sum(len(example.targets[branch]) > 0 for example in examples) for branch in BRANCHES]
         tokens = sum(len(example.text) for example in examples)
-        total = torch.zeros((), device=self.backbone.device)
+        total = torch.zeros((), device=self.decoder.device)
         for at in range(0, len(examples), self.size):
             loss = self._loss(examples[at : at + self.size], counts, tokens)
             loss.backward()
@@ -49,10 +49,10 @@ class Authors:
 
     def _loss(self, part: Sequence[Example], counts: Sequence[int], tokens: int) -> Tensor:
         ids, labels, mask = self._padded(part)
-        hidden = self.backbone.body(
+        hidden = self.decoder.body(
             input_ids=ids, attention_mask=mask, position_ids=self._positions(ids)
         ).last_hidden_state
-        logits = self.backbone.projection(hidden).float()
+        logits = self.decoder.projection(hidden).float()
         shifted, wanted = logits[..., :-1, :].contiguous(), labels[..., 1:].contiguous()
         loss = functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), wanted.view(-1), reduction="sum") / tokens
         following = len(self.prompts.prompts["next"])
@@ -79,7 +79,7 @@ class Authors:
             ids[row, start:] = torch.cat([torch.tensor(head, dtype=torch.long), text, torch.tensor(suffix)])
             labels[row, start + len(head) : start + len(head) + len(text)] = text
             real[row, start:] = True
-        device = self.backbone.device
+        device = self.decoder.device
         return ids.to(device), labels.to(device), self._mask(real.to(device))
 
     def _mask(self, real: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Authors:
         seen[:, -following:, -following - own : -following] = False
         seen |= torch.eye(width, dtype=torch.bool, device=device)
         mixed = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if mixed else self.backbone.body.dtype
+        dtype = torch.get_autocast_dtype(device.type) if mixed else self.decoder.body.dtype
         lowest = torch.finfo(dtype).min
         return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, lowest)[:, None]
 
@@ -108,7 +108,7 @@ class TwoPasses:
     ``by_length``: texts of like length share a micro-batch; else they come in the batch's (random) order.
     """
 
-    backbone: Backbone
+    decoder: Decoder
     prompts: PromptIds
     size: int
     by_length: bool = False
@@ -116,14 +116,14 @@ class TwoPasses:
     def backward(self, examples: Sequence[Example]) -> float:
         """Accumulate gradients in micro-batches of ``size`` texts; the batch's loss."""
         ordered = sorted(examples, key=lambda example: -len(example.text)) if self.by_length else examples
-        total = torch.zeros((), device=self.backbone.device)
+        total = torch.zeros((), device=self.decoder.device)
         for branch in BRANCHES:
             chosen = [example for example in ordered if len(example.targets[branch])]
             for at in range(0, len(chosen), self.size):
                 part = chosen[at : at + self.size]
                 hidden = self._end_states(part, self.prompts.prompts[branch])
                 targets = Targets([example.targets[branch] for example in part])
-                loss = bag_of_tokens_loss(self.backbone.projection(hidden), targets).sum() / len(chosen)
+                loss = bag_of_tokens_loss(self.decoder.projection(hidden), targets).sum() / len(chosen)
                 loss.backward()
                 total += loss.detach()
         return float(total)
@@ -135,8 +135,8 @@ class TwoPasses:
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.from_numpy(row)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        device = self.backbone.device
+        device = self.decoder.device
         # without padding no mask: plain causal attention, which has faster kernels
         given = None if bool(mask.all()) else mask.long().to(device)
-        hidden: Tensor = self.backbone.body(input_ids=ids.to(device), attention_mask=given).last_hidden_state
+        hidden: Tensor = self.decoder.body(input_ids=ids.to(device), attention_mask=given).last_hidden_state
         return hidden.flatten(0, 1)[(torch.arange(len(rows)) * ids.shape[1] + lengths - 1).to(device)]

@@ -16,9 +16,9 @@ from rivals import Authors, TwoPasses
 from texts import Kind, Texts
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llara_cli.model.allocator import keep_freed_memory
-from llara_cli.model.backbone import ROW_TOKENS, Backbone
+from llara_cli.cpu.allocator import keep_freed_memory
 from llara_cli.model.batching import Batching
+from llara_cli.model.decoder import ROW_TOKENS, Decoder
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.training.pretext import Example, PretextObjective
@@ -42,19 +42,19 @@ Systems = dict[str, tuple[Recipe, dict[str, System]]]
 """By name: the recipe, and the system by the micro-batch settings that it may choose from."""
 
 
-def model_of(shape: str) -> Backbone:
+def model_of(shape: str) -> Decoder:
     """Random weights, the same every time."""
     torch.manual_seed(0)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape], tie_word_embeddings=True))
-    return Backbone(model.train())
+    return Decoder(model.train())
 
 
-def ours(backbone: Backbone, texts: Texts, recipe: Recipe, budget: int) -> System:
+def ours(decoder: Decoder, texts: Texts, recipe: Recipe, budget: int) -> System:
     """Our objective, as the command runs it."""
-    backbone = Backbone(backbone.model)
-    backbone.train_lean()
-    objective = PretextObjective(backbone, recipe, texts.prompts(recipe), Batching("packed", budget, ROW_TOKENS))
+    decoder = Decoder(decoder.model)
+    decoder.train_lean()
+    objective = PretextObjective(decoder, recipe, texts.prompts(recipe), Batching("packed", budget, ROW_TOKENS))
     return lambda examples: objective.backward(examples).loss
 
 
@@ -63,33 +63,33 @@ def mine(recipe: Recipe) -> str:
     return f"llara {recipe.name}"
 
 
-def systems(backbone: Backbone, texts: Texts) -> Systems:
+def systems(decoder: Decoder, texts: Texts) -> Systems:
     """Every system."""
     released, paper = texts.prompts(RELEASED), texts.prompts(PAPER)
     budgets = (1024, 2048)
     sizes = (1, 2, 4, 8)
     found: Systems = {}
     for recipe in (PAPER, RELEASED):
-        ways = {f"{budget} tokens": ours(backbone, texts, recipe, budget) for budget in budgets}
+        ways = {f"{budget} tokens": ours(decoder, texts, recipe, budget) for budget in budgets}
         found[mine(recipe)] = (recipe, ways)
-    found["authors"] = (RELEASED, {f"{size} texts": Authors(backbone, released, size).backward for size in sizes})
-    found[ALL_AT_ONCE] = (RELEASED, {f"{AT_ONCE} texts": Authors(backbone, released, AT_ONCE).backward})
+    found["authors"] = (RELEASED, {f"{size} texts": Authors(decoder, released, size).backward for size in sizes})
+    found[ALL_AT_ONCE] = (RELEASED, {f"{AT_ONCE} texts": Authors(decoder, released, AT_ONCE).backward})
     for by_length in (False, True):
         name = "two passes, by length" if by_length else "two passes"
-        ways = {f"{size} texts": TwoPasses(backbone, paper, size, by_length).backward for size in sizes}
+        ways = {f"{size} texts": TwoPasses(decoder, paper, size, by_length).backward for size in sizes}
         found[name] = (PAPER, ways)
     return found
 
 
 def step(
-    backbone: Backbone, system: System, examples: Sequence[Example], optimiser: torch.optim.Optimizer
+    decoder: Decoder, system: System, examples: Sequence[Example], optimizer: torch.optim.Optimizer
 ) -> tuple[float, float]:
-    """Seconds and loss of one optimiser step; the weights stay as they are, as the rate is nothing."""
-    optimiser.zero_grad(set_to_none=True)
+    """Seconds and loss of one optimizer step; the weights stay as they are, as the rate is nothing."""
+    optimizer.zero_grad(set_to_none=True)
     started = time.perf_counter()
     loss = system(examples)
-    torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), 1.0)
-    optimiser.step()
+    torch.nn.utils.clip_grad_norm_(decoder.model.parameters(), 1.0)
+    optimizer.step()
     return time.perf_counter() - started, loss
 
 
@@ -122,13 +122,13 @@ class Side:
 def take_steps(shape: str, kind: Kind, texts: Texts, count: int, threads: int, keeps: bool, asked: Connection) -> None:
     """What a ``Side``'s process does."""
     torch.set_num_threads(threads)
-    backbone = model_of(shape)
+    decoder = model_of(shape)
     if keeps:
         keep_freed_memory()
-    optimiser = torch.optim.AdamW(backbone.model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
-    every = systems(backbone, texts)
+    optimizer = torch.optim.AdamW(decoder.model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+    every = systems(decoder, texts)
     examples = {recipe.name: texts.examples(kind, recipe, count) for recipe in (PAPER, RELEASED)}
     while (wanted := asked.recv()) is not None:
         name, way, part = wanted
         recipe, ways = every[name]
-        asked.send(step(backbone, ways[way], examples[recipe.name][part], optimiser))
+        asked.send(step(decoder, ways[way], examples[recipe.name][part], optimizer))

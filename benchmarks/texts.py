@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llara_cli.data.corpus import RawDocument, read_corpus
 from llara_cli.model.recipe import Recipe
-from llara_cli.model.tokens import PromptIds, TextTokenizer
+from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example
 
 Kind = Literal["full", "mixed"]

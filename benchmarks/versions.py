@@ -47,15 +47,15 @@ def _training(kind: Any, corpus: Path, rounds: int) -> Step:
     from sides import model_of, ours
     from texts import Texts
 
-    from llara_cli.model.allocator import keep_freed_memory
+    from llara_cli.cpu.allocator import keep_freed_memory
     from llara_cli.model.recipe import PAPER
 
-    backbone, texts, size = model_of("30M"), Texts(corpus), BATCH[kind]
+    decoder, texts, size = model_of("30M"), Texts(corpus), BATCH[kind]
     keep_freed_memory()
-    system, items = ours(backbone, texts, PAPER, BUDGET), texts.examples(kind, PAPER, size * (rounds + 1))
+    system, items = ours(decoder, texts, PAPER, BUDGET), texts.examples(kind, PAPER, size * (rounds + 1))
 
     def step(number: int) -> float:
-        backbone.model.zero_grad(set_to_none=True)
+        decoder.model.zero_grad(set_to_none=True)
         return system(items[number * size : (number + 1) * size])
 
     return step
@@ -69,9 +69,9 @@ def _encoding(corpus: Path, rounds: int) -> Step:
     from llara_cli.model.encoder import Encoder, Sequencer
     from llara_cli.model.recipe import PAPER
 
-    backbone, texts, size = model_of("30M"), Texts(corpus), BATCH["encode"]
-    backbone.model.eval()
-    encoder = Encoder(backbone, PAPER, Sequencer(texts.tokenizer, PAPER, {"passage": 512}))
+    decoder, texts, size = model_of("30M"), Texts(corpus), BATCH["encode"]
+    decoder.model.eval()
+    encoder = Encoder(decoder, PAPER, Sequencer(texts.tokenizer, PAPER, {"passage": 512}))
     lines = [line for article in texts.articles for line in article.split("\n") if len(line.split()) > 4]
 
     def step(number: int) -> float:

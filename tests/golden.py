@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from llara_cli.data.corpus import ReadyRow
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.examples import ExampleBuilder
 from llara_cli.training.pretext import Example
 
@@ -25,11 +25,11 @@ def source(golden: Path) -> ModelSource:
     return ModelSource("golden", str(golden / "model"))
 
 
-def fresh_model(golden: Path, dtype: torch.dtype = torch.float32) -> Backbone:
-    """A backbone of its own, in train mode."""
+def fresh_model(golden: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder of its own, in train mode."""
     model = load_causal_lm(source(golden), dtype)
     model.train()
-    return Backbone(model)
+    return Decoder(model)
 
 
 @cache

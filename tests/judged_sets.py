@@ -34,7 +34,7 @@ def write_set(
 
 
 def random_set(folder: Path, seed: int, *, documents: int = 30, queries: int = 8, split: str = "test") -> Path:
-    """Texts of a few words; graded judgements of some of them; two queries have none."""
+    """Texts of a few words; graded judgments of some of them; two queries have none."""
     random = np.random.default_rng(seed)
     texts = {f"d{n}": " ".join(random.choice(WORDS, random.integers(4, 12))) for n in range(documents)}
     asked = {f"q{n}": " ".join(random.choice(WORDS, 2)) for n in range(queries)}

@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState
 from torch.distributed import distributed_c10d
 
 from llara_cli import app
+from llara_cli.pipelines.train import Prepared
 from llara_cli.training.history import History
-from llara_cli.training.run import Prepared
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """What ``accelerate launch`` sets for FSDP2."""

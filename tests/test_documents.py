@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llara_cli import app, registry
+from llara_cli import app
 from llara_cli.commands import (
     backends,
     clean,
@@ -27,6 +27,7 @@ from llara_cli.commands import (
     search,
     status,
 )
+from llara_cli.core import registry
 
 REPO = Path(__file__).resolve().parents[1]
 VERBS = (pretrain, finetune, mine, encode, index, search, evaluate, compare, export, status, clean, doctor, backends)

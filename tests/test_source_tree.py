@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llara_cli import __version__, registry
+from llara_cli import __version__
+from llara_cli.core import registry
 
 REPO = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("llara-", "_editable_impl_llara", "datasets", "sentence_transformers")

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.decoder import Decoder
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 READ, COPY = torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default
@@ -66,12 +66,12 @@ class _Operations(TorchDispatchMode):
 
 
 @contextmanager
-def noted_waits(backbone: Backbone) -> Iterator[list[str]]:
+def noted_waits(decoder: Decoder) -> Iterator[list[str]]:
     """Within: what waits for the device, outside the body of the model, which transformers answers for."""
     waits: list[str] = []
     before: list[int] = []
-    entered = backbone.body.register_forward_pre_hook(lambda *_: before.append(len(waits)))
-    left = backbone.body.register_forward_hook(lambda *_: waits.__delitem__(slice(before.pop(), None)))
+    entered = decoder.body.register_forward_pre_hook(lambda *_: before.append(len(waits)))
+    left = decoder.body.register_forward_hook(lambda *_: waits.__delitem__(slice(before.pop(), None)))
     try:
         with (
             _Calls(waits),
@@ -85,8 +85,8 @@ def noted_waits(backbone: Backbone) -> Iterator[list[str]]:
         left.remove()
 
 
-def to_meta(backbone: Backbone) -> Backbone:
-    """The backbone with nothing but the shapes of its weights; what was found out about its logits stays."""
-    _ = backbone.logits
-    backbone.model.to(META)
-    return backbone
+def to_meta(decoder: Decoder) -> Decoder:
+    """The decoder with nothing but the shapes of its weights; what was found out about its logits stays."""
+    _ = decoder.logits
+    decoder.model.to(META)
+    return decoder

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llara_cli.console import UserError
-from llara_cli.model.adapted import save_base
-from llara_cli.model.body import linear_layers
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import TrainingSetup
+from llara_cli.model.adapter_checkpoint import save_base
+from llara_cli.model.architecture import linear_layers
 from llara_cli.model.source import ADAPTER, ModelSource
-from llara_cli.model.tokens import first_line
-from llara_cli.protocols import TrainingSetup
+from llara_cli.model.tokenizer import first_line
 
 
 def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any:
@@ -141,7 +141,7 @@ def merge(adapted: Any, dtype: torch.dtype) -> PreTrainedModel:
 def _merged(layer: Any, dtype: torch.dtype) -> nn.Linear:
     base = layer.get_base_layer()
     delta = layer.get_delta_weight("default").float()
-    weight = base_weight(base).to(delta.device) + delta  # of sharded weights quantised ones alone stay on the card
+    weight = base_weight(base).to(delta.device) + delta  # of sharded weights quantized ones alone stay on the card
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.to("cpu", dtype))
     if base.bias is not None:
@@ -150,7 +150,7 @@ def _merged(layer: Any, dtype: torch.dtype) -> nn.Linear:
 
 
 def base_weight(layer: nn.Linear) -> Tensor:
-    """The weight (out, in) that a linear layer computes with, in fp32; a quantised one is dequantised."""
+    """The weight (out, in) that a linear layer computes with, in fp32; a quantized one is dequantized."""
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return layer.weight.detach().float()

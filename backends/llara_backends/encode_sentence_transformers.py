@@ -16,11 +16,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llara_backends.sentence_counts import Counts, count, overhead, shortened
-from llara_cli.console import UserError, is_out_of_memory
-from llara_cli.model.backbone import choose_device, choose_dtype
+from llara_backends.sentence_transformers_tokens import Counts, count, overhead, shortened
+from llara_cli.core.config import DEFAULT_LENGTH
+from llara_cli.core.errors import UserError, is_out_of_memory
+from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role, Vectors
+from llara_cli.model.architecture import rope_switch
 from llara_cli.model.batching import Batching, forward_tokens
-from llara_cli.model.body import rope_switch
 from llara_cli.model.checkpoint import (
     INDEX,
     WEIGHTS,
@@ -31,13 +32,12 @@ from llara_cli.model.checkpoint import (
     refuse_incomplete,
     refuse_quantized,
 )
+from llara_cli.model.decoder import choose_device, choose_dtype
 from llara_cli.model.encoder import BATCH_TOKENS, choose_length
-from llara_cli.model.facts import token_numbers
 from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.model_info import token_numbers
 from llara_cli.model.source import MODULES, PEFT_CONFIG, ModelSource
-from llara_cli.model.tokens import TextTokenizer, first_line
-from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role, Vectors
-from llara_cli.settings import DEFAULT_LENGTH
+from llara_cli.model.tokenizer import TextTokenizer, first_line
 
 PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """The names under which the library looks for the prompt of a role."""
@@ -122,13 +122,13 @@ class SentenceTransformersEncoder(EncoderBackend):
         return count(self.model.tokenizer, self.prompts[role], texts, self.limits[role])
 
     def _encode(self, texts: list[str], role: Role) -> Vectors:
-        """(texts, dim), normalised in fp32 whatever the model computes in."""
+        """(texts, dim), normalized in fp32 whatever the model computes in."""
         if (limit := self.limits[role]) is not None:
             self.model.max_seq_length = limit
         encode = self.model.encode_query if role == "query" else self.model.encode_document
         pooled = encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
-        normalised: Vectors = functional.normalize(pooled.float(), dim=-1).cpu().numpy()
-        return normalised
+        normalized: Vectors = functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+        return normalized
 
 
 def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> Any:

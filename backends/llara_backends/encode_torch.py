@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from llara_cli.model.backbone import Backbone, choose_device, choose_dtype
+from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role
+from llara_cli.model.decoder import Decoder, choose_device, choose_dtype
 from llara_cli.model.encoder import Encoder, Sequencer, choose_length
-from llara_cli.model.facts import ModelFacts
 from llara_cli.model.loading import load_causal_lm, load_config, max_positions
+from llara_cli.model.model_info import ModelFacts
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role
+from llara_cli.model.tokenizer import TextTokenizer
 
 
 class TorchEncoder(EncoderBackend):
@@ -47,26 +47,26 @@ class TorchEncoder(EncoderBackend):
         device = choose_device(options.device)
         tokenizer = TextTokenizer.load(source)
         model = load_causal_lm(source, choose_dtype(options.dtype, device))
-        backbone = Backbone(model.to(device).eval())
-        backbone.check(source.path)
-        backbone.use_attention(options.attention)
+        decoder = Decoder(model.to(device).eval())
+        decoder.check(source.path)
+        decoder.use_attention(options.attention)
         if options.compile:
-            backbone.compile_layers()
+            decoder.compile_layers()
         lengths: dict[Role, int] = {
-            "query": choose_length(options.query_length, backbone.max_positions),
-            "passage": choose_length(options.passage_length, backbone.max_positions),
+            "query": choose_length(options.query_length, decoder.max_positions),
+            "passage": choose_length(options.passage_length, decoder.max_positions),
         }
         recipe = source.recipe
-        tokenizer.check_ids(recipe, backbone.embedded_tokens, source.path)
+        tokenizer.check_ids(recipe, decoder.embedded_tokens, source.path)
         if warning := tokenizer.contradiction():
             options.note(f"{source.path}: {warning}")
         sequencer = Sequencer(tokenizer, recipe, lengths)
-        return cls(Encoder(backbone, recipe, sequencer, options.batch_tokens, options.layout, options.note))
+        return cls(Encoder(decoder, recipe, sequencer, options.batch_tokens, options.layout, options.note))
 
     @property
     def dim(self) -> int:
         """Width of a vector: the model's hidden size."""
-        return self._encoder.backbone.dim
+        return self._encoder.decoder.dim
 
     def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
@@ -75,5 +75,5 @@ class TorchEncoder(EncoderBackend):
     def encode_each(
         self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
     ) -> Iterator[Encoded]:
-        """``encode`` of each batch; the next is tokenised while one is computed."""
+        """``encode`` of each batch; the next is tokenized while one is computed."""
         return self._encoder.encode_each(batches, role, progress)

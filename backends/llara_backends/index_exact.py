@@ -14,8 +14,8 @@ from llara_backends.index_exact_gpu import DTYPES, GpuSearch
 from llara_backends.index_settings import check_parameters, refuse_spec
 from llara_backends.index_topk import best_of, hits_of, keys_of
 from llara_backends.index_vectors import Chained, checked_blocks, checked_queries, no_hits, parts, refuse_width
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 
 VECTORS = "vectors.npy"
 _BLOCK_BYTES = 1 << 26

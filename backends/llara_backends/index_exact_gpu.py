@@ -15,8 +15,8 @@ from torch.utils.dlpack import from_dlpack
 
 from llara_backends.index_topk import LARGEST_GROUP, best_of, best_of_scores, hits_of, keys_held
 from llara_backends.index_vectors import parts
-from llara_cli.console import is_out_of_memory
-from llara_cli.protocols import Hits, VectorBlocks, Vectors
+from llara_cli.core.errors import is_out_of_memory
+from llara_cli.core.protocols import Hits, VectorBlocks, Vectors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCK_ROWS = 1 << 17

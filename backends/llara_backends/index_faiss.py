@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from llara_backends.index_faiss_training import lists, sample_size, train
 from llara_backends.index_settings import REPRODUCIBLE_ROWS, check_parameters, load_options, save_options
 from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits, refuse_width
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
-from llara_cli.registry import install_hint
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
+from llara_cli.core.registry import install_hint
 
 INDEX = "index.faiss"
 DEFAULT_SPEC = "Flat"

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from llara_backends.index_vectors import checked_blocks
-from llara_cli.protocols import VectorBlocks, Vectors
+from llara_cli.core.protocols import VectorBlocks, Vectors
 
 _SEED = 20240612
 _MOST, _BYTES = 65_536, 96 * 2**20

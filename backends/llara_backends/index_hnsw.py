@@ -21,8 +21,8 @@ from llara_backends.index_settings import (
     save_options,
 )
 from llara_backends.index_vectors import checked_blocks, checked_queries, no_hits, ordered_hits, refuse_width
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 
 INDEX = "index.bin"
 _DEFAULTS: dict[str, int | float | str] = {"M": 32, "ef_construction": 200, "seed": 100}

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import Parameters
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import Parameters
 
 OPTIONS = "options.json"
 _FROM_ZERO = ("seed",)

@@ -7,7 +7,7 @@ from math import isqrt
 import torch
 
 from llara_backends.index_vectors import padded_hits
-from llara_cli.protocols import Hits
+from llara_cli.core.protocols import Hits
 
 LARGEST_GROUP = 256
 """Rows of a group at most. ``best_of_scores`` takes scores of a multiple of so many rows."""
@@ -57,7 +57,7 @@ def keys_held(width: int, k: int) -> int:
 def best_of_scores(scores: torch.Tensor, first_row: int, k: int) -> torch.Tensor:
     """The keys of the k best scores of each query, in any order; the scores are used up.
 
-    Scores are read once: groups of neighbouring rows are told by their largest score, and the k best groups, equal ones
+    Scores are read once: groups of neighboring rows are told by their largest score, and the k best groups, equal ones
     by ascending row, hold the k best scores. For a score outside them is beaten by the largest of each of the k:
     it is no larger, and where it is equal its row comes later.
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.console import UserError
-from llara_cli.protocols import Hits, VectorBlocks, Vectors
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import Hits, VectorBlocks, Vectors
 
 
 def checked_blocks(vectors: VectorBlocks, rows: int | None = None) -> Iterator[Vectors]:

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from llara_cli.model.body import find_body
+from llara_cli.core.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.architecture import find_body
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.tokenizer import TextTokenizer
 
 
 class FullBackend(TrainingBackend):
-    """All weights; a step of Adam at 1e-5 would vanish in bf16, so they are fp32 unless the optimiser sees to it."""
+    """All weights; a step of Adam at 1e-5 would vanish in bf16, so they are fp32 unless the optimizer sees to it."""
 
     name = "full"
 

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llara_backends import adapters
+from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.tokenizer import TextTokenizer
 
 
 class LoraBackend(TrainingBackend):

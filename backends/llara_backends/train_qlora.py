@@ -1,4 +1,4 @@
-"""Training backend ``qlora``: adapters on a base kept in four bits (NF4 with double quantisation, bitsandbytes)."""
+"""Training backend ``qlora``: adapters on a base kept in four bits (NF4 with double quantization, bitsandbytes)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import bitsandbytes  # noqa: F401  that it is missing is told before any work
 from transformers import PreTrainedModel
 
 from llara_backends.train_lora import LoraBackend
-from llara_cli.model.adapted import NF4, quantise
-from llara_cli.protocols import TrainingSetup
+from llara_cli.core.protocols import TrainingSetup
+from llara_cli.model.adapter_checkpoint import NF4, quantize
 
 
 class QloraBackend(LoraBackend):
@@ -17,5 +17,5 @@ class QloraBackend(LoraBackend):
     quantization = NF4
 
     def prepare(self, model: PreTrainedModel, setup: TrainingSetup) -> PreTrainedModel:
-        """The base with its linear layers quantised."""
-        return quantise(model, setup.dtype)
+        """The base with its linear layers quantized."""
+        return quantize(model, setup.dtype)

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gpu.bench import Bench, options_of
 from llara_cli.model.block_mask import block_mask
-from llara_cli.model.layout import Layout, Tree, lay_out, visible
+from llara_cli.model.sequences import Layout, Tree, lay_out, visible
 from llara_cli.model.varlen import attend, plan_of
 
 Heads = tuple[int, int, int]

@@ -19,7 +19,7 @@ from gpu.results import Results
 from gpu.shapes import SHAPES, Shape, datasheet_peak
 
 if TYPE_CHECKING:
-    from llara_cli.model.backbone import Backbone
+    from llara_cli.model.decoder import Decoder
 
 CARD, PRODUCT = "card", "bf16 product"
 """Stage and setting whose rate the others are measured against."""
@@ -83,9 +83,9 @@ class Bench:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
 
-    def compile_layers(self, backbone: Backbone) -> None:
+    def compile_layers(self, decoder: Decoder) -> None:
         """As the command does; on a CPU they are only traced, as making code would take minutes."""
-        backbone.compile_layers("aot_eager" if self.toy else "inductor")
+        decoder.compile_layers("aot_eager" if self.toy else "inductor")
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

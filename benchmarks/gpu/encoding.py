@@ -16,10 +16,10 @@ from transformers import LlamaForCausalLM  # noqa: F401  imported before the gat
 from gpu.bench import Bench, options_of
 from gpu.models import passage_lengths, random_model, save, texts_of, tokenizer_of_words
 from gpu.shapes import Shape, encoding_flops
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.protocols import Vectors
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.recipe import PAPER
-from llara_cli.protocols import Vectors
 
 Encode = Callable[[Sequence[str]], Vectors]
 Make = Callable[[], Encode]
@@ -57,23 +57,23 @@ class Encoding:
     def ours(self) -> dict[str, Make]:
         """By setting: the engine of ``llara encode``."""
         options = self.options
-        backbone = Backbone(random_model(self.shape, self.bench.dtype, self.bench.device).eval())
+        decoder = Decoder(random_model(self.shape, self.bench.dtype, self.bench.device).eval())
         if options.attention != "auto":
-            backbone.use_attention(options.attention)
+            decoder.use_attention(options.attention)
         if options.compile:
-            self.bench.compile_layers(backbone)
+            self.bench.compile_layers(decoder)
         name = f"llara, attention {options.attention}, {options.layout}" + (", compile" if options.compile else "")
         ways: dict[str, Make] = {}
         for budget in numbers(options.budgets):
-            ways[f"{name}, {budget} tokens a forward"] = partial(self._ours, backbone, budget)
+            ways[f"{name}, {budget} tokens a forward"] = partial(self._ours, decoder, budget)
             for cost in numbers(options.forward_tokens):
                 each = f"{name}, {budget} tokens a forward, {cost} for one more"
-                ways[each] = partial(self._ours, backbone, budget, cost)
+                ways[each] = partial(self._ours, decoder, budget, cost)
         return ways
 
-    def _ours(self, backbone: Backbone, budget: int, cost: int | None = None) -> Encode:
+    def _ours(self, decoder: Decoder, budget: int, cost: int | None = None) -> Encode:
         """``cost``: what one more forward is taken to cost, in tokens, instead of what the device says."""
-        encoder = Encoder(backbone, PAPER, self.sequencer, budget, self.options.layout, print)
+        encoder = Encoder(decoder, PAPER, self.sequencer, budget, self.options.layout, print)
         if cost is not None:
             encoder.batching = replace(encoder.batching, forward_tokens=cost)
         return lambda texts: encoder.encode(texts, "passage").vectors

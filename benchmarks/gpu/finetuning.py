@@ -17,11 +17,11 @@ from transformers import LlamaForCausalLM  # noqa: F401  imported before the gat
 from gpu.bench import Bench, options_of
 from gpu.encoding import LENGTH, transformer_of
 from gpu.models import passage_lengths, random_model, texts_of, tokenizer_of_words
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.body import linear_layers
+from llara_cli.core.protocols import TrainingSetup
+from llara_cli.model.architecture import linear_layers
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.recipe import PAPER
-from llara_cli.protocols import TrainingSetup
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, identity
 from llara_cli.training.info_nce import ContrastiveLoss
@@ -60,15 +60,15 @@ def measure(
     bench: Bench, setting: str, step: Callable[[], float], weights: Sequence[torch.nn.Parameter], tokens: int
 ) -> None:
     """Median of some steps with clipping and AdamW, after one that compiles and fills caches."""
-    optimiser = torch.optim.AdamW(weights, lr=1e-5, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=1e-5, weight_decay=0.0, fused=True)
     losses: list[float] = []
 
     def whole() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=not bench.toy):
             losses.append(step())
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        optimizer.step()
 
     bench.forget_peak()
     first = bench.seconds(whole)
@@ -88,13 +88,13 @@ def ours(bench: Bench, options: argparse.Namespace) -> None:
     setup = TrainingSetup(bench.dtype)
     model = random_model(bench.shape(options.shape), bench.dtype, bench.device)
     model = adapters.adapt(model, [], setup).get_base_model().train()
-    backbone = Backbone(model)
-    backbone.freeze_projection()
+    decoder = Decoder(model)
+    decoder.freeze_projection()
     if options.attention != "auto":
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=not bench.toy):
-            backbone.use_attention(options.attention)
+            decoder.use_attention(options.attention)
     if options.compile:
-        bench.compile_layers(backbone)
+        bench.compile_layers(decoder)
     sequencer = Sequencer(tokenizer_of_words(), PAPER, {"query": 64, "passage": LENGTH})
     batch = Batch(toy=bench.toy)
     groups = batch.groups()
@@ -104,7 +104,7 @@ def ours(bench: Bench, options: argparse.Namespace) -> None:
     name = f"{options.shape}, llara, attention {options.attention}" + (", compile" if options.compile else "")
     for budget in (int(each) for each in options.budgets.split(",")):
         loss = ContrastiveLoss(TEMPERATURE, mask_false_negatives=False)
-        objective = ContrastiveObjective(backbone, PAPER, sequencer, budget, loss)
+        objective = ContrastiveObjective(decoder, PAPER, sequencer, budget, loss)
         setting = f"{name}, {budget} tokens a forward"
         bench.attempt(setting, measure, bench, setting, lambda o=objective: o.backward(groups).loss, weights, tokens)
 
@@ -130,7 +130,7 @@ def theirs(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def features(model: Any, columns: Sequence[list[str]]) -> list[dict[str, Any]]:
-    """What the loss is given, on the model's device; tokenised in every step, as ours is."""
+    """What the loss is given, on the model's device; tokenized in every step, as ours is."""
     found = [model.preprocess(column) for column in columns]
     return [
         {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in each.items()}

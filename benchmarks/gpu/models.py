@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from gpu.shapes import Shape
 from llara_cli.model.loading import quiet_transformers
-from llara_cli.model.tokens import PromptIds, TextTokenizer
+from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example
 
 PROMPTS = {

@@ -15,12 +15,12 @@ from torch import nn
 from gpu.bench import Bench, options_of
 from gpu.models import PROMPTS, examples, random_model
 from gpu.shapes import Logits, training_flops
-from llara_cli.model.adapted import quantise
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.products import gradient_dtype
+from llara_cli.core.config import OptimizerConfig
+from llara_cli.cpu.matmul import gradient_dtype
+from llara_cli.model.adapter_checkpoint import quantize
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.recipe import PAPER
-from llara_cli.settings import OptimiserSettings
-from llara_cli.training.optimisers import make_optimiser, uncompiled_on_cpu
+from llara_cli.training.optimizers import make_optimizer, uncompiled_on_cpu
 from llara_cli.training.pretext import Example, PretextObjective
 
 Step = Callable[[Sequence[Example]], float]
@@ -69,64 +69,64 @@ class Pretraining:
         if options.qlora:
             model = self._adapted(model)
             self.adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        self.backbone = Backbone(model.train())
+        self.decoder = Decoder(model.train())
         self._set_up()
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self.optimiser = self._optimiser()
+        self.optimizer = self._optimizer()
 
     def _adapted(self, model: Any) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        quantised = quantise(model, torch.bfloat16).to(self.bench.device)
-        return get_peft_model(quantised, LoraConfig(r=64, lora_alpha=16, target_modules="all-linear")).get_base_model()
+        quantized = quantize(model, torch.bfloat16).to(self.bench.device)
+        return get_peft_model(quantized, LoraConfig(r=64, lora_alpha=16, target_modules="all-linear")).get_base_model()
 
     def _set_up(self) -> None:
         if self.options.recompute:
-            self.backbone.recompute_in_backward(self.options.recompute)
+            self.decoder.recompute_in_backward(self.options.recompute)
         if self.options.attention != "auto":
             with self.mixed():
-                self.backbone.use_attention(self.options.attention)
+                self.decoder.use_attention(self.options.attention)
         if self.options.float8:
-            self.backbone.multiply_in_float8(emulate=self.bench.toy)
+            self.decoder.multiply_in_float8(emulate=self.bench.toy)
         if self.options.compile:
-            self.bench.compile_layers(self.backbone)
+            self.bench.compile_layers(self.decoder)
 
     def mixed(self) -> torch.autocast:
         """bf16 products, as the command computes on a card."""
         return torch.autocast(self.bench.device.type, torch.bfloat16, enabled=not self.bench.toy)
 
-    def _optimiser(self) -> torch.optim.Optimizer:
+    def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW; with states of 8 bits where 7 B weights train, and plain descent where that cannot be had."""
         name = "adamw-8bit" if self.lean and not self.adapter else "adamw"
         weights = "bf16" if self.options.rounding else "fp32"
-        chosen = OptimiserSettings(learning_rate=RATE, name=name, weights=weights)
+        chosen = OptimizerConfig(learning_rate=RATE, name=name, weights=weights)
         if self.options.rounding:  # which is what is measured
             return self._tried(chosen)
         made: torch.optim.Optimizer | None = self.bench.attempt(f"optimizer {chosen.name}", self._tried, chosen)
         return made or torch.optim.SGD(self.weights, lr=RATE)
 
-    def _tried(self, chosen: OptimiserSettings) -> torch.optim.Optimizer:
+    def _tried(self, chosen: OptimizerConfig) -> torch.optim.Optimizer:
         """An optimizer that has taken a step on this device."""
         weight = nn.Parameter(torch.randn(4096, 8, device=self.bench.device, dtype=self.weights[0].dtype))
-        tried = make_optimiser([weight], chosen)  # before the gradient, whose dtype it says
+        tried = make_optimizer([weight], chosen)  # before the gradient, whose dtype it says
         weight.grad = torch.randn_like(weight, dtype=gradient_dtype(weight))
         self._update(tried)
         self.bench.wait()
-        return make_optimiser(self.weights, chosen)
+        return make_optimizer(self.weights, chosen)
 
-    def _update(self, optimiser: torch.optim.Optimizer) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
         with uncompiled_on_cpu(self.bench.device):
-            optimiser.step()
+            optimizer.step()
 
     def system(self, budget: int, length: int) -> Step:
         """What takes the gradients of a batch, in forwards of ``budget`` tokens."""
         texts = max(1, budget // length)
         if self.options.system == "authors":
-            return Authors(self.backbone, PROMPTS["released"], texts).backward
+            return Authors(self.decoder, PROMPTS["released"], texts).backward
         if self.options.system == "two passes":
-            return TwoPasses(self.backbone, PROMPTS["paper"], texts, by_length=True).backward
-        batching = self.backbone.batching("packed", budget)
-        objective = PretextObjective(self.backbone, PAPER, PROMPTS["paper"], batching)
+            return TwoPasses(self.decoder, PROMPTS["paper"], texts, by_length=True).backward
+        batching = self.decoder.batching("packed", budget)
+        objective = PretextObjective(self.decoder, PAPER, PROMPTS["paper"], batching)
         return lambda items: objective.backward(items).loss
 
     def measure(self, setting: str, kind: str, budget: int) -> None:
@@ -151,14 +151,14 @@ class Pretraining:
         bench.record(
             setting, tokens_per_s=sum(lengths) / seconds, **bench.utilisation(flops / seconds), peak_gb=bench.peak_gb(),
             step_s=seconds, first_step_s=first, texts=len(items), tokens=sum(lengths), loss=losses[0],
-            optimizer=type(self.optimiser).__name__, implementation=self.backbone.config._attn_implementation,
+            optimizer=type(self.optimizer).__name__, implementation=self.decoder.config._attn_implementation,
         )  # fmt: skip
 
     def _step(self, step: Step, items: Sequence[Example]) -> float:
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with self.mixed():
             loss = step(items)
-        self._update(self.optimiser)
+        self._update(self.optimizer)
         return loss
 
 

@@ -11,7 +11,7 @@ from llara_cli.commands import options as o
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llara_cli.registry import Availability
+    from llara_cli.core.registry import Availability
 
 
 def backends(
@@ -25,7 +25,7 @@ def backends(
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from dataclasses import asdict
 
-    from llara_cli.registry import availability
+    from llara_cli.core.registry import availability
 
     found = availability()
     session.console.result({"backends": [asdict(item) for item in found]}, lambda: backend_table(found))

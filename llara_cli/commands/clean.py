@@ -22,7 +22,7 @@ def clean(
 ) -> None:
     """Remove what can be rebuilt: cached corpora and queries, leftovers of interrupted commands."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli import cleaning
+    from llara_cli.core import cleaning
 
     root = session.workspace.root
     found = cleaning.removable(session.workspace) if dry_run else cleaning.clean(session.workspace)
@@ -36,7 +36,7 @@ def _table(result: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from llara_cli.commands.show import facts, human_bytes
+    from llara_cli.commands.render import facts, human_bytes
 
     done = "would be removed from" if result["dry_run"] else "removed from"
     if not result["files"]:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.score_tables import show_grids
-from llara_cli.console import LlaraError
+from llara_cli.commands.render_tables import show_grids
+from llara_cli.core.errors import LlaraError
 
 
 def compare(
@@ -38,11 +38,11 @@ def compare(
 ) -> None:
     """Hold evaluated models against each other, query by query."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.evaluation.charts import SUFFIXES, check_chart, draw
-    from llara_cli.evaluation.comparing import Comparing
     from llara_cli.evaluation.comparison_tables import comparison_csv, comparison_grids
-    from llara_cli.evaluation.formats import check_format
+    from llara_cli.evaluation.plots import SUFFIXES, check_chart, draw
     from llara_cli.evaluation.results import comparison_path
+    from llara_cli.evaluation.table_formats import check_format
+    from llara_cli.pipelines.compare import Comparing
 
     check_format(format_, as_json=as_json)
     if plot is not None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from typer.core import TyperCommand
 
 from llara_cli.commands.options import workspace_path
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 
 FILE = "llara.toml"
 TOP = "model"

@@ -30,7 +30,7 @@ def doctor(
     from dataclasses import asdict
 
     from llara_cli.commands.backends import backend_table
-    from llara_cli.registry import availability
+    from llara_cli.core.registry import availability
 
     versions, devices, found = _versions(), _devices(), availability()
     problems = _problems(versions)
@@ -40,7 +40,7 @@ def doctor(
     def render() -> Any:
         from rich.console import Group
 
-        from llara_cli.commands.show import facts
+        from llara_cli.commands.render import facts
 
         shown = {name: version or f"not installed: {_how_to_install(name)}" for name, version in versions.items()}
         from rich.text import Text
@@ -52,7 +52,7 @@ def doctor(
 
 
 def _how_to_install(package: str) -> str:
-    from llara_cli.registry import install_hint
+    from llara_cli.core.registry import install_hint
 
     return install_hint(_OPTIONAL[package]) if package in _OPTIONAL else f"pip install {package}"
 

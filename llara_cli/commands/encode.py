@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_facts
-from llara_cli.console import UserError
+from llara_cli.commands.render import show_facts
+from llara_cli.core.errors import UserError
 
 if TYPE_CHECKING:
-    from llara_cli.retrieval.importing import Importing
+    from llara_cli.pipelines.import_vectors import Importing
 
 
 def encode(
@@ -67,8 +67,8 @@ def encode(
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
     if from_ is not None and dim is not None:
         raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
-    from llara_cli.commands.choose import chosen_encoder, model_of_vectors, model_to_use, recorded_choices
-    from llara_cli.retrieval.encoding import EncodeSettings, Encoding
+    from llara_cli.commands.select import chosen_encoder, model_of_vectors, model_to_use, recorded_choices
+    from llara_cli.pipelines.encode import EncodeConfig, Encoding
     from llara_cli.retrieval.vector_files import open_vectors
 
     file = open_vectors(from_) if from_ is not None else None
@@ -79,14 +79,14 @@ def encode(
         source = model_to_use(session, model, trust_remote_code)
     encoder = chosen_encoder(session, encoder, source)
     chosen: Any = "passage" if role is None else role
-    settings = EncodeSettings(
+    settings = EncodeConfig(
         chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim, attention, compile
     )
     run: Encoding | Importing
     if corpus is not None:
         run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
     elif file is not None:
-        from llara_cli.retrieval.importing import Importing
+        from llara_cli.pipelines.import_vectors import Importing
 
         run = Importing(session.workspace, session.console, source, file, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

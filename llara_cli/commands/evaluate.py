@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.score_tables import show_grids
-from llara_cli.console import UserError
+from llara_cli.commands.render_tables import show_grids
+from llara_cli.core.errors import UserError
 
 if TYPE_CHECKING:
-    from llara_cli.evaluation.evaluating import EvaluateSettings
-    from llara_cli.evaluation.finding import Consent, Found
-    from llara_cli.evaluation.rankers import Dense, Ranker
+    from llara_cli.evaluation.datasets import Consent, Found
+    from llara_cli.pipelines.evaluate import EvaluateConfig
+    from llara_cli.pipelines.retrievers import Dense, Retriever
 
 
 def evaluate(
@@ -84,11 +84,11 @@ def evaluate(
     """Measure a retriever on judged queries."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     _check_flags(benchmark, run, qrels, model, name)
-    from llara_cli.evaluation.evaluating import EvaluateSettings
-    from llara_cli.evaluation.formats import check_format
-    from llara_cli.evaluation.rankers import Dense
-    from llara_cli.retrieval.measures import parse_metrics
-    from llara_cli.retrieval.metrics import DEFAULT_METRICS
+    from llara_cli.evaluation.metric_names import parse_metrics
+    from llara_cli.evaluation.metrics import DEFAULT_METRICS
+    from llara_cli.evaluation.table_formats import check_format
+    from llara_cli.pipelines.evaluate import EvaluateConfig
+    from llara_cli.pipelines.retrievers import Dense
 
     check_format(format_, as_json=as_json)
     wanted = parse_metrics(metrics) if metrics is not None else None
@@ -101,8 +101,8 @@ def evaluate(
     dense = Dense(
         max_length, query_length, dtype, index_backend, batch_tokens=batch_tokens, dim=dim, attention=attention
     )
-    ranker = _ranker(session, model, run, name, dense, encoder, trust_remote_code)
-    _measure(session, asked, ranker, EvaluateSettings(top_k, wanted, drop_identical_ids, restart), format_)
+    retriever = _retriever(session, model, run, name, dense, encoder, trust_remote_code)
+    _measure(session, asked, retriever, EvaluateConfig(top_k, wanted, drop_identical_ids, restart), format_)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _check_flags(
     if (qrels is not None and run is None) or (run is not None and qrels is None and benchmark is None):
         raise UserError("--run RUN and --qrels QRELS go together; or name a benchmark with --run")
     if qrels is not None and benchmark is not None:
-        raise UserError("a benchmark has its own judgements: leave --qrels out, or the benchmark")
+        raise UserError("a benchmark has its own judgments: leave --qrels out, or the benchmark")
     if benchmark is None and run is None:
         raise UserError(
             "give a benchmark (beir, msmarco, trec-dl), a folder in BEIR layout, or --run RUN --qrels QRELS"
@@ -143,18 +143,18 @@ def _check_known(benchmark: str) -> None:
         raise UserError(f"no benchmark or folder {benchmark!r}: known benchmarks are {known}")
 
 
-def _measure(session: o.Session, asked: _Asked, ranker: Ranker, settings: EvaluateSettings, format_: str) -> None:
-    from llara_cli.evaluation.evaluating import Evaluating
-    from llara_cli.evaluation.formats import figures_csv
-    from llara_cli.evaluation.systems import systems
-    from llara_cli.evaluation.tables import beside_grid, own_grid
+def _measure(session: o.Session, asked: _Asked, retriever: Retriever, settings: EvaluateConfig, format_: str) -> None:
+    from llara_cli.evaluation.leaderboard import leaderboard
+    from llara_cli.evaluation.result_tables import beside_grid, own_grid
+    from llara_cli.evaluation.table_formats import figures_csv
+    from llara_cli.pipelines.evaluate import Evaluating
 
     # before anything is downloaded
     settings.check()
-    ranker.check()
+    retriever.check()
     name, found = _found(session, asked)
-    result = Evaluating(session.workspace, session.console, name, ranker, settings).run(found)
-    beside = systems(session.workspace, result, {task.group: data.split for task, data in found})
+    result = Evaluating(session.workspace, session.console, name, retriever, settings).run(found)
+    beside = leaderboard(session.workspace, result, {task.group: data.split for task, data in found})
     grids = [grid for grid in (own_grid(result), beside_grid(result, beside)) if grid is not None]
     show_grids(session.console, result, grids, format_, lambda: figures_csv(result, beside))
 
@@ -162,15 +162,15 @@ def _measure(session: o.Session, asked: _Asked, ranker: Ranker, settings: Evalua
 def _measure_run(
     session: o.Session, run: Path, qrels: Path, name: str | None, metrics: tuple[str, ...], format_: str
 ) -> None:
-    from llara_cli.evaluation.evaluating import evaluate_run
-    from llara_cli.evaluation.formats import figures_csv
-    from llara_cli.evaluation.tables import own_grid
+    from llara_cli.evaluation.result_tables import own_grid
+    from llara_cli.evaluation.table_formats import figures_csv
+    from llara_cli.pipelines.evaluate import evaluate_run
 
     result = evaluate_run(run, qrels, metrics, name)
     show_grids(session.console, result, [own_grid(result)], format_, lambda: figures_csv(result, []))
 
 
-def _ranker(
+def _retriever(
     session: o.Session,
     model: str | None,
     run: Path | None,
@@ -178,35 +178,35 @@ def _ranker(
     dense: Dense,
     encoder: str | None,
     remote_code: bool,
-) -> Ranker:
+) -> Retriever:
     """A run, BM25, or a model."""
-    from llara_cli.commands.choose import chosen_encoder, model_to_use
-    from llara_cli.evaluation.rankers import Bm25Ranker, ModelRanker, RunRanker
+    from llara_cli.commands.select import chosen_encoder, model_to_use
+    from llara_cli.pipelines.retrievers import Bm25Retriever, DenseRetriever, RunRetriever
 
     if (run is not None or model == "bm25") and (dense.max_length or dense.query_length or dense.dim):
         session.console.note("--max-length, --query-length and --dim are for a model: BM25 reads whole texts")
     if run is not None:
-        return RunRanker(run, name or "")
+        return RunRetriever(run, name or "")
     if name is not None:
         raise UserError("--name is for --run: a model goes by its own name")
     if model == "bm25":
-        return Bm25Ranker(session.console)
+        return Bm25Retriever(session.console)
     source = model_to_use(session, model, remote_code)
     dense = replace(dense, encoder=chosen_encoder(session, encoder, source))
-    return ModelRanker(session.workspace, session.console, source, dense)
+    return DenseRetriever(session.workspace, session.console, source, dense)
 
 
 def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
     """The benchmark's name, its data sets and what they are."""
-    from llara_cli.data.collection import BeirFolder
+    from llara_cli.data.beir import BeirFolder
+    from llara_cli.data.eval_dataset import EvalDataset
     from llara_cli.evaluation.benchmarks import BENCHMARKS, own_task
-    from llara_cli.evaluation.finding import Finder
-    from llara_cli.retrieval.judged import DataSet
+    from llara_cli.evaluation.datasets import Finder
 
     if asked.benchmark in BENCHMARKS:
         finder = Finder(session.workspace, session.console, asked.root, asked.split, _consent(asked.yes))
         return asked.benchmark, finder.find(BENCHMARKS[asked.benchmark], asked.datasets)
-    data = DataSet(BeirFolder(Path(asked.benchmark)), asked.split or "test")
+    data = EvalDataset(BeirFolder(Path(asked.benchmark)), asked.split or "test")
     return data.name, [(own_task(data.name, data.split), data)]
 
 

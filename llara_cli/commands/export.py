@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_facts
+from llara_cli.commands.render import show_facts
 
 
 def export(
@@ -25,8 +25,8 @@ def export(
 ) -> None:
     """Write vectors into one file that other tools read."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.retrieval.exporting import Exporting
-    from llara_cli.retrieval.store import VectorStore
+    from llara_cli.pipelines.export import Exporting
+    from llara_cli.retrieval.vector_store import VectorStore
 
     store = VectorStore(session.workspace.get("embeddings", embeddings))
     show_facts(session.console, Exporting(session.workspace, store, file, session.console, force).run())

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_plan, show_training
-from llara_cli.console import UserError
+from llara_cli.commands.render import show_plan, show_training
+from llara_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llara_cli.retrieval.dev_set import DevSet
-    from llara_cli.training.finetune import Finetuning, TrainingSet
+    from llara_cli.evaluation.dev_set import DevSet
+    from llara_cli.pipelines.finetune import Finetuning, TrainingSet
 
 
 def finetune(
@@ -119,21 +119,21 @@ def finetune(
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     if dev is None and (dev_every or patience):
         raise UserError("--dev-every and --patience belong to --dev FOLDER")
-    from llara_cli.commands.choose import model_to_finetune
-    from llara_cli.commands.rounds import check_names, check_rounds, run_rounds
-    from llara_cli.settings import AdapterSettings, FinetuneSettings, OptimiserSettings
-    from llara_cli.training.finetune import Finetuning, TrainingSet
+    from llara_cli.commands.select import model_to_finetune
+    from llara_cli.core.config import FinetuneConfig, LoraConfig, OptimizerConfig
+    from llara_cli.pipelines.finetune import Finetuning, TrainingSet
+    from llara_cli.pipelines.rounds import check_names, check_rounds, run_rounds
 
-    optimiser = OptimiserSettings(
+    optimizer_config = OptimizerConfig(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
         max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
         attention, compute,
     )  # fmt: skip
-    settings = FinetuneSettings(
+    settings = FinetuneConfig(
         backend, recipe, query_length, passage_length, negatives, temperature, chunk_size, in_batch_negatives,
         mask_false_negatives, mask_margin, distillation, o.parse_dims(dims), symmetric, (),
         dev_every, patience, dtype,
-        AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets)), optimiser,
+        LoraConfig(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets)), optimizer_config,
     )  # fmt: skip
     source = model_to_finetune(session, model, trust_remote_code)
     sets = [TrainingSet.parse(each) for each in train]
@@ -156,7 +156,7 @@ def finetune(
 
 
 def _dev_set(session: o.Session, folder: Path) -> DevSet:
-    from llara_cli.retrieval.dev_set import DevSet
+    from llara_cli.evaluation.dev_set import DevSet
 
     found = DevSet.of(folder)
     if found.is_test:

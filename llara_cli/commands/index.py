@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_facts
-from llara_cli.console import UserError
+from llara_cli.commands.render import show_facts
+from llara_cli.core.errors import UserError
 
 
 def index(
@@ -43,10 +43,10 @@ def index(
         _refuse_building(ctx, embeddings, append, remove)
         show_facts(session.console, _change(session, embeddings, remove, name))
         return
-    from llara_cli import registry
-    from llara_cli.commands.choose import newest_passages
-    from llara_cli.protocols import IndexOptions
-    from llara_cli.retrieval.indexing import Indexing, parse_parameters
+    from llara_cli.commands.select import newest_passages
+    from llara_cli.core import registry
+    from llara_cli.core.protocols import IndexOptions
+    from llara_cli.pipelines.index import Indexing, parse_parameters
 
     artifact = session.workspace.get("embeddings", embeddings) if embeddings else newest_passages(session)
     known = registry.load("index", backend)
@@ -79,8 +79,8 @@ def _refuse_building(ctx: typer.Context, embeddings: str | None, append: bool, r
 
 def _change(session: o.Session, embeddings: str | None, remove: Path | None, name: str | None) -> dict[str, Any]:
     """Add to a finished index, or remove from it."""
-    from llara_cli.commands.choose import users_own
-    from llara_cli.retrieval.changing import Changing
+    from llara_cli.commands.select import users_own
+    from llara_cli.pipelines.update_index import Changing
 
     workspace = session.workspace
     there = users_own(session, "indexes") if name is None else []

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_facts
-from llara_cli.console import UserError
+from llara_cli.commands.render import show_facts
+from llara_cli.core.errors import UserError
 
 if TYPE_CHECKING:
-    from llara_cli.retrieval.finders import Finder
+    from llara_cli.pipelines.hard_negatives import Finder
 
 
 def mine(
@@ -63,14 +63,14 @@ def mine(
     words = model == "bm25"
     if words and (max_length is not None or query_length is not None):
         session.console.note("--max-length and --query-length are for a model: BM25 reads whole texts")
-    from llara_cli.commands.choose import chosen_encoder, corpus_index, model_to_use
+    from llara_cli.commands.select import chosen_encoder, corpus_index, model_to_use
     from llara_cli.data.training_rows import training_files
-    from llara_cli.retrieval.encoding import EncodeSettings
-    from llara_cli.retrieval.finders import Bm25Finder, DenseFinder
-    from llara_cli.retrieval.mining import MineSettings, Mining, check_request
-    from llara_cli.retrieval.searching import Searching
+    from llara_cli.pipelines.encode import EncodeConfig
+    from llara_cli.pipelines.hard_negatives import Bm25Finder, DenseFinder
+    from llara_cli.pipelines.mine import MineConfig, Mining, check_request
+    from llara_cli.pipelines.search import Searching
 
-    settings = MineSettings(depth, per_query, skip_top, margin, seed, query_length)
+    settings = MineConfig(depth, per_query, skip_top, margin, seed, query_length)
     settings.check()
     if words:
         settings = replace(settings, query_length=None)
@@ -88,7 +88,7 @@ def mine(
             assert corpus is not None
             source = model_to_use(session, model, trust_remote_code)
             encoder = chosen_encoder(session, encoder, source)
-            encode = EncodeSettings(max_length=max_length, dtype=dtype, encoder=encoder)
+            encode = EncodeConfig(max_length=max_length, dtype=dtype, encoder=encoder)
             artifact, model = corpus_index(session, source, corpus, encode, "mine"), None
         searching = Searching(session.workspace, session.console, artifact, query_length, (), model, trust_remote_code)
         searching.check(depth)

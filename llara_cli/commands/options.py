@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llara_cli.console import Console, UserError, is_follower, launched_processes
-from llara_cli.names import check_name
-from llara_cli.settings import DEFAULT_MODEL
+from llara_cli.core.config import DEFAULT_MODEL
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.launcher import is_follower, launched_processes
+from llara_cli.core.names import check_name
 
 if TYPE_CHECKING:
-    from llara_cli.workspace import Workspace
+    from llara_cli.core.workspace import Workspace
 
 _TRAINING, _MODEL, _ADAPTER = "Training", "Model", "LoRA"
 
@@ -70,7 +72,7 @@ Preset = Annotated[
     str | None, typer.Option(help="paper: the paper's settings for 7 B.", show_default=False, rich_help_panel=_TRAINING)
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(help="Texts (queries) per optimiser step.", show_default=False, rich_help_panel=_TRAINING)
+    int | None, typer.Option(help="Texts (queries) per optimizer step.", show_default=False, rich_help_panel=_TRAINING)
 ]
 MicroBatchTokens = Annotated[
     int | None,
@@ -197,7 +199,7 @@ def workspace_path(given: Path | None, ctx: Any) -> Path:
 
 def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quiet: bool, verbose: bool) -> Session:
     """The session of a verb. The workspace itself is created when something is first written."""
-    from llara_cli.workspace import Workspace
+    from llara_cli.core.workspace import Workspace
 
     if launched_processes() > 1 and ctx.info_name not in SHARED:
         raise UserError(f"{ctx.info_name} runs in one process; {', '.join(SHARED)} run in several")
@@ -210,7 +212,7 @@ def yield_standard_output(console: Console, output: Path | None) -> None:
 
     Raises ``UserError`` under ``--json``, which is one object on standard output.
     """
-    from llara_cli.outputs import is_standard_output
+    from llara_cli.core.output_files import is_standard_output
 
     if output is None or not is_standard_output(output):
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_plan, show_training
+from llara_cli.commands.render import show_plan, show_training
 
 
 def pretrain(
@@ -65,18 +65,20 @@ def pretrain(
 ) -> None:
     """Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.commands.choose import model_to_pretrain
-    from llara_cli.settings import AdapterSettings, OptimiserSettings, PretrainSettings, apply_preset
-    from llara_cli.training.pretrain import Pretraining
+    from llara_cli.commands.select import model_to_pretrain
+    from llara_cli.core.config import LoraConfig, OptimizerConfig, PretrainConfig, apply_preset
+    from llara_cli.pipelines.pretrain import Pretraining
 
-    optimiser = OptimiserSettings(
+    optimizer_config = OptimizerConfig(
         optimizer, learning_rate, warmup_ratio, weight_decay, max_grad_norm, batch_size, micro_batch_tokens,
         max_steps, epochs, seed, gradient_checkpointing, save_every, weights, compile, tuple(track or ()),
         attention, compute,
     )  # fmt: skip
-    adapter = AdapterSettings(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets))
+    adapter = LoraConfig(lora_rank, lora_alpha, lora_dropout, merge, o.parse_targets(lora_targets))
     chosen: Any = targets
-    settings = PretrainSettings(backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimiser)
+    settings = PretrainConfig(
+        backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimizer_config
+    )
     source = model_to_pretrain(session, model, trust_remote_code)
     run = Pretraining.of(session.workspace, session.console, source, corpus, apply_preset(settings, preset), name)
     if dry_run:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.commands.show import show_facts, show_hits
-from llara_cli.console import Terminated, UserError
+from llara_cli.commands.render import show_facts, show_hits
+from llara_cli.core.errors import Terminated, UserError
 
 if TYPE_CHECKING:
-    from llara_cli.console import Console
-    from llara_cli.retrieval.searching import Searching
+    from llara_cli.core.console import Console
+    from llara_cli.pipelines.search import Searching
 
 
 def search(
@@ -46,9 +46,9 @@ def search(
     if (queries is None) != (output is None):
         raise UserError("--queries FILE and --output FILE go together")
     o.yield_standard_output(session.console, output)
-    from llara_cli.commands.choose import newest
-    from llara_cli.outputs import check_output
-    from llara_cli.retrieval.searching import Searching
+    from llara_cli.commands.select import newest
+    from llara_cli.core.output_files import check_output
+    from llara_cli.pipelines.search import Searching
 
     if queries is not None and output is not None:
         check_output(output, session.workspace.root, [queries])

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llara_cli.commands import options as o
-from llara_cli.console import LlaraError
+from llara_cli.core.errors import LlaraError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from llara_cli.artifacts import Artifact
+    from llara_cli.core.artifacts import Artifact
 
 
 def status(
@@ -27,9 +27,9 @@ def status(
 ) -> None:
     """Artifacts of the workspace, their sizes and where they came from."""
     session = o.open_session(ctx, workspace, as_json, quiet, verbose)
-    from llara_cli.artifacts import KINDS, size_on_disk
-    from llara_cli.verification import damaged_manifests
-    from llara_cli.workspace import CACHE
+    from llara_cli.core.artifacts import KINDS, size_on_disk
+    from llara_cli.core.verify import damaged_manifests
+    from llara_cli.core.workspace import CACHE
 
     found = session.workspace
     artifacts = [artifact for kind in KINDS for artifact in found.artifacts(kind)]
@@ -50,7 +50,7 @@ def status(
 
 def _verified(session: o.Session, artifacts: list[Artifact]) -> list[str]:
     """What is wrong with the artifacts' files, a line a file."""
-    from llara_cli.verification import megabytes, verify
+    from llara_cli.core.verify import megabytes, verify
 
     with session.console.bar("verifying", megabytes(artifacts), unit="MB") as bar:
         return [problem for artifact in artifacts for problem in verify(artifact, bar.advance)]
@@ -79,7 +79,7 @@ def _table(result: dict[str, Any], verified: bool) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from llara_cli.commands.show import human_bytes
+    from llara_cli.commands.render import human_bytes
 
     table = Table(
         title=Text(f"workspace {result['workspace']}", style="bold"), title_justify="left", box=None, pad_edge=False

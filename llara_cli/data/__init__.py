@@ -8,7 +8,7 @@ delimited      rows, quotation marks and header lines of .csv and .tsv
 records        JSON lines, CSV, TSV and parquet as one stream of named fields
 seen_ids       has this id been here before? (about ten bytes an id)
 collection     documents and queries to encode; BEIR folders
-qrels          relevance judgements
+qrels          relevance judgments
 corpus         pre-training corpora: raw documents or ready rows
 wiki_dumps     WikiExtractor output and MediaWiki XML dumps
 wikitext       MediaWiki markup -> plain text

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llara_cli.console import UserError
-from llara_cli.data.collection import BeirFolder, is_beir_folder
+from llara_cli.core.errors import UserError
+from llara_cli.data.beir import BeirFolder, is_beir_folder
 from llara_cli.data.hub import PREFIX as HUB
 from llara_cli.data.hub import read_hub
-from llara_cli.data.lines import Note, check_file, ignore, kind, one_line, read_lines, unreadable
 from llara_cli.data.records import Record, read_records
+from llara_cli.data.text_files import Note, check_file, ignore, kind, one_line, read_lines, unreadable
 from llara_cli.data.wiki_dumps import read_mediawiki, read_wikiextractor
 
 TEXT_FIELDS = ("text", "contents")
@@ -117,7 +117,7 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
         _reader(path)
         return [path], []
     if is_beir_folder(path):
-        # Its queries and judgements are no documents.
+        # Its queries and judgments are no documents.
         return [BeirFolder(path).corpus], []
     files = _walk(path)
     found = [path / name for name in files if _belongs(name)]

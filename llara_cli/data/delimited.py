@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llara_cli.console import UserError
-from llara_cli.data.lines import kind, read_lines
+from llara_cli.core.errors import UserError
+from llara_cli.data.text_files import kind, read_lines
 
 Row = tuple[str, list[str]]
 """``file:line`` of a row, and its cells."""

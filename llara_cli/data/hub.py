@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llara_cli.console import LlaraError, UserError
-from llara_cli.data.lines import one_line
+from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.data.records import Record
+from llara_cli.data.text_files import one_line
 
 PREFIX = "hf:"
 SHUFFLED_TOGETHER = 10_000

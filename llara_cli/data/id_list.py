@@ -12,8 +12,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.console import LlaraError
-from llara_cli.data.lines import one_line
+from llara_cli.core.errors import LlaraError
+from llara_cli.data.text_files import one_line
 
 _PIECE = 1 << 24
 _LINE_FEED = 10

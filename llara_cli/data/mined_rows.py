@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llara_cli.data.collection import Document
 from llara_cli.data.delimited import quoted
-from llara_cli.data.lines import kind
+from llara_cli.data.documents import Document
+from llara_cli.data.text_files import kind
 from llara_cli.data.training_rows import NEGATIVE_FIELDS, NUMBERED_NEGATIVE, POSITIVE_FIELDS
 
 _ROWS_AT_ONCE = 1024

@@ -1,4 +1,4 @@
-"""Relevance judgements: BEIR's ``query-id, corpus-id, score`` and TREC's ``query 0 document grade``.
+"""Relevance judgments: BEIR's ``query-id, corpus-id, score`` and TREC's ``query 0 document grade``.
 
 A header line is known by a usual name in one of its columns, and by a last cell that is no number. It says which column
 is which; further columns are ignored.
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 from llara_cli.data.delimited import unquoted
-from llara_cli.data.lines import one_line, read_lines
+from llara_cli.data.text_files import one_line, read_lines
 
 _NAMES = (
     ("query_id", "queryid", "query", "qid", "topic", "topic_id"),
@@ -30,7 +30,7 @@ _LARGEST_GRADE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgment:
     """That a document answers a query to a ``grade`` (0: not at all), and ``where`` that is written."""
 
     query_id: str
@@ -39,22 +39,22 @@ class Judgement:
     where: str
 
 
-def read_qrels(path: Path) -> Iterator[Judgement]:
-    """Every judgement of a file, in its order: BEIR's (tabs, with or without a header line) or TREC's (white space).
+def read_qrels(path: Path) -> Iterator[Judgment]:
+    """Every judgment of a file, in its order: BEIR's (tabs, with or without a header line) or TREC's (white space).
 
     Raises ``UserError`` at a line of another shape, at a header line that does not name the three columns, and at the
-    end where there was no judgement at all.
+    end where there was no judgment at all.
     """
-    judgement, columns = None, None
+    judgment, columns = None, None
     filled = ((f"{path}:{number}", line) for number, line in read_lines(path) if line and not line.isspace())
     for place, (where, line) in enumerate(filled):
         if place == 0 and (columns := _header(line, where)) is not None:
             continue
         cells = _cells(line, where) if columns is None else _named_cells(line, where, columns)
-        judgement = Judgement(cells[0], cells[1], _grade(cells[2], where, first=place == 0), where)
-        yield judgement
-    if judgement is None:
-        raise UserError(f"{path}: no judgement in it")
+        judgment = Judgment(cells[0], cells[1], _grade(cells[2], where, first=place == 0), where)
+        yield judgment
+    if judgment is None:
+        raise UserError(f"{path}: no judgment in it")
 
 
 def _cells(line: str, where: str) -> list[str]:
@@ -65,9 +65,7 @@ def _cells(line: str, where: str) -> list[str]:
         if len(cells) == 4:
             del cells[1]
     if len(cells) != 3:
-        raise UserError(
-            f"{where}: not a judgement: wanted are query-id<TAB>corpus-id<TAB>score, or TREC's four columns"
-        )
+        raise UserError(f"{where}: not a judgment: wanted are query-id<TAB>corpus-id<TAB>score, or TREC's four columns")
     return _with_ids(cells, where)
 
 
@@ -86,7 +84,7 @@ class _Columns:
 
 
 def _header(line: str, where: str) -> _Columns | None:
-    """The columns that the first line names; None where it is a judgement.
+    """The columns that the first line names; None where it is a judgment.
 
     Raises ``UserError`` where it is a header line, but the query, the document or the grade has no column or several.
     """
@@ -114,7 +112,7 @@ def _named_cells(line: str, where: str, columns: _Columns) -> list[str]:
         return _cells(line, where)
     cells = _split(line)
     if len(cells) != columns.count:
-        raise UserError(f"{where}: not a judgement: {len(cells)} columns, but the header line has {columns.count}")
+        raise UserError(f"{where}: not a judgment: {len(cells)} columns, but the header line has {columns.count}")
     return _with_ids([unquoted(cells[place]) for place in columns.places], where)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 from llara_cli.data.delimited import is_delimited, read_named_rows
-from llara_cli.data.lines import check_file, kind, one_line, read_lines, unreadable
+from llara_cli.data.text_files import check_file, kind, one_line, read_lines, unreadable
 
 __all__ = ["Record", "read_lines", "read_records"]
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llara_cli.console import UserError
-from llara_cli.data.collection import BeirFolder, passage_text, read_documents
+from llara_cli.core.errors import UserError
+from llara_cli.data.beir import BeirFolder
 from llara_cli.data.delimited import is_delimited
-from llara_cli.data.lines import Note, check_file, ignore
-from llara_cli.data.qrels import Judgement, read_qrels
+from llara_cli.data.documents import passage_text, read_documents
+from llara_cli.data.qrels import Judgment, read_qrels
 from llara_cli.data.records import Record, describe, read_records
+from llara_cli.data.text_files import Note, check_file, ignore
 
 QUERY_FIELDS = ("query", "anchor", "question")
 POSITIVE_FIELDS = ("pos", "positive", "answer")
@@ -220,19 +221,19 @@ def _tevatron_passages(record: Record, name: str) -> list[tuple[str | None, str]
 
 
 def _beir_rows(folder: BeirFolder) -> Iterator[TrainingRow]:
-    """One row a query with all its positives (judged above 0), in the order of the judgements.
+    """One row a query with all its positives (judged above 0), in the order of the judgments.
 
     Only texts that are judged are kept in memory: for MS MARCO half a million passages of nine.
     """
-    judged: dict[str, dict[str, Judgement]] = {}
-    for judgement in read_qrels(folder.qrels("train")):
-        if judgement.grade > 0:
-            judged.setdefault(judgement.query_id, {})[judgement.document_id] = judgement
+    judged: dict[str, dict[str, Judgment]] = {}
+    for judgment in read_qrels(folder.qrels("train")):
+        if judgment.grade > 0:
+            judged.setdefault(judgment.query_id, {})[judgment.document_id] = judgment
     queries = _lookup(folder.queries, judged.keys())
     passages = _lookup(folder.corpus, {document_id for row in judged.values() for document_id in row})
     for query_id, row in judged.items():
         query = _found(queries, query_id, next(iter(row.values())), folder.queries)
-        positives = tuple(_found(passages, name, judgement, folder.corpus) for name, judgement in row.items())
+        positives = tuple(_found(passages, name, judgment, folder.corpus) for name, judgment in row.items())
         yield TrainingRow(query, positives, (), tuple(row), (), query_id)
 
 
@@ -241,7 +242,7 @@ def _lookup(path: Path, wanted: Collection[str]) -> dict[str, str]:
     return {document.id: document.passage for document in read_documents(path) if document.id in wanted}
 
 
-def _found(texts: dict[str, str], name: str, judgement: Judgement, path: Path) -> str:
+def _found(texts: dict[str, str], name: str, judgment: Judgment, path: Path) -> str:
     if name not in texts:
-        raise UserError(f"{judgement.where}: {name!r} is not in {path}")
+        raise UserError(f"{judgment.where}: {name!r} is not in {path}")
     return texts[name]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
-from llara_cli.console import UserError
-from llara_cli.data.lines import one_line, open_bytes, read_lines
+from llara_cli.core.errors import UserError
+from llara_cli.core.registry import missing_extra
 from llara_cli.data.records import Record, parse_object
-from llara_cli.registry import missing_extra
+from llara_cli.data.text_files import one_line, open_bytes, read_lines
 
 _DOC = re.compile(r'<doc\b.*?\btitle="(?P<title>.*)">\s*')
 _ARTICLES = "0"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llara_cli.console import UserError
-from llara_cli.retrieval.metrics import DEFAULT_METRICS
+from llara_cli.core.errors import UserError
+from llara_cli.evaluation.metrics import DEFAULT_METRICS
 
 
 class Place(NamedTuple):
@@ -26,7 +26,7 @@ class Collection:
         archive: ir_datasets' key of a zip in BEIR layout (below ``beir``); "" where it has to be converted.
         docs: ir_datasets' name of the documents to convert.
         files: ir_datasets' keys, below that name, of the files that takes.
-        splits: split -> ir_datasets' name of its queries and judgements.
+        splits: split -> ir_datasets' name of its queries and judgments.
         terms: where its terms of use are.
     """
 
@@ -162,7 +162,7 @@ _MSMARCO = (
 def _deep_learning_tasks() -> Iterator[Task]:
     """TREC's own rules: a passage is relevant from grade 2 (AP, recall), a document from grade 1, in the best 100."""
     for year in _DL:
-        # BEIR's copy of MS MARCO has 2019's judgements as its test split
+        # BEIR's copy of MS MARCO has 2019's judgments as its test split
         places = [Place("msmarco-passage", year), Place(f"{year}-passage", "test")]
         places += [Place("msmarco", "test")] if year == "dl19" else []
         yield Task(f"{year}-passage", places, _PASSAGES, ("nDCG@10", "AP(rel=2)", "R(rel=2)@1000"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llara_cli.evaluation.comparing import MEAN
-from llara_cli.evaluation.formats import as_csv
-from llara_cli.evaluation.tables import Grid, Row, compared_row
+from llara_cli.evaluation.result_tables import Grid, Row, compared_row
+from llara_cli.evaluation.table_formats import as_csv
+from llara_cli.pipelines.compare import MEAN
 
 SIGNIFICANT = 0.05
 _NAMES = {"t-test": "paired t-test", "randomisation": "paired randomisation test"}

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import ZipFile
 
-from llara_cli.artifacts import Artifact, Blueprint, Build, Kind
-from llara_cli.console import Console, LlaraError
+from llara_cli.core.artifacts import Artifact, Build, Kind, RunSpec
+from llara_cli.core.console import Console
+from llara_cli.core.errors import LlaraError
+from llara_cli.core.registry import missing_extra
+from llara_cli.core.workspace import Workspace
 from llara_cli.evaluation.benchmarks import Collection
-from llara_cli.registry import missing_extra
-from llara_cli.workspace import Workspace
 
 KIND: Kind = "datasets"
 _MEMBER = re.compile(r"[^/]+/((?:\w+/)?(?:corpus\.jsonl|queries\.jsonl|qrels/\w+\.tsv))")
@@ -71,7 +72,7 @@ class Downloads:
         """Download a collection, or what of it is missing, and lay it out as an artifact."""
         files = self.files(collection)
         settings = {"source": self._name(collection), "md5": {listed.key: listed.md5 for listed in files}}
-        with self._workspace.build(KIND, collection.name, Blueprint(settings)) as build:
+        with self._workspace.build(KIND, collection.name, RunSpec(settings)) as build:
             if isinstance(build, Artifact):
                 return build
             self._transfer(collection, files)

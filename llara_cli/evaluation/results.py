@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llara_cli import __version__
-from llara_cli.artifacts import dump, read_json, sha256_file, write_atomically
-from llara_cli.console import LlaraError, UserError
-from llara_cli.names import NAME_BYTES, folder_name, normal, slug
-from llara_cli.retrieval.metrics import Evaluation, PerQuery, averaged
-from llara_cli.workspace import Workspace
+from llara_cli.core.artifacts import dump, read_json, sha256_file, write_atomically
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.names import NAME_BYTES, folder_name, normal, slug
+from llara_cli.core.workspace import Workspace
+from llara_cli.evaluation.metrics import Evaluation, PerQuery, averaged
 
 FOLDER = "results"
 _PACKAGES = (
@@ -63,7 +63,7 @@ class Result:
 
     @property
     def data(self) -> dict[str, str]:
-        """Fingerprints of corpus, queries and judgements."""
+        """Fingerprints of corpus, queries and judgments."""
         return {part: self.fields["fingerprints"][part] for part in ("corpus", "queries", "qrels")}
 
     def narrowed(self, metrics: Sequence[str]) -> Evaluation:

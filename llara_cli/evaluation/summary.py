@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llara_cli.evaluation.benchmarks import BENCHMARKS, Task
-from llara_cli.retrieval.metrics import Evaluation
+from llara_cli.evaluation.metrics import Evaluation
 
 Figures = dict[str, Any]
 """metric -> value, ``queries``; for a group also ``forums``, and ``missing_forums`` where it is not whole."""
 
 
-def summarised(benchmark: str, model: str, evaluations: Mapping[Task, Evaluation]) -> dict[str, Any]:
+def summarize(benchmark: str, model: str, evaluations: Mapping[Task, Evaluation]) -> dict[str, Any]:
     """``{"benchmark", "model", "datasets", "mean"}``; a group's figure is the mean of its parts."""
     figures = {task: {**found.means, "queries": found.queries} for task, found in evaluations.items()}
     datasets = grouped(benchmark, figures)

@@ -15,8 +15,8 @@ from typing import Any
 from ir_datasets import lazy_libs
 from ir_datasets.util import HashStream, HashVerificationError, LocalDownload, RequestsDownload
 
-from llara_cli.console import LlaraError
-from llara_cli.data.lines import one_line
+from llara_cli.core.errors import LlaraError
+from llara_cli.data.text_files import one_line
 
 TRIES = 3
 """In a row without a single byte."""

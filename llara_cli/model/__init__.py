@@ -1,1 +1,1 @@
-"""The model: recipes, tokens, layouts, the backbone and the encoder."""
+"""The model: recipes, tokens, layouts, the decoder and the encoder."""

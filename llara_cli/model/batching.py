@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from llara_cli.model.layout import row_width
+from llara_cli.model.sequences import row_width
 
 LayoutName = Literal["packed", "bucketed"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
@@ -94,7 +94,7 @@ def micro_batches(row_lengths: Sequence[int], budget: int, forward_tokens: int) 
 
 @dataclass(frozen=True)
 class Batching:
-    """How the sequences of an optimiser batch become forwards of at most ``budget`` tokens.
+    """How the sequences of an optimizer batch become forwards of at most ``budget`` tokens.
 
     Attributes:
         layout: ``packed`` or ``bucketed``.
@@ -165,7 +165,7 @@ def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows], multiple: 
     return sum(len(rows) * width for rows, width in zip(forwards, widths, strict=True))
 
 
-def deal(costs: Sequence[int], processes: int) -> list[list[int]]:
+def assign_to_ranks(costs: Sequence[int], processes: int) -> list[list[int]]:
     """Forwards to processes, evenly by cost and the same number to each: sharded weights are gathered in every forward.
 
     A process that would have fewer is dealt ``-1``, a forward to run for nothing.

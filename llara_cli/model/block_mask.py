@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from llara_cli.model.layout import PADDING, Ids, Layout
-from llara_cli.model.transfer import to_device
+from llara_cli.model.sequences import PADDING, Ids, Layout
+from llara_cli.model.to_device import to_device
 
 BLOCK_TOKENS = 128
 """Queries, and keys, of a block."""

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
+from llara_cli.core.registry import install_hint
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import first_line
-from llara_cli.registry import install_hint
+from llara_cli.model.tokenizer import first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NAMED = 5

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llara_cli.console import UserError
-from llara_cli.model.ahead import ahead, while_computing
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.config import DEFAULT_LENGTH
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import Encoded, Progress, Role, Vectors
+from llara_cli.cpu.matmul import wide
 from llara_cli.model.batching import Batching, Rows, computed_tokens
 from llara_cli.model.block_mask import row_multiple
-from llara_cli.model.layout import Layout, Tree, lay_out_some
-from llara_cli.model.products import wide
+from llara_cli.model.decoder import Decoder
+from llara_cli.model.prefetch import ahead, while_computing
 from llara_cli.model.recipe import Recipe
-from llara_cli.model.tokens import PromptIds, TextTokenizer
-from llara_cli.protocols import Encoded, Progress, Role, Vectors
-from llara_cli.settings import DEFAULT_LENGTH
+from llara_cli.model.sequences import Layout, Tree, lay_out_some
+from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 
 FETCHED = 16384
 """Vectors that stay on the device until they are fetched, at most."""
@@ -30,22 +30,22 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 """Tokens of one forward: on a CPU small batches stay in the cache, a GPU wants to be full."""
 
 
-def pool(slots: Tensor, recipe: Recipe, *, normalise: bool = True) -> Tensor:
+def pool(slots: Tensor, recipe: Recipe, *, normalize: bool = True) -> Tensor:
     """Embeddings (texts, dim) from the slots' hidden states (texts, slots, dim): ``last`` (paper) or ``mean``."""
     values = slots.to(wide(slots))
     pooled = values.mean(dim=1) if recipe.embedding_pooling == "mean" else values[:, -1]
-    return functional.normalize(pooled, dim=-1) if normalise else pooled
+    return functional.normalize(pooled, dim=-1) if normalize else pooled
 
 
-def text_batching(backbone: Backbone, layout: str, budget: int) -> Batching:
+def text_batching(decoder: Decoder, layout: str, budget: int) -> Batching:
     """How texts of one prompt each become forwards of at most ``budget`` tokens.
 
     ``layout``: ``packed`` (for models that take masks), ``bucketed`` or ``auto``: packed where attention skips what
     texts of a row do not see of each other. Elsewhere those of a forward are so alike in length that there is little to
     pack, and a row of one text needs no mask at all.
     """
-    wanted = layout == "packed" or (layout == "auto" and backbone.rows_are_free)
-    return backbone.batching("packed" if wanted and backbone.runs_jointly() else "bucketed", budget)
+    wanted = layout == "packed" or (layout == "auto" and decoder.rows_are_free)
+    return decoder.batching("packed" if wanted and decoder.runs_jointly() else "bucketed", budget)
 
 
 def choose_length(length: int | None, max_positions: int | None) -> int:
@@ -91,7 +91,7 @@ class Sequencer:
 
 
 class Encoder:
-    """Encodes texts with a backbone, texts of like length together, at most ``batch_tokens`` tokens a forward.
+    """Encodes texts with a decoder, texts of like length together, at most ``batch_tokens`` tokens a forward.
 
     ``layout``: as ``text_batching`` has it.
     ``note`` is told where the GPU was too small for a forward; smaller ones follow.
@@ -99,18 +99,18 @@ class Encoder:
 
     def __init__(
         self,
-        backbone: Backbone,
+        decoder: Decoder,
         recipe: Recipe,
         sequencer: Sequencer,
         batch_tokens: int | None = None,
         layout: str = "auto",
         note: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.backbone = backbone
+        self.decoder = decoder
         self.recipe = recipe
         self.sequencer = sequencer
         self._note = note
-        self.batching = text_batching(backbone, layout, batch_tokens or BATCH_TOKENS[backbone.device.type])
+        self.batching = text_batching(decoder, layout, batch_tokens or BATCH_TOKENS[decoder.device.type])
 
     def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
         """Vectors (texts, dim) float32, L2-normalised, in the order of ``texts``; ``progress`` counts texts done."""
@@ -119,15 +119,15 @@ class Encoder:
     def encode_each(
         self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
     ) -> Iterator[Encoded]:
-        """``encode`` of one batch after the other; the next is tokenised while this one is computed."""
+        """``encode`` of one batch after the other; the next is tokenized while this one is computed."""
         for sequences in ahead(lambda texts: self.sequencer.trees(texts, role), batches):
             yield self.compute(sequences, progress)
 
     @torch.inference_mode()
     def compute(self, sequences: Sequences, progress: Progress | None = None) -> Encoded:
-        """``encode`` of what is tokenised."""
+        """``encode`` of what is tokenized."""
         trees = sequences.trees
-        vectors = np.empty((len(trees), self.backbone.dim), np.float32)
+        vectors = np.empty((len(trees), self.decoder.dim), np.float32)
         left = list(range(len(trees)))
         while left:
             forwards = self._forwards(trees, left)
@@ -151,9 +151,9 @@ class Encoder:
 
         They are fetched when ``FETCHED`` or all are computed, so that the host goes on meanwhile.
         """
-        vectors, found, done = [torch.empty(0, self.backbone.dim)], list[Tensor](), 0
+        vectors, found, done = [torch.empty(0, self.decoder.dim)], list[Tensor](), 0
         lay_out = partial(lay_out_some, trees, multiple=self.batching.multiple)
-        for _, layout in while_computing(lay_out, forwards, self.backbone.device):
+        for _, layout in while_computing(lay_out, forwards, self.decoder.device):
             pooled = self._embed(layout)
             if pooled is None:
                 break
@@ -170,7 +170,7 @@ class Encoder:
     def _embed(self, layout: Layout) -> Tensor | None:
         """Vectors (texts, dim) of one forward; None where the GPU's memory is too small for it."""
         try:
-            return pool(self.backbone.slots(layout), self.recipe).float()
+            return pool(self.decoder.slots(layout), self.recipe).float()
         except torch.OutOfMemoryError:
             if len(layout.slots) == 1:
                 raise

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from llara_cli.console import UserError
-from llara_cli.registry import missing_extra
+from llara_cli.core.errors import UserError
+from llara_cli.core.registry import missing_extra
 
 MULTIPLE = 16
 """What the kernels want both widths of a layer to be a multiple of."""

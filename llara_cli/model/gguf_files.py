@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _OF_THE_FILE = {"split.no", "split.count", "split.tensors.count", "general.architecture"}

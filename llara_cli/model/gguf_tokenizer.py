@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 
 READS_RIGHT = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 18)
 """Whether this transformers reads a tokenizer as its GGUF has it."""

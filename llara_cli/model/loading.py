@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from llara_cli.console import LlaraError, UserError, is_out_of_memory
-from llara_cli.data.lines import one_line
+from llara_cli.core.errors import LlaraError, UserError, is_out_of_memory
+from llara_cli.data.text_files import one_line
 from llara_cli.model import gguf_files
-from llara_cli.model.adapted import adapter_folder, base_of, embedding_rows, put_together, refuse_changed
+from llara_cli.model.adapter_checkpoint import adapter_folder, base_of, embedding_rows, put_together, refuse_changed
 from llara_cli.model.checkpoint import (
     is_quantized,
     missing_library,
@@ -28,7 +28,7 @@ from llara_cli.model.checkpoint import (
     refuse_quantized,
 )
 from llara_cli.model.source import ADAPTER, ModelSource, refuse_adapter_beside
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 
 
 @contextmanager

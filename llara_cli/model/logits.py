@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llara_cli.console import UserError
-from llara_cli.model.body import FAILURES, evaluating, reason, tolerance
-from llara_cli.model.products import wide
+from llara_cli.core.errors import UserError
+from llara_cli.cpu.matmul import wide
+from llara_cli.model.architecture import FAILURES, evaluating, reason, tolerance
 
 TRIAL_TOKENS = 7
 """Tokens that a model is tried on."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 
 RECIPE_FILE = "llara.json"
 RECIPE_SOURCES = (RECIPE_FILE, "tokenizer.json", "tokenizer_config.json", "added_tokens.json")

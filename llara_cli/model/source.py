@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llara_cli.artifacts import MANIFEST, sha256_file
-from llara_cli.console import UserError
+from llara_cli.core.artifacts import MANIFEST, sha256_file
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import slug
+from llara_cli.core.workspace import Workspace
 from llara_cli.model import gguf_files
 from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
-from llara_cli.names import slug
-from llara_cli.workspace import Workspace
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja", "adapter/*")
@@ -49,7 +49,7 @@ class ModelSource:
         name: short, for naming artifacts.
         location: a folder, or a hub id.
         gguf_file: the file's name inside ``location``, for GGUF; of a split one the first part's.
-        saved_recipe: the recipe saved with (or recognised from) the checkpoint.
+        saved_recipe: the recipe saved with (or recognized from) the checkpoint.
         remote_code: the user allowed the checkpoint's own Python code to run.
         base: what an adapter that peft saved is to be put on; None: the model is no such adapter.
     """

@@ -20,9 +20,9 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from llara_cli.model.body import compute_dtype, dtype_name
-from llara_cli.model.layout import PADDING, Ids, Layout
-from llara_cli.model.transfer import to_device
+from llara_cli.model.architecture import compute_dtype, dtype_name
+from llara_cli.model.sequences import PADDING, Ids, Layout
+from llara_cli.model.to_device import to_device
 
 VARLEN = "llara_varlen"
 """The name under which transformers knows this attention."""

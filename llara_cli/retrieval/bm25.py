@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from llara_cli.console import UserError
-from llara_cli.data.collection import Document
-from llara_cli.registry import missing_extra
+from llara_cli.core.errors import UserError
+from llara_cli.core.registry import missing_extra
+from llara_cli.data.documents import Document
 
 # Anserini's (Lucene's) settings, which published baselines use: BM25 without the constant k1 + 1, k1 0.9, b 0.4,
 # Porter's stemmer, the 33 stop words of Lucene (they are bm25s' list "en"), and words of one letter kept.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import IndexBackend, Parameters, Vectors
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import IndexBackend, Parameters, Vectors
 
 Ranking = list[tuple[str, float]]
 """(document id, score), best first, equal scores by ascending id."""

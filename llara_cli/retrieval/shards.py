@@ -6,9 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-from llara_cli.artifacts import atomic_file, read_json, sha256_file, write_atomically
-from llara_cli.protocols import Encoded
-from llara_cli.retrieval.store import shard_name, write_shard
+from llara_cli.core.artifacts import atomic_file, read_json, sha256_file, write_atomically
+from llara_cli.core.protocols import Encoded
+from llara_cli.retrieval.vector_store import shard_name, write_shard
 
 _NOTES = ".shards"
 _COUNTS = ("tokens", "cut", "empty")

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llara_cli.artifacts import input_record
-from llara_cli.console import UserError
-from llara_cli.data.collection import ID_FIELDS, TEXT_FIELDS, Document, named_records
-from llara_cli.data.lines import check_file, one_line, read_lines
+from llara_cli.core.artifacts import input_record
+from llara_cli.core.errors import UserError
+from llara_cli.data.documents import ID_FIELDS, TEXT_FIELDS, Document, named_records
 from llara_cli.data.records import Record, read_records
-from llara_cli.retrieval.exporting import ids_path, refuse_ending
+from llara_cli.data.text_files import check_file, one_line, read_lines
+from llara_cli.pipelines.export import ids_path, refuse_ending
 from llara_cli.retrieval.vector_origin import METADATA, Origin, origin_path
 
 VECTOR_FIELDS = ("vector", "embedding", "embeddings")

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from llara_cli.artifacts import Artifact
-from llara_cli.console import UserError
+from llara_cli.core.artifacts import Artifact
+from llara_cli.core.errors import UserError
 
 METADATA = b"llara"
 """The key of the origin in the metadata of a ``.parquet`` file's schema."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress: trainable weights, optimiser state and step, as safetensors, written atomically."""
+"""Checkpoints of a run in progress: trainable weights, optimizer state and step, as safetensors, written atomically."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llara_cli.artifacts import finish_swap, swap, sync, write_atomically
-from llara_cli.console import LlaraError
-from llara_cli.model.products import gradient_dtype
+from llara_cli.core.artifacts import finish_swap, swap, sync, write_atomically
+from llara_cli.core.errors import LlaraError
+from llara_cli.cpu.matmul import gradient_dtype
 
 FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
@@ -33,7 +33,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def save(
     folder: Path,
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     step: int,
     *,
     writes: bool = True,
@@ -46,7 +46,7 @@ def save(
     earlier checkpoint stays.
     """
     tensors = {}
-    for name, tensor in _state(model, optimiser):
+    for name, tensor in _state(model, optimizer):
         whole = _whole(tensor)  # every process takes part
         if writes:
             tensors[name] = whole
@@ -60,7 +60,7 @@ def save(
         raise _unwritable(folder / FOLDER, folder, error) from error
 
 
-def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Take up the newest checkpoint; the number of steps it has done, 0 where there is none.
 
     Raises ``LlaraError`` where a file of it is damaged or belongs to another model.
@@ -70,15 +70,15 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
         return 0
     file = folder / FOLDER / _STATE
     saved = _load(file, folder)
-    _create_state(model, optimiser, set(saved))
-    state = dict(_state(model, optimiser))
+    _create_state(model, optimizer, set(saved))
+    state = dict(_state(model, optimizer))
     _refuse_misfit(file, folder, saved, state)
     for name, tensor in state.items():
         _fill(tensor, saved[name])
     for name, weight in trainable(model).items():
-        for key, value in optimiser.state.get(weight, {}).items():
+        for key, value in optimizer.state.get(weight, {}).items():
             if isinstance(value, int):  # bitsandbytes counts its steps in plain numbers
-                optimiser.state[weight][key] = int(saved[f"{key}/{name}"])
+                optimizer.state[weight][key] = int(saved[f"{key}/{name}"])
     return step
 
 
@@ -226,11 +226,11 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], note: Mapping[st
     swap(aside, folder / name)
 
 
-def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a run goes on from, by a name of its own."""
     for name, weight in trainable(model).items():
         yield f"weight/{name}", weight
-        state: Mapping[str, Any] = optimiser.state.get(weight, {})
+        state: Mapping[str, Any] = optimizer.state.get(weight, {})
         for key, value in state.items():
             found = torch.tensor(value) if isinstance(value, int) else value
             if isinstance(found, Tensor):
@@ -238,14 +238,14 @@ def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors that a tensor is made of: a quantised one has codes and scales."""
+    """The plain tensors that a tensor is made of: a quantized one has codes and scales."""
     if type(tensor) in (Tensor, nn.Parameter, DTensor):
         yield name, tensor
         return
-    quantised: Any = tensor
-    names, _ = quantised.__tensor_flatten__()
+    quantized: Any = tensor
+    names, _ = quantized.__tensor_flatten__()
     for part in names:
-        yield f"{name}.{part}", getattr(quantised, part)
+        yield f"{name}.{part}", getattr(quantized, part)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -262,21 +262,21 @@ def _fill(place: Tensor, value: Tensor) -> None:
     place.copy_(value)
 
 
-def _create_state(model: nn.Module, optimiser: torch.optim.Optimizer, saved: set[str]) -> None:
-    """Make the optimiser allocate the state that was saved, by a step of size nothing."""
-    rates = [float(group["lr"]) for group in optimiser.param_groups]
-    _set_rates(optimiser, [0.0] * len(rates))
+def _create_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: set[str]) -> None:
+    """Make the optimizer allocate the state that was saved, by a step of size nothing."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    _set_rates(optimizer, [0.0] * len(rates))
     for name, weight in trainable(model).items():
         if f"step/{name}" in saved:  # a weight that never had a gradient has no state
             weight.grad = torch.zeros_like(weight, dtype=gradient_dtype(weight))
     with torch.compiler.set_stance("force_eager"):
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    _set_rates(optimiser, rates)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    _set_rates(optimizer, rates)
 
 
-def _set_rates(optimiser: torch.optim.Optimizer, rates: list[float]) -> None:
-    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Batching, Rows, computed_tokens, cut, deal
+from llara_cli.model.batching import Batching, Rows, assign_to_ranks, computed_tokens, cut
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Sequencer, pool, text_batching
-from llara_cli.model.layout import Layout, Tree, lay_out_some
 from llara_cli.model.recipe import Recipe
-from llara_cli.model.transfer import to_device
+from llara_cli.model.sequences import Layout, Tree, lay_out_some
+from llara_cli.model.to_device import to_device
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group
 from llara_cli.training.info_nce import ContrastiveLoss, contrasts
@@ -80,13 +80,13 @@ _Mine = tuple[int, Future[Layout]]
 
 @dataclass
 class ContrastiveObjective:
-    """InfoNCE over one optimiser batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens.
+    """InfoNCE over one optimizer batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens.
 
     ``layout``: as ``text_batching`` has it.
     ``note`` is told, once, of a batch in which no query has a passage to be contrasted with.
     """
 
-    backbone: Backbone
+    decoder: Decoder
     recipe: Recipe
     sequencer: Sequencer
     budget: int
@@ -99,7 +99,7 @@ class ContrastiveObjective:
     _noted: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.batching = text_batching(self.backbone, self.layout, self.budget)
+        self.batching = text_batching(self.decoder, self.layout, self.budget)
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class ContrastiveObjective:
         engine = engine or Engine()
         parts = self.parts(groups, engine.processes)
         costs = parts.costs
-        hands = deal(costs, engine.processes)
+        hands = assign_to_ranks(costs, engine.processes)
         heaviest = max(sum(costs[number] for number in hand if number >= 0) for hand in hands)
         keep = self.chunk is None and heaviest <= self.budget
         loss = self.backward_through(parts, hands[engine.rank], groups, engine, keep_graph=keep)
@@ -172,9 +172,9 @@ class ContrastiveObjective:
         return [self._embed(number, layout) for number, layout in mine]
 
     def _embed(self, number: int, layout: Future[Layout]) -> Tensor:
-        """(texts of the part, dim), not normalised."""
+        """(texts of the part, dim), not normalized."""
         with _seeded(self.seed + max(number, 0)):
-            return pool(self.backbone.slots(layout.result()), self.recipe, normalise=False)
+            return pool(self.decoder.slots(layout.result()), self.recipe, normalize=False)
 
     def parts(self, groups: Sequence[Group], processes: int = 1) -> Parts:
         """The forwards of a batch; at least as many as ``processes`` where there are texts enough."""

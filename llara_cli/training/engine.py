@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from llara_cli.console import UserError
-from llara_cli.model.products import gradient_dtype
-from llara_cli.processes import PATIENCE
-from llara_cli.training.optimisers import uncompiled_on_cpu
+from llara_cli.core.distributed import PATIENCE
+from llara_cli.core.errors import UserError
+from llara_cli.cpu.matmul import gradient_dtype
+from llara_cli.training.optimizers import uncompiled_on_cpu
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Engine:
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
-        """Around a forward and its backward; ``last``: of this process in the optimiser batch."""
+        """Around a forward and its backward; ``last``: of this process in the optimizer batch."""
         yield
 
     def total(self, values: Tensor) -> Tensor:
@@ -77,24 +77,24 @@ class Entry(nn.Module):
 
 
 class AcceleratedEngine(Engine):
-    """A model and its optimiser as accelerate prepares them for the processes that were launched."""
+    """A model and its optimizer as accelerate prepares them for the processes that were launched."""
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimiser: torch.optim.Optimizer, *, fp16: bool
+        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *, fp16: bool
     ) -> None:
         self.accelerator = accelerator
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
-        if accelerator.distributed_type == DistributedType.FSDP and type(optimiser) is not torch.optim.AdamW:
+        if accelerator.distributed_type == DistributedType.FSDP and type(optimizer) is not torch.optim.AdamW:
             raise UserError("sharded weights (FSDP) train with --optimizer adamw only")
         self.entry: nn.Module = Entry(model)
         alone = accelerator.distributed_type == DistributedType.NO
         trained = (weight for weight in model.parameters() if weight.requires_grad)
         self._averages = not alone and any(gradient_dtype(weight) != weight.dtype for weight in trained)
         if self._averages:  # DDP takes no gradients of another dtype than their weights'
-            prepared = accelerator.prepare(optimiser)
+            prepared = accelerator.prepare(optimizer)
         else:
-            self.entry, prepared = accelerator.prepare(self.entry, optimiser)
-        self.optimiser: torch.optim.Optimizer = prepared.optimizer
+            self.entry, prepared = accelerator.prepare(self.entry, optimizer)
+        self.optimizer: torch.optim.Optimizer = prepared.optimizer
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -136,7 +136,7 @@ class AcceleratedEngine(Engine):
 
     def clip(self, max_norm: float) -> float:
         """Unscale the gradients and clip them, all weights' together; their norm before."""
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         norm: Any = nn.utils.clip_grad_norm_(self.entry.parameters(), max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -158,9 +158,9 @@ class AcceleratedEngine(Engine):
         return whole.cpu() if self.rank == 0 else whole.new_empty(0)
 
     def update(self) -> None:
-        """One step of the optimiser; none where scaled gradients overflowed."""
+        """One step of the optimizer; none where scaled gradients overflowed."""
         with uncompiled_on_cpu(self.accelerator.device):
-            self.scaler.step(self.optimiser)
+            self.scaler.step(self.optimizer)
         self.scaler.update()
 
 

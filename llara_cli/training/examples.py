@@ -1,4 +1,4 @@
-"""Corpora as tokenised examples on disk: built once, keyed by content, tokenizer and settings, then memory-mapped."""
+"""Corpora as tokenized examples on disk: built once, keyed by content, tokenizer and settings, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from llara_cli.console import Bar, UserError
+from llara_cli.core.console import Bar
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import lock_place
+from llara_cli.data.arrow_table import BLOCK, Table, write_table
 from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
-from llara_cli.data.lines import kind
 from llara_cli.data.passages import split_document
 from llara_cli.data.stopwords import drop_stop_words
-from llara_cli.data.table import BLOCK, Table, write_table
-from llara_cli.model.layout import TokenIds
+from llara_cli.data.text_files import kind
 from llara_cli.model.recipe import BRANCHES, Recipe
-from llara_cli.model.tokens import PromptIds, TextTokenizer
+from llara_cli.model.sequences import TokenIds
+from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example
-from llara_cli.workspace import lock_place
 
 _IDS = pa.list_(pa.uint32())
 _BLOCK_TEXTS, _BLOCK_CHARACTERS = 256, 1 << 19
-"""Documents tokenised at once: enough for every core, little beside a model in memory."""
+"""Documents tokenized at once: enough for every core, little beside a model in memory."""
 _SCHEMA = pa.schema([("text", _IDS), ("self", _IDS), ("next", _IDS)])
 
 NOTHING_TO_LEARN = "no text to learn from (every text or target is empty)"
@@ -83,7 +84,7 @@ class ExampleBuilder:
         read: Callable[[Sequence[str]], Iterator[Item]] = read_corpus,
         most: int | None = None,
     ) -> ExampleTable:
-        """Read, split and tokenise the corpus into ``path``; at once if an earlier run did so.
+        """Read, split and tokenize the corpus into ``path``; at once if an earlier run did so.
 
         Args:
             read: gives the corpus' documents or ready rows, or those of them that are wanted.
@@ -113,7 +114,7 @@ class ExampleBuilder:
         return self.examples(rest) if isinstance(first, ReadyRow) else self.document_examples(rest)
 
     def examples(self, rows: Iterator[ReadyRow]) -> Iterator[Example]:
-        """Rows with their targets, each text tokenised on its own."""
+        """Rows with their targets, each text tokenized on its own."""
         limit = self.text_limit
         while block := list(islice(rows, BLOCK)):
             texts = self.tokenizer.encode([row.input for row in block], limit)
@@ -122,7 +123,7 @@ class ExampleBuilder:
             yield from self._kept(texts, own, successors)
 
     def document_examples(self, documents: Iterator[RawDocument]) -> Iterator[Example]:
-        """The passages of documents: each is its own target and that of the one before it; tokenised once."""
+        """The passages of documents: each is its own target and that of the one before it; tokenized once."""
         for tokenized in _ahead(self.tokenizer.encode_documents, _blocks(document.text for document in documents)):
             parts = [split_document(document.text, document.ends, self._passage_limit) for document in tokenized]
             ids = self.tokenizer.encode_parts(tokenized, parts)
@@ -141,7 +142,7 @@ class ExampleBuilder:
 
     @property
     def _passage_limit(self) -> int:
-        # tokenised on its own, a passage may take a token more than inside its document: leave room for it
+        # tokenized on its own, a passage may take a token more than inside its document: leave room for it
         return self.text_limit - (2 if self.text_limit > 16 else 0)
 
     def _kept(
@@ -173,7 +174,7 @@ class ExampleBuilder:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists that bear tokenising at once."""
+    """Texts in lists that bear tokenizing at once."""
     block: list[str] = []
     for text in texts:
         block.append(text)

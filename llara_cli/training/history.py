@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from accelerate import Accelerator
 
-from llara_cli.artifacts import write_atomically
+from llara_cli.core.artifacts import write_atomically
 from llara_cli.training import checkpoints
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
@@ -21,7 +21,7 @@ TERMS = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
 
 
 class History:
-    """The rows of ``history.jsonl``, one an optimiser step; only the first process writes.
+    """The rows of ``history.jsonl``, one an optimizer step; only the first process writes.
 
     A context: the file is open within it.
     """

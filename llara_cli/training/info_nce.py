@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llara_cli.model.transfer import to_device
+from llara_cli.model.to_device import to_device
 from llara_cli.training.groups import Group
 
 _NEVER = float("-inf")
@@ -102,7 +102,7 @@ def distillation(scores: Tensor, teacher: Tensor, own: Tensor, temperature: floa
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """The loss of one optimiser batch, from the embeddings of all its texts.
+    """The loss of one optimizer batch, from the embeddings of all its texts.
 
     Attributes:
         in_batch: other rows' passages are negatives too.
@@ -118,10 +118,10 @@ class ContrastiveLoss:
     margin: float | None = None
     distillation: float = 0.0
     dims: Sequence[int] = ()
-    normalise: bool = True
+    normalize: bool = True
 
     def __call__(self, embeddings: Tensor, groups: Sequence[Group]) -> Tensor:
-        """``embeddings``: (queries + passages, dim), not normalised, the queries first; a scalar in their dtype.
+        """``embeddings``: (queries + passages, dim), not normalized, the queries first; a scalar in their dtype.
 
         A precise sum whatever the forwards compute in: at temperature 0.01 bf16 would be off by a third.
         """
@@ -159,5 +159,5 @@ class ContrastiveLoss:
     def _scores(self, embeddings: Tensor, queries: int, width: int) -> Tensor:
         """(queries, passages) Cosines of the first ``width`` dimensions."""
         cut = embeddings[:, :width]
-        unit = functional.normalize(cut, dim=-1) if self.normalise else cut
+        unit = functional.normalize(cut, dim=-1) if self.normalize else cut
         return unit[:queries] @ unit[queries:].T

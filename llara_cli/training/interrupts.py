@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from llara_cli.console import Terminated
+from llara_cli.core.errors import Terminated
 from llara_cli.training.engine import Engine
 
 SIGNALS: tuple[int, ...] = tuple(

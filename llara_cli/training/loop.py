@@ -14,16 +14,17 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from llara_cli.console import Bar, LlaraError
-from llara_cli.settings import OptimiserSettings
+from llara_cli.core.config import OptimizerConfig
+from llara_cli.core.console import Bar
+from llara_cli.core.errors import LlaraError
 from llara_cli.training import checkpoints
+from llara_cli.training.early_stopping import Watch
 from llara_cli.training.engine import AcceleratedEngine, local
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
 from llara_cli.training.objective import Objective, Terms
-from llara_cli.training.optimisers import make_optimiser
+from llara_cli.training.optimizers import make_optimizer
 from llara_cli.training.schedule import Schedule
-from llara_cli.training.validation import Watch
 
 FP16_TRIES = 24
 """Times that an overflowing fp16 gradient scale is halved: from 65,536 to almost nothing."""
@@ -47,7 +48,7 @@ class Trainer(Generic[ItemT]):
     objective: Objective[ItemT]
     schedule: Schedule
     pick: Callable[[int, Sequence[int]], Sequence[ItemT]]
-    settings: OptimiserSettings
+    settings: OptimizerConfig
     folder: Path
     dtype: torch.dtype
     watch: Watch | None = None
@@ -56,8 +57,8 @@ class Trainer(Generic[ItemT]):
     def __post_init__(self) -> None:
         weights = list(checkpoints.trainable(self.model).values())
         self.device = weights[0].device
-        optimiser, fp16 = make_optimiser(weights, self.settings), self.dtype == torch.float16
-        self.engine = AcceleratedEngine(self.accelerator, self.model, optimiser, fp16=fp16)
+        optimizer, fp16 = make_optimizer(weights, self.settings), self.dtype == torch.float16
+        self.engine = AcceleratedEngine(self.accelerator, self.model, optimizer, fp16=fp16)
         self.history = History(self.folder, self.accelerator)
 
     def resume(self) -> None:
@@ -65,22 +66,22 @@ class Trainer(Generic[ItemT]):
 
         Raises ``LlaraError`` where it is damaged, or does not fit the model or the history.
         """
-        for group in self.engine.optimiser.param_groups:
+        for group in self.engine.optimizer.param_groups:
             group["initial_lr"] = float(group["lr"])
         if self.engine.rank == 0:
             checkpoints.mend(self.folder)
         self.accelerator.wait_for_everyone()
-        self.resumed_at = done = checkpoints.restore(self.folder, self.model, self.engine.optimiser)
+        self.resumed_at = done = checkpoints.restore(self.folder, self.model, self.engine.optimizer)
         warmup = int(self.settings.warmup_ratio * self.schedule.steps)
         self.rates = get_linear_schedule_with_warmup(
-            self.engine.optimiser, warmup, self.schedule.steps, last_epoch=done - 1
+            self.engine.optimizer, warmup, self.schedule.steps, last_epoch=done - 1
         )
         self.history.resume(done)
         if self.watch is not None:
             self.watch.resume(checkpoints.scores(self.folder))
 
     def train(self, bar: Bar) -> list[dict[str, Any]]:
-        """Run to the last step; the history, one row an optimiser step.
+        """Run to the last step; the history, one row an optimizer step.
 
         Raises ``LlaraError`` where a loss, a gradient or a weight is not finite; the last good weights are kept.
         """
@@ -134,7 +135,7 @@ class Trainer(Generic[ItemT]):
 
     def _gradients(self, items: Sequence[ItemT]) -> tuple[Terms, float]:
         """Gradients of a batch in the weights, unscaled and clipped; their norm before clipping."""
-        self.engine.optimiser.zero_grad(set_to_none=True)
+        self.engine.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
             terms = self.objective.backward(items, self.engine)
         return terms, self.engine.clip(self.settings.max_grad_norm)
@@ -151,7 +152,7 @@ class Trainer(Generic[ItemT]):
         self.history.sync()  # a checkpoint must never be ahead of the history
         scores = self.watch.rows if self.watch is not None else None
         writes = self.engine.rank == 0
-        checkpoints.save(self.folder, self.model, self.engine.optimiser, step, writes=writes, scores=scores)
+        checkpoints.save(self.folder, self.model, self.engine.optimizer, step, writes=writes, scores=scores)
         if self.watch is not None:
             self.watch.checkpoint_saved()
         self.accelerator.wait_for_everyone()

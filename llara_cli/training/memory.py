@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara_cli.console import Console
-from llara_cli.data.lines import one_line
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.layout import Tree, lay_out
+from llara_cli.core.console import Console
+from llara_cli.data.text_files import one_line
+from llara_cli.model.decoder import Decoder
+from llara_cli.model.sequences import Tree, lay_out
 
 MOST_TOKENS, LEAST_TOKENS, STEP = 16384, 4096, 1024
 """Tokens of a forward on a GPU: with fewer than the least, layers are computed again rather."""
@@ -138,13 +138,13 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def count_needs(
-    shallow: Callable[[int], Backbone], static_bytes: Callable[[Backbone], float], autocast: Context
+    shallow: Callable[[int], Decoder], static_bytes: Callable[[Decoder], float], autocast: Context
 ) -> Needs:
     """Count what training takes.
 
     Args:
         shallow: makes the model with so many layers; its attention may be computed another way than in training.
-        static_bytes: of a model's weights, gradients and optimiser state.
+        static_bytes: of a model's weights, gradients and optimizer state.
     """
     one, two = (_count(shallow(layers), static_bytes, autocast) for layers in (1, 2))
     layer, layer_token = two[0] - one[0], two[1] - one[1]
@@ -153,27 +153,27 @@ def count_needs(
 
 
 def _count(
-    backbone: Backbone, static_bytes: Callable[[Backbone], float], autocast: Context
+    decoder: Decoder, static_bytes: Callable[[Decoder], float], autocast: Context
 ) -> tuple[float, float, float | None]:
     """Bytes whatever the number of tokens, of each token, and of each where all layers are computed again."""
-    fixed, token = _by_tokens(backbone, autocast)
-    if not backbone.model.supports_gradient_checkpointing:
-        return static_bytes(backbone) + fixed, token, None
-    backbone.recompute_in_backward()
-    return static_bytes(backbone) + fixed, token, _by_tokens(backbone, autocast)[1]
+    fixed, token = _by_tokens(decoder, autocast)
+    if not decoder.model.supports_gradient_checkpointing:
+        return static_bytes(decoder) + fixed, token, None
+    decoder.recompute_in_backward()
+    return static_bytes(decoder) + fixed, token, _by_tokens(decoder, autocast)[1]
 
 
-def _by_tokens(backbone: Backbone, autocast: Context) -> tuple[float, float]:
+def _by_tokens(decoder: Decoder, autocast: Context) -> tuple[float, float]:
     """Bytes that are kept whatever the number of tokens, and bytes of each."""
-    backbone.model.train()
-    few, many = (kept_bytes(backbone, rows, autocast) for rows in (TRIAL_ROWS, 2 * TRIAL_ROWS))
+    decoder.model.train()
+    few, many = (kept_bytes(decoder, rows, autocast) for rows in (TRIAL_ROWS, 2 * TRIAL_ROWS))
     each = (many - few) / (TRIAL_ROWS * TRIAL_TOKENS)
     return few - each * TRIAL_ROWS * TRIAL_TOKENS, each
 
 
-def kept_bytes(backbone: Backbone, rows: int, autocast: Context) -> int:
+def kept_bytes(decoder: Decoder, rows: int, autocast: Context) -> int:
     """What autograd keeps of a forward of so many rows, weights and buffers aside."""
-    own = {_piece(weight) for weight in (*backbone.model.parameters(), *backbone.model.buffers())}
+    own = {_piece(weight) for weight in (*decoder.model.parameters(), *decoder.model.buffers())}
     found: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def kept_bytes(backbone: Backbone, rows: int, autocast: Context) -> int:
 
     row = Tree(np.zeros(TRIAL_TOKENS, np.int64), [])
     with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = backbone.hidden(lay_out([row] * rows))  # held, or its graph would give the pieces back
+        hidden = decoder.hidden(lay_out([row] * rows))  # held, or its graph would give the pieces back
     del hidden
     return sum(found.values())
 

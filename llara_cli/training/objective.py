@@ -13,7 +13,7 @@ ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 @dataclass
 class Terms:
-    """Means over the optimiser batch; ``None`` where nothing in the batch has the term."""
+    """Means over the optimizer batch; ``None`` where nothing in the batch has the term."""
 
     loss: float = 0.0
     ebae: float | None = None
@@ -24,7 +24,7 @@ class Terms:
 
 
 class Objective(Protocol[ItemT_contra]):
-    """Adds the gradients of one optimiser batch to the weights and reports the batch's means."""
+    """Adds the gradients of one optimizer batch to the weights and reports the batch's means."""
 
     seed: int
 

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from llara_cli.console import Console
-from llara_cli.model.facts import ModelFacts
+from llara_cli.core.console import Console
+from llara_cli.model.model_info import ModelFacts
 from llara_cli.training.memory import Forwards, recomputed
 from llara_cli.training.probe import Cost
 from llara_cli.training.schedule import Schedule

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara_cli.model.ahead import while_computing
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.batching import Batching, Rows, computed_tokens, deal
-from llara_cli.model.layout import Ids, Layout, TokenIds, Tree, lay_out_some
-from llara_cli.model.products import wide
+from llara_cli.cpu.matmul import wide
+from llara_cli.model.batching import Batching, Rows, assign_to_ranks, computed_tokens
+from llara_cli.model.decoder import Decoder
+from llara_cli.model.prefetch import while_computing
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
-from llara_cli.model.tokens import PromptIds
-from llara_cli.model.transfer import to_device
+from llara_cli.model.sequences import Ids, Layout, TokenIds, Tree, lay_out_some
+from llara_cli.model.to_device import to_device
+from llara_cli.model.tokenizer import PromptIds
 from llara_cli.training.engine import Engine
 from llara_cli.training.losses import language_model_loss, pretext_losses
 from llara_cli.training.objective import Terms
@@ -71,7 +71,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Texts with an EBAE and an EBAR target, and positions with an LM loss, in the whole optimiser batch."""
+    """Texts with an EBAE and an EBAR target, and positions with an LM loss, in the whole optimizer batch."""
 
     ebae: int
     ebar: int
@@ -80,12 +80,12 @@ class _Counts:
 
 @dataclass
 class PretextObjective:
-    """EBAE + EBAR (+ LM) over one optimiser batch, in the forwards that ``batching`` makes of it.
+    """EBAE + EBAR (+ LM) over one optimizer batch, in the forwards that ``batching`` makes of it.
 
     ``joint``: SELF and NEXT of a text share its trunk in one forward; else one forward each.
     """
 
-    backbone: Backbone
+    decoder: Decoder
     recipe: Recipe
     prompts: PromptIds
     batching: Batching
@@ -107,12 +107,12 @@ class PretextObjective:
         lengths = [len(tree) for tree in trees]
         forwards = self.batching.forwards(lengths, engine.processes, spans=[tree.span for tree in trees])
         costs = [computed_tokens(lengths, [rows], self.batching.multiple) for rows in forwards]
-        hand = deal(costs, engine.processes)[engine.rank]
-        sums = torch.zeros(3, device=self.backbone.device, dtype=torch.float64)
+        hand = assign_to_ranks(costs, engine.processes)[engine.rank]
+        sums = torch.zeros(3, device=self.decoder.device, dtype=torch.float64)
         self._gathered.start()
         scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
         rows = [forwards[max(number, 0)] for number in hand]
-        inputs = while_computing(partial(self._inputs, pieces, trees), rows, self.backbone.device)
+        inputs = while_computing(partial(self._inputs, pieces, trees), rows, self.decoder.device)
         for place, (number, given) in enumerate(zip(hand, inputs, strict=True)):
             idle = number < 0  # another process has more to do: the forward counts for nothing
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
@@ -171,7 +171,7 @@ class PretextObjective:
 
     def _forward(self, given: _Inputs, factors: Factors) -> tuple[Tensor, Tensor]:
         """What to go backward from: the forward's share of the batch's loss; and its summed terms (3,), detached."""
-        hidden = self.backbone.hidden(given.layout)
+        hidden = self.decoder.hidden(given.layout)
         sums = torch.zeros(3, device=hidden.device, dtype=torch.float64)
         totals: list[Tensor] = []
         if len(given.targets):
@@ -181,8 +181,8 @@ class PretextObjective:
         if len(given.positions):
             positions, next_ids = (to_device(ids, hidden.device) for ids in (given.positions, given.next_ids))
             total, lm = language_model_loss(
-                self.backbone.projection, hidden[positions], next_ids, factors[2], self._gathered,
-                logits=self.backbone.logits,
+                self.decoder.projection, hidden[positions], next_ids, factors[2], self._gathered,
+                logits=self.decoder.logits,
             )  # fmt: skip
             totals.append(total)
             sums[2] += lm
@@ -195,8 +195,8 @@ class PretextObjective:
         weights = torch.zeros(1, device=hidden.device, dtype=wide(hidden))
         targets = Targets([[0]])
         return pretext_losses(
-            self.backbone.projection, hidden[:1, None], targets, weights, pool_slots=False, gathered=self._gathered,
-            logits=self.backbone.logits,
+            self.decoder.projection, hidden[:1, None], targets, weights, pool_slots=False, gathered=self._gathered,
+            logits=self.decoder.logits,
         )[0]  # fmt: skip
 
     def _pretext(self, given: _Inputs, hidden: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
@@ -204,8 +204,8 @@ class PretextObjective:
         weights = to_device(np.asarray(factors)[given.kinds], hidden.device).to(wide(hidden))
         slots = hidden[to_device(given.layout.slots, hidden.device)]
         return pretext_losses(
-            self.backbone.projection, slots, given.targets, weights, pool_slots=self.recipe.logits_pooling == "max",
-            gathered=self._gathered, logits=self.backbone.logits,
+            self.decoder.projection, slots, given.targets, weights, pool_slots=self.recipe.logits_pooling == "max",
+            gathered=self._gathered, logits=self.decoder.logits,
         )  # fmt: skip
 
     def _text_positions(self, pieces: Sequence[_Piece], layout: Layout) -> Ids:

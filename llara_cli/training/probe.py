@@ -1,7 +1,7 @@
 """A short probe: the run's own backend and objective on models of two depths tell what the whole one will take.
 
 Depth 1 and a little more are built with the model's configuration and random weights, trained for a moment, measured;
-what they differ by is a layer. So nothing of the model is loaded, and whatever changes the cost (backend, optimiser,
+what they differ by is a layer. So nothing of the model is loaded, and whatever changes the cost (backend, optimizer,
 layout, lengths, attention) is in the figures.
 """
 
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llara_cli.model.allocator import give_back_memory, resident_memory
+from llara_cli.cpu.allocator import give_back_memory, resident_memory
+from llara_cli.cpu.matmul import gradient_dtype
 from llara_cli.model.loading import load_config, model_of_shapes, quiet_transformers
-from llara_cli.model.products import gradient_dtype
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable
-from llara_cli.training.optimisers import uncompiled_on_cpu
+from llara_cli.training.optimizers import uncompiled_on_cpu
 
 DEPTHS = (1, 5)
 LOOK_SECONDS = 0.005
@@ -86,11 +86,11 @@ def shrunken(source: ModelSource, layers: int, folder: Path) -> ModelSource:
 
 def cost_of(
     model: PreTrainedModel,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     rounds: Sequence[Callable[[], int]],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Cost:
-    """Measure steps of the optimiser.
+    """Measure steps of the optimizer.
 
     Args:
         rounds: what computes a step's gradients and returns the tokens that it did so for.
@@ -99,16 +99,16 @@ def cost_of(
     weights = list(trainable(model).values())
     with autocast():
         rounds[0]()  # brings up libraries, and weights from the disk
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     token, update = [], []
     with quick_collections(), Growth(device) as growth:
         for gradients in rounds:
             tokens, seconds = _timed(gradients, device, autocast)
             token.append(seconds / tokens)
-            update.append(_timed(optimiser.step, device, lambda: uncompiled_on_cpu(device))[1])
-            optimiser.zero_grad(set_to_none=True)
+            update.append(_timed(optimizer.step, device, lambda: uncompiled_on_cpu(device))[1])
+            optimizer.zero_grad(set_to_none=True)
     summed = sum(weight.numel() * gradient_dtype(weight).itemsize for weight in weights)
-    state = sum(_state_bytes(optimiser.state.get(weight, {}).values()) for weight in weights)
+    state = sum(_state_bytes(optimizer.state.get(weight, {}).values()) for weight in weights)
     return Cost(
         median(token),
         min(update),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llara_cli.model.products import add_outer, gradient_dtype, product, wide, zeros_to_add_to
+from llara_cli.cpu.matmul import add_outer, gradient_dtype, product, wide, zeros_to_add_to
 from llara_cli.training.targets import Predicted, Wanted
 
 LOGITS_BYTES, GPU_LOGITS_BYTES = 64 * 2**20, 2**30
@@ -26,7 +26,7 @@ ALIGNED = 64
 
 
 class HeadGradients:
-    """The projection's gradients, gathered over the forwards of an optimiser batch and handed over with the last.
+    """The projection's gradients, gathered over the forwards of an optimizer batch and handed over with the last.
 
     They are as large as the vocabulary: to make, scale and add them once a forward would take longer than the losses.
     So backward must come to all losses of a batch with the same gradient: the last one's is what the sum is times.
@@ -203,7 +203,7 @@ class _Shares:
             bent.mul_(cap)
         self._whole = len(weight) == self._values.shape[1]
         self._place, self._owner, self._counts = self._inside(predicted)
-        self._normalise()
+        self._normalize()
 
     def _inside(self, predicted: Predicted) -> Predicted:
         """The targets that lie in the slice, counted from its start."""
@@ -213,7 +213,7 @@ class _Shares:
         inside = ((ids >= self._columns.start) & (ids < self._columns.stop)).nonzero()[:, 0]
         return ids[inside] - self._columns.start, owner[inside], counts
 
-    def _normalise(self) -> None:
+    def _normalize(self) -> None:
         """Logits become shares, in their place."""
         values, highest = self._values, self._values.amax(dim=-1)
         picked = values[self._owner, self._place] / self._counts[self._owner]

@@ -1,6 +1,6 @@
-"""How much of a corpus a run tokenises: all of it, or, where the run needs little of it, documents drawn from all over.
+"""How much of a corpus a run tokenizes: all of it, or, where the run needs little of it, documents drawn from all over.
 
-A survey reads and checks the whole corpus and tokenises a few hundred documents of it. From these it estimates how many
+A survey reads and checks the whole corpus and tokenizes a few hundred documents of it. From these it estimates how many
 passages the corpus has, which tells how many documents a run needs; ``--dry-run`` goes by the same survey.
 """
 
@@ -16,22 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
-from llara_cli.artifacts import write_atomically
-from llara_cli.console import Console, UserError
+from llara_cli.core.artifacts import write_atomically
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import lock_place
 from llara_cli.data.corpus import RawDocument, pieces, read_corpus
 from llara_cli.data.hub import PREFIX as HUB
 from llara_cli.training.examples import NOTHING_TO_LEARN, ExampleBuilder, ExampleTable, Item
 from llara_cli.training.pretext import Example
-from llara_cli.workspace import lock_place
 
 SURPLUS = 2
-"""Passages tokenised for each that the steps take, so that those of a batch come from many documents."""
+"""Passages tokenized for each that the steps take, so that those of a batch come from many documents."""
 LEAST_UNITS = 256
-"""Units that are drawn however few passages are needed, so that a batch is not of a few documents' neighbours."""
+"""Units that are drawn however few passages are needed, so that a batch is not of a few documents' neighbors."""
 TOKENISED_WHOLE = 1 << 22
-"""Characters. A corpus that has no more takes seconds to tokenise: that is done whatever the run needs."""
+"""Characters. A corpus that has no more takes seconds to tokenize: that is done whatever the run needs."""
 SAMPLE = 256
-"""Units that a survey tokenises."""
+"""Units that a survey tokenizes."""
 UNIT_CHARACTERS = 64
 """Characters, times the tokens of a passage, of the pieces that longer documents are drawn in: some 16 passages. Drawn
 as a whole, a few books would be all that a run sees of a corpus of books."""
@@ -48,7 +49,7 @@ class Estimate:
         characters: of all texts.
         passages: examples that it makes.
         tokens: text tokens of these.
-        exact: every document was tokenised whole, so that nothing is estimated.
+        exact: every document was tokenized whole, so that nothing is estimated.
     """
 
     units: int
@@ -91,7 +92,7 @@ def drawn(items: Iterable[Item], count: int, total: int, seed: int) -> Iterator[
 
 
 def survey(builder: ExampleBuilder, items: Iterable[Item], most: int | None = None) -> Survey:
-    """Read every item (or, of a stream, until there were ``most`` characters) and tokenise a few, drawn at random."""
+    """Read every item (or, of a stream, until there were ``most`` characters) and tokenize a few, drawn at random."""
     draw, sample = random.Random(0), list[Item]()
     documents = count = characters = 0
     for item in items:
@@ -169,7 +170,7 @@ class Corpus:
     def survey(self, needed: int | None) -> Survey:
         """What ``--dry-run`` goes by. Of a stream no more is read than a run that takes ``needed`` passages may read.
 
-        Raises ``UserError`` for bad data, and where there is nothing to learn in what was tokenised.
+        Raises ``UserError`` for bad data, and where there is nothing to learn in what was tokenized.
         """
         most = None
         if self.is_stream and needed is not None:

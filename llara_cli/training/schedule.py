@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.settings import MAX_STEPS, OptimiserSettings
+from llara_cli.core.config import MAX_STEPS, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Schedule:
     seed: int
 
     @classmethod
-    def of(cls, shares: Sequence[Share], settings: OptimiserSettings) -> Schedule:
+    def of(cls, shares: Sequence[Share], settings: OptimizerConfig) -> Schedule:
         """``--max-steps``, or ``--epochs``, or an epoch of at most 10,000 steps."""
         assert settings.batch_size is not None
         per_epoch = sum(math.ceil(share.quota / settings.batch_size) for share in shares)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llara_cli.model.transfer import to_device
+from llara_cli.model.to_device import to_device
 
 Predicted: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """What some rows are to predict: flat ids, the row that each belongs to (from 0), the number of ids of each row."""

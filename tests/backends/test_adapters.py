@@ -18,14 +18,14 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from llara_backends import adapters
-from llara_cli import registry
-from llara_cli.console import LlaraError, UserError
+from llara_cli.core import registry
+from llara_cli.core.config import LoraConfig
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import TrainingSetup
 from llara_cli.model.loading import load_causal_lm, quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import TrainingSetup
-from llara_cli.settings import AdapterSettings
+from llara_cli.model.tokenizer import TextTokenizer
 
 BACKENDS = ["lora", "qlora"]
 WITHOUT_SOME_ADAPTERS = {"falcon_h1", "falcon_mamba", "llama4", "mamba", "mamba2", "nemotron_h", "phimoe"}
@@ -40,23 +40,23 @@ class Trained:
         self.source = ModelSource("tiny", str(folder))
         self.backend = registry.load("training", name)()
         self.tokenizer = TextTokenizer.load(self.source)
-        adapter = AdapterSettings(rank=8, alpha=16, dropout=0.0, merge=merge)
+        adapter = LoraConfig(rank=8, alpha=16, dropout=0.0, merge=merge)
         setup = TrainingSetup(torch.float32, RELEASED.new_tokens, seed=3, adapter=adapter)
         self.model = self.backend.load(self.source, self.tokenizer, setup)
         slots = self.tokenizer.hf.convert_tokens_to_ids(list(RELEASED.new_tokens))
         self.ids = [torch.tensor([[*ids, *slots]]) for ids in self.tokenizer.encode(TEXTS)]
-        self.losses = [self._step(optimiser) for optimiser in [self._optimiser()] for _ in range(steps)]
+        self.losses = [self._step(optimizer) for optimizer in [self._optimizer()] for _ in range(steps)]
         self.model.eval()
 
-    def _optimiser(self) -> torch.optim.Optimizer:
+    def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW([weight for weight in self.model.parameters() if weight.requires_grad], lr=2e-2)
 
-    def _step(self, optimiser: torch.optim.Optimizer) -> float:
-        optimiser.zero_grad()
+    def _step(self, optimizer: torch.optim.Optimizer) -> float:
+        optimizer.zero_grad()
         losses = [cross_entropy(self.model(ids).logits[0, :-1], ids[0, 1:]) for ids in self.ids]
         loss = torch.stack(losses).mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return float(loss.detach())
 
     @torch.no_grad()
@@ -262,7 +262,7 @@ def test_targets_may_be_chosen(llara: Llara, tmp_path: Path, corpus: Path, tiny_
 def test_every_architecture_can_have_adapters(name: str) -> None:
     """What it computes changes with them, and goes on being computed."""
     model, notes = deepcopy(make(name)), list[str]()  # which is shared among tests
-    setup = TrainingSetup(torch.float32, adapter=AdapterSettings(rank=2, dropout=0.0), note=notes.append)
+    setup = TrainingSetup(torch.float32, adapter=LoraConfig(rank=2, dropout=0.0), note=notes.append)
     adapted = adapters.adapt(model, [], setup)
     ids = torch.arange(5, 21)[None]
     with torch.no_grad():

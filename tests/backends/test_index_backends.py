@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conformance.index_suite import Blocks, Case, IndexConformance, backend_or_skip, unit_vectors
 
-from llara_cli import registry
-from llara_cli.console import LlaraError
-from llara_cli.protocols import IndexOptions
+from llara_cli.core import registry
+from llara_cli.core.errors import LlaraError
+from llara_cli.core.protocols import IndexOptions
 
 RECALL = {"exact": 1.0, "faiss": 1.0}
 """Backends that are exact as they come; of any other, 95 hits of 100 are wanted."""

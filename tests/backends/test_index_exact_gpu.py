@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llara_backends import index_exact_gpu as gpu
 from llara_backends.index_exact import ExactIndex
 from llara_backends.index_topk import keys_held
-from llara_cli.protocols import IndexOptions, VectorBlocks, Vectors
+from llara_cli.core.protocols import IndexOptions, VectorBlocks, Vectors
 
 CPU = torch.device("cpu")
 KINDS = [gpu.Resident, gpu.Streamed]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conformance.index_suite import Blocks, backend_or_skip, brute_force, unit_vectors
 
-from llara_cli.console import UserError
-from llara_cli.protocols import IndexBackend, IndexOptions
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import IndexBackend, IndexOptions
 
 
 class TestHnsw:

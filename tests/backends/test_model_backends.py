@@ -9,10 +9,10 @@ from conformance import encoder_suite, training_suite
 from tiny import make_model
 from tiny_sentences import KINDS, make_sentence_model
 
-from llara_cli import registry
-from llara_cli.console import UserError
+from llara_cli.core import registry
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import EncoderOptions
 from llara_cli.model.source import ModelSource
-from llara_cli.protocols import EncoderOptions
 
 
 class TestEncoders(encoder_suite.EncoderConformance):

@@ -17,11 +17,11 @@ from tiny import TEXTS
 from tiny_sentences import KINDS, QUERY_PROMPT, make_router_model, make_sentence_model, make_static_model
 
 from llara_backends.encode_sentence_transformers import SentenceTransformersEncoder
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import EncoderOptions
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource
-from llara_cli.protocols import EncoderOptions
 
 LONG = [*TEXTS, "", " ".join(TEXTS * 4), "Where?"]
 

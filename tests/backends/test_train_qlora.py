@@ -12,15 +12,15 @@ from tiny import make_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from llara_cli import registry
-from llara_cli.console import UserError
-from llara_cli.model.adapted import quantise
+from llara_cli.core import registry
+from llara_cli.core.config import LoraConfig
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.adapter_checkpoint import quantize
 from llara_cli.model.loading import load_causal_lm, quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import TrainingBackend, TrainingSetup
-from llara_cli.settings import AdapterSettings
+from llara_cli.model.tokenizer import TextTokenizer
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -37,7 +37,7 @@ def loaded(source: ModelSource, dtype: torch.dtype, *, merge: bool = True) -> tu
     """A backend and its model, whose adapters do something already."""
     torch.manual_seed(0)
     backend: TrainingBackend = registry.load("training", "qlora")()
-    setup = TrainingSetup(dtype, RELEASED.new_tokens, seed=3, adapter=AdapterSettings(rank=8, dropout=0.0, merge=merge))
+    setup = TrainingSetup(dtype, RELEASED.new_tokens, seed=3, adapter=LoraConfig(rank=8, dropout=0.0, merge=merge))
     model = backend.load(source, TextTokenizer.load(source), setup)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -69,8 +69,8 @@ def test_all_but_the_linear_layers_keeps_its_dtype_and_what_trains_is_fp32(
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module)
     assert not set(head.modules()) & set(four_bit)
-    quantised = {id(layer.weight) for layer in four_bit}
-    rest = [weight for weight in model.parameters() if id(weight) not in quantised]
+    quantized = {id(layer.weight) for layer in four_bit}
+    rest = [weight for weight in model.parameters() if id(weight) not in quantized]
     assert {weight.dtype for weight in rest if not weight.requires_grad} == {dtype}
     assert {weight.dtype for weight in rest if weight.requires_grad} == {torch.float32}
 
@@ -104,7 +104,7 @@ def test_a_missing_bitsandbytes_is_named_with_its_extra(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"'qlora' is not installed: pip install 'llara\[qlora\]'"):
         registry.load("training", "qlora")
     with pytest.raises(UserError, match=r"four-bit .*: pip install 'llara\[qlora\]'"):
-        quantise(model, torch.float32)
+        quantize(model, torch.float32)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,29 +14,29 @@ from rivals import Authors, TwoPasses
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import PromptIds
+from llara_cli.model.tokenizer import PromptIds
 from llara_cli.training.pretext import Example, PretextObjective
 
 PROMPTS = {
     "paper": PromptIds((1,), {"self": (5, 6, 2), "next": (5, 7, 8, 2)}, 1, 1),
     "released": PromptIds((1,), {"self": (5, *range(10, 18)), "next": (6, 7, *range(20, 28))}, 8, 1),
 }
-RIVALS: list[tuple[Recipe, Callable[[Backbone], Authors | TwoPasses]]] = [
-    (RELEASED, lambda backbone: Authors(backbone, PROMPTS["released"], 2)),
-    (PAPER, lambda backbone: TwoPasses(backbone, PROMPTS["paper"], 2)),
-    (PAPER, lambda backbone: TwoPasses(backbone, PROMPTS["paper"], 2, by_length=True)),
+RIVALS: list[tuple[Recipe, Callable[[Decoder], Authors | TwoPasses]]] = [
+    (RELEASED, lambda decoder: Authors(decoder, PROMPTS["released"], 2)),
+    (PAPER, lambda decoder: TwoPasses(decoder, PROMPTS["paper"], 2)),
+    (PAPER, lambda decoder: TwoPasses(decoder, PROMPTS["paper"], 2, by_length=True)),
 ]
 rivals = pytest.mark.parametrize(("recipe", "rival"), RIVALS, ids=["authors", "two passes", "by length"])
 
 
-def backbone_of(model: Path) -> Backbone:
+def backbone_of(model: Path) -> Decoder:
     """The tiny model, ready to train."""
-    return Backbone(load_causal_lm(ModelSource("tiny", str(model)), torch.float32).train())
+    return Decoder(load_causal_lm(ModelSource("tiny", str(model)), torch.float32).train())
 
 
 def examples(lengths: Sequence[int] = (9, 4, 9, 9)) -> list[Example]:
@@ -46,14 +46,14 @@ def examples(lengths: Sequence[int] = (9, 4, 9, 9)) -> list[Example]:
     return [Example(text, {"self": np.unique(text), "next": np.unique(after)}) for text, after in pairwise(texts)]
 
 
-def gradient(backbone: Backbone) -> torch.Tensor:
+def gradient(decoder: Decoder) -> torch.Tensor:
     """All weights' gradients, flat."""
-    return torch.cat([weight.grad.flatten() for weight in backbone.model.parameters() if weight.grad is not None])
+    return torch.cat([weight.grad.flatten() for weight in decoder.model.parameters() if weight.grad is not None])
 
 
 @rivals
 def test_a_rival_takes_our_gradients(
-    tiny_model: Path, recipe: Recipe, rival: Callable[[Backbone], Authors | TwoPasses]
+    tiny_model: Path, recipe: Recipe, rival: Callable[[Decoder], Authors | TwoPasses]
 ) -> None:
     ours, theirs = backbone_of(tiny_model), backbone_of(tiny_model)
     loss = PretextObjective(ours, recipe, PROMPTS[recipe.name], Batching("bucketed", 4096, 256)).backward(examples())
@@ -73,11 +73,11 @@ class OneDevice(TorchDispatchMode):
 
 @rivals
 def test_a_rival_computes_where_the_model_lies(
-    tiny_model: Path, recipe: Recipe, rival: Callable[[Backbone], Authors | TwoPasses]
+    tiny_model: Path, recipe: Recipe, rival: Callable[[Decoder], Authors | TwoPasses]
 ) -> None:
     """Every forward and backward on a device that is not the CPU; only the loss' value cannot be read there."""
-    backbone = Backbone(backbone_of(tiny_model).model.to("meta"))
-    backbone.model.set_attn_implementation("eager")  # for the other transformers reads the mask's values
+    decoder = Decoder(backbone_of(tiny_model).model.to("meta"))
+    decoder.model.set_attn_implementation("eager")  # for the other transformers reads the mask's values
     with OneDevice(), pytest.raises(RuntimeError, match="meta tensor"):
-        rival(backbone).backward(examples((9, 4, 7, 5)))
-    assert all(weight.grad is not None for weight in backbone.model.parameters())
+        rival(decoder).backward(examples((9, 4, 7, 5)))
+    assert all(weight.grad is not None for weight in decoder.model.parameters())

@@ -17,7 +17,7 @@ from gpu.results import Results
 from gpu.shapes import SHAPES
 from gpu.stages import turns
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 
 TESTS = """
 import pytest

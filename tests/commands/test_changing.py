@@ -10,12 +10,13 @@ import pytest
 from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
-from llara_cli import registry
-from llara_cli.console import Console, UserError
-from llara_cli.protocols import IndexBackend
-from llara_cli.retrieval import changing
-from llara_cli.retrieval.changing import Changing
-from llara_cli.workspace import Workspace
+from llara_cli.core import registry
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import IndexBackend
+from llara_cli.core.workspace import Workspace
+from llara_cli.pipelines import update_index
+from llara_cli.pipelines.update_index import Changing
 
 BACKENDS = ("exact", "faiss", "hnsw")
 
@@ -193,7 +194,7 @@ def test_an_interrupted_change_leaves_the_old_index(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(changing, "finish", interrupt)
+        patch.setattr(update_index, "finish", interrupt)
         assert library("index", "two", "--append", "--name", "i").code == 130
     assert tree(tmp_path / "ws/indexes/i") == before
     assert found(library).keys() == {"d0", "d1", "d2"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from program import Llara, tree
 
-from llara_cli import workspace
-from llara_cli.console import UserError
-from llara_cli.workspace import Workspace, lock_place
+from llara_cli.core import workspace
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import Workspace, lock_place
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 2, "--name", "m", "--json")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from program import Llara
 
-from llara_cli.settings import FinetuneSettings, OptimiserSettings, PretrainSettings
-from llara_cli.training.choices import derived_name
+from llara_cli.core.config import FinetuneConfig, OptimizerConfig, PretrainConfig
+from llara_cli.pipelines.train_choices import derived_name
 
 STEPS = ("--max-steps", 1, "--batch-size", 2)
 
@@ -16,22 +16,22 @@ STEPS = ("--max-steps", 1, "--batch-size", 2)
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        (PretrainSettings(), "tiny-paper-wiki"),
-        (PretrainSettings(backend="qlora"), "tiny-paper-wiki-qlora"),
-        (PretrainSettings(backend="lora", recipe="released"), "tiny-released-wiki-lora"),
-        (PretrainSettings(optimiser=OptimiserSettings("adamw-8bit")), "tiny-paper-wiki-adamw-8bit"),
+        (PretrainConfig(), "tiny-paper-wiki"),
+        (PretrainConfig(backend="qlora"), "tiny-paper-wiki-qlora"),
+        (PretrainConfig(backend="lora", recipe="released"), "tiny-released-wiki-lora"),
+        (PretrainConfig(optimizer=OptimizerConfig("adamw-8bit")), "tiny-paper-wiki-adamw-8bit"),
         (
-            PretrainSettings(optimiser=OptimiserSettings("adamw-8bit", weights="bf16")),
+            PretrainConfig(optimizer=OptimizerConfig("adamw-8bit", weights="bf16")),
             "tiny-paper-wiki-adamw-8bit-bf16",
         ),
-        (PretrainSettings(optimiser=OptimiserSettings(gradient_checkpointing=True)), "tiny-paper-wiki"),
-        (FinetuneSettings(), "tiny-paper-wiki-ft"),
-        (FinetuneSettings(backend="full"), "tiny-paper-wiki-full-ft"),
-        (FinetuneSettings(optimiser=OptimiserSettings("paged-adamw")), "tiny-paper-wiki-paged-adamw-ft"),
+        (PretrainConfig(optimizer=OptimizerConfig(gradient_checkpointing=True)), "tiny-paper-wiki"),
+        (FinetuneConfig(), "tiny-paper-wiki-ft"),
+        (FinetuneConfig(backend="full"), "tiny-paper-wiki-full-ft"),
+        (FinetuneConfig(optimizer=OptimizerConfig("paged-adamw")), "tiny-paper-wiki-paged-adamw-ft"),
     ],
 )
-def test_a_derived_name_tells_how_it_was_trained(settings: PretrainSettings | FinetuneSettings, name: str) -> None:
-    suffix = "-ft" if isinstance(settings, FinetuneSettings) else ""
+def test_a_derived_name_tells_how_it_was_trained(settings: PretrainConfig | FinetuneConfig, name: str) -> None:
+    suffix = "-ft" if isinstance(settings, FinetuneConfig) else ""
     assert derived_name("tiny", settings.recipe or "paper", ["data/wiki.jsonl"], settings, suffix) == name
 
 

@@ -20,8 +20,8 @@ from program import Llara, start, tree, write_jsonl
 from tiny import TEXTS
 from torch._dynamo.utils import counters
 
-from llara_cli.data.table import Table
-from llara_cli.model.backbone import Backbone
+from llara_cli.data.arrow_table import Table
+from llara_cli.model.decoder import Decoder
 from llara_cli.retrieval.shards import Shards
 
 COUNT, KILLS = 400, int(os.environ.get("LLARA_TEST_KILLS", "4"))
@@ -137,7 +137,7 @@ def test_compiled_layers_give_the_same_vectors(
     llara: Llara, corpus: Path, tiny_model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled by a compiler that is done at once: torch's own takes minutes here."""
-    monkeypatch.setattr(Backbone, "compile_layers", partialmethod(Backbone.compile_layers, backend="eager"))
+    monkeypatch.setattr(Decoder, "compile_layers", partialmethod(Decoder.compile_layers, backend="eager"))
     counters.clear()
     found = llara("encode", corpus, "--model", tiny_model, "--shard-size", 100, "--compile", "--json").json
     assert counters["stats"]["unique_graphs"] > 0

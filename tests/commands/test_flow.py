@@ -13,11 +13,11 @@ from program import Llara, tree, write_jsonl
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llara_cli.commands.show import loss_lines
+from llara_cli.commands.render import loss_lines
+from llara_cli.core.config import DEFAULT_MODEL
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPES
 from llara_cli.retrieval.shards import Shards
-from llara_cli.settings import DEFAULT_MODEL
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--learning-rate", 1e-3)
 

@@ -1,4 +1,4 @@
-"""The golden numbers through the command line: losses, gradient norms and normalised embeddings."""
+"""The golden numbers through the command line: losses, gradient norms and normalized embeddings."""
 
 from __future__ import annotations
 

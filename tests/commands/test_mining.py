@@ -14,7 +14,7 @@ from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
-from llara_cli.retrieval import finders, mining
+from llara_cli.pipelines import hard_negatives, mine
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ class Listed:
     def __init__(self, **texts: str) -> None:
         self._texts = texts
 
-    def document(self, place: int) -> mining.Document:
+    def document(self, place: int) -> mine.Document:
         """Under the id n."""
-        return mining.Document(str(place), "", self._texts.get(f"t{place}", f"t{place}"))
+        return mine.Document(str(place), "", self._texts.get(f"t{place}", f"t{place}"))
 
     def get_ready(self, *, margin: bool) -> None:
         """Nothing."""
@@ -77,16 +77,16 @@ HITS = [(str(n), 1.0 - n / 10, n) for n in range(10)]
     ],
 )
 def test_what_becomes_a_negative(settings: dict[str, Any], best: float | None, wanted: list[int] | None) -> None:
-    finder, known = Listed(t1="p", t3="q"), mining.known_answers([row()])["q"]
-    made = mining.MineSettings(**settings)
-    chosen = mining.choose_negatives(known, HITS, finder, made, (1, 2), best)
+    finder, known = Listed(t1="p", t3="q"), mine.known_answers([row()])["q"]
+    made = mine.MineConfig(**settings)
+    chosen = mine.choose_negatives(known, HITS, finder, made, (1, 2), best)
     if wanted is not None:
         assert chosen == wanted
     else:
         assert len(chosen) == 3
         assert chosen == sorted(chosen)
-        assert chosen == mining.choose_negatives(known, HITS, finder, made, (1, 2), best)
-        draws = {tuple(mining.choose_negatives(known, HITS, finder, made, (1, n), best)) for n in range(20)}
+        assert chosen == mine.choose_negatives(known, HITS, finder, made, (1, 2), best)
+        draws = {tuple(mine.choose_negatives(known, HITS, finder, made, (1, n), best)) for n in range(20)}
         assert len(draws) > 5
         assert not {1, 3, 7} & {place for draw in draws for place in draw}
 
@@ -184,11 +184,11 @@ def test_rows_come_back_in_their_format(llara: Llara, documents: Path, tmp_path:
 def test_a_stopped_run_goes_on(
     llara: Llara, tiny_model: Path, train: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mining, "BLOCK", 2)
+    monkeypatch.setattr(mine, "BLOCK", 2)
     flags = ("--corpus", documents, "--model", tiny_model, "--per-query", 4, "--depth", 20, "--name", "m")
     whole = llara("mine", train, *flags, workspace=tmp_path / "whole")
     assert whole.code == 0
-    find, calls = finders.DenseFinder.find, []
+    find, calls = hard_negatives.DenseFinder.find, []
 
     def stop(self: Any, queries: Any, k: int) -> Any:
         calls.append(len(queries))
@@ -196,7 +196,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return find(self, queries, k)
 
-    monkeypatch.setattr(finders.DenseFinder, "find", stop)
+    monkeypatch.setattr(hard_negatives.DenseFinder, "find", stop)
     assert llara("mine", train, *flags).code == 130
     assert (tmp_path / "ws/mined/m/blocks/000000.json").is_file()
     done = llara("mine", train, *flags)
@@ -290,13 +290,13 @@ def test_no_positive_of_any_row_of_the_query_is_a_negative(
 
 
 def test_a_positive_is_known_without_its_title_and_with_blanks_around() -> None:
-    known = mining.known_answers([row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())])["q"]
+    known = mine.known_answers([row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())])["q"]
     for document, is_known in (
-        (mining.Document("1", "Title", "the text"), True),
-        (mining.Document("2", "Title", "body"), True),
-        (mining.Document("7", "", "elsewhere"), True),
-        (mining.Document("3", "", "Q"), False),
-        (mining.Document("4", "", " q"), True),
+        (mine.Document("1", "Title", "the text"), True),
+        (mine.Document("2", "Title", "body"), True),
+        (mine.Document("7", "", "elsewhere"), True),
+        (mine.Document("3", "", "Q"), False),
+        (mine.Document("4", "", " q"), True),
     ):
         assert known.hold(document) is is_known
 
@@ -310,13 +310,13 @@ def test_a_positive_is_cut_where_the_passages_were(
     train = write_jsonl(tmp_path / "long.jsonl", [{"query": "bees?", "pos": [long]}])
     llara("encode", documents, "--model", tiny_model, "--max-length", 30, "--name", "e")
     llara("index", "e", "--name", "i")
-    best, found = finders.DenseFinder.best_positives, []
+    best, found = hard_negatives.DenseFinder.best_positives, []
 
     def seen(self: Any, rows: Any) -> list[float]:
         found.extend(best(self, rows))
         return found
 
-    monkeypatch.setattr(finders.DenseFinder, "best_positives", seen)
+    monkeypatch.setattr(hard_negatives.DenseFinder, "best_positives", seen)
     assert llara("mine", train, "--index", "i", "--margin", 0.0, "--depth", 20).code == 0
     hits = llara("search", "bees?", "--index", "i", "--json").json["hits"]
     assert found == pytest.approx([hit["score"] for hit in hits if hit["id"] == "0"], abs=1e-5)

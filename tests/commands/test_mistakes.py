@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from program import Llara, tree, write_jsonl
 
-from llara_cli import registry
+from llara_cli.core import registry
 
 
 def left_behind(workspace: Path) -> list[str]:
@@ -61,9 +61,9 @@ def test_a_collection_is_checked_before_the_model_is_loaded(
 ) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text(GOOD * 2)
-    from llara_cli.retrieval import encoding
+    from llara_cli.pipelines import encode
 
-    monkeypatch.setattr(encoding.Encoding, "_load", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(encode.Encoding, "_load", lambda self: pytest.fail("the model was loaded"))
     assert "'a'" in refused(llara, tmp_path / "ws", "encode", path, "--model", tiny_model)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from program import Llara
 
-from llara_cli.console import LlaraError, UserError
-from llara_cli.outputs import check_output, open_output
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.output_files import check_output, open_output
 
 RUN = 25
 """Lines of a run: five queries with five hits each."""
@@ -143,7 +143,7 @@ def test_what_cannot_be_written_is_told_before_the_search(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from llara_cli.retrieval.searching import Searching
+    from llara_cli.pipelines.search import Searching
 
     monkeypatch.setattr(Searching, "rank", lambda *_: pytest.fail("it was searched"))
     queries = beir / "queries.jsonl"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from program import Llara
 
-from llara_cli.retrieval import indexing
+from llara_cli.pipelines import index
 from llara_cli.retrieval.shards import Shards
 
 KEPT = "interrupted; what is finished is kept, and the same command goes on from there"
@@ -56,7 +56,7 @@ def test_an_interrupted_index_promises_nothing(
     llara: Llara, beir: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert llara("encode", beir / "corpus.jsonl", "--model", tiny_model).code == 0
-    monkeypatch.setattr(indexing, "finish", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(index, "finish", lambda *_: signal.raise_signal(signal.SIGTERM))
     outcome = llara("index")
     assert outcome.code == 143
     assert outcome.err.splitlines()[-1] == "interrupted"

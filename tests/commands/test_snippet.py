@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
-from llara_cli.commands import show
+from llara_cli.commands import render
 from llara_cli.commands.snippet import CUT, WIDTH, Snippet, snippet
-from llara_cli.console import Console
+from llara_cli.core.console import Console
 
 FILLER = "lorem ipsum dolor sit amet " * 40
 
@@ -107,7 +107,7 @@ def test_the_table_marks_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Console, "_rich", staticmethod(lambda *, stderr: screen))
     text = FILLER + "by the sea " + FILLER
     hit = {"rank": 1, "id": "a", "score": 0.5, "title": "", "text": text}
-    show.show_hits(Console(), {"index": "i", "query": "the Sea", "hits": [hit]})
+    render.show_hits(Console(), {"index": "i", "query": "the Sea", "hits": [hit]})
     assert "\x1b[1msea\x1b[0m" in sink.getvalue()
     assert CUT in sink.getvalue()
 

@@ -12,10 +12,10 @@ from tiny import make_model
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 from llara_cli.model.recipe import PAPER, RELEASED
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 
 ROWS = 400
 VERBS = ["pretrain", "finetune", "encode"]

@@ -15,9 +15,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import EncoderBackend, EncoderOptions, Role
 from llara_cli.model.source import ModelSource
-from llara_cli.protocols import EncoderBackend, EncoderOptions, Role
 
 TEXTS = ["the sea", "", "bees dance where the flowers are", "word " * 400, "</s> is plain", "the sea", "ü 東京"]
 

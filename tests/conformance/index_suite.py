@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llara_cli import registry
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import Hits, IndexBackend, IndexOptions, VectorBlocks, Vectors
+from llara_cli.core import registry
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import Hits, IndexBackend, IndexOptions, VectorBlocks, Vectors
 
 COUNT, DIM, QUERIES, K = 1000, 24, 40, 10
 TOLERANCE = 1e-5

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class TrainingConformance:
         _, model, tokenizer = self.load(case)
         slots = torch.tensor([tokenizer.hf.convert_tokens_to_ids(list(RELEASED.new_tokens))])
         before = model.get_input_embeddings()(slots).detach().clone()
-        optimiser = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=1.0)
+        optimizer = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=1.0)
         model(slots).logits.square().sum().backward()
-        optimiser.step()
+        optimizer.step()
         moved = (model.get_input_embeddings()(slots) - before).abs().amax(dim=-1)
         assert bool((moved > 0).all())
 

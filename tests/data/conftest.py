@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 
 Content = str | bytes | Sequence[Mapping[str, Any]]
 Write = Callable[[str, Content], Path]

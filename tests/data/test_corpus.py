@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llara_cli.console import LlaraError, UserError
+from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.data import corpus
 from llara_cli.data.corpus import RawDocument, ReadyRow, corpus_files, read_corpus
 

@@ -18,9 +18,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llara_cli.console import UserError
-from llara_cli.data.lines import kind
+from llara_cli.core.errors import UserError
 from llara_cli.data.records import Record, read_lines, read_records
+from llara_cli.data.text_files import kind
 
 Write = Callable[[str, str | bytes | Sequence[Mapping[str, Any]]], Path]
 Refusal = Callable[[Callable[[], object]], str]

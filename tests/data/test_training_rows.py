@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 from llara_cli.data.mined_rows import write_rows
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
 
@@ -117,7 +117,7 @@ def test_a_beir_folder_gives_one_row_a_query(beir: BeirMaker, ending: str) -> No
         ("a\td9\t1\n", "tiny/qrels/train.tsv:2: 'd9' is not in tiny/corpus.jsonl"),
         ("a\td1\t1\nz\td1\t1\n", "tiny/qrels/train.tsv:3: 'z' is not in tiny/queries.jsonl"),
         ("a\td1\t0\n", "tiny: no training row in it"),
-        ("a\td1\n", "tiny/qrels/train.tsv:2: not a judgement"),
+        ("a\td1\n", "tiny/qrels/train.tsv:2: not a judgment"),
     ],
 )
 def test_broken_beir_folders(beir: BeirMaker, refusal: Refusal, lines: str, complaint: str) -> None:

@@ -1,4 +1,4 @@
-"""Every figure is pytrec_eval's, on 200 runs and judgements that hypothesis makes up."""
+"""Every figure is pytrec_eval's, on 200 runs and judgments that hypothesis makes up."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytrec_eval
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llara_cli.evaluation.evaluating import Scoring
-from llara_cli.retrieval.metrics import averaged, evaluate, score_queries
-from llara_cli.retrieval.runs import Qrels, Run
+from llara_cli.data.runs import Qrels, Run
+from llara_cli.evaluation.metrics import averaged, evaluate, score_queries
+from llara_cli.pipelines.evaluate import Scoring
 
 THEIRS = {
     "nDCG@10": "ndcg_cut_10", "nDCG@3": "ndcg_cut_3", "nDCG": "ndcg", "R@100": "recall_100", "R@5": "recall_5",

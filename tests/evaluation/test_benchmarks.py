@@ -12,10 +12,10 @@ import pytest
 from judged_sets import FORUMS, random_set, write_set
 from program import Llara
 
+from llara_cli.data.runs import read_qrels
 from llara_cli.evaluation.benchmarks import BENCHMARKS
+from llara_cli.evaluation.metrics import evaluate
 from llara_cli.retrieval.bm25 import Bm25
-from llara_cli.retrieval.metrics import evaluate
-from llara_cli.retrieval.runs import read_qrels
 
 pytest.importorskip("bm25s", reason="extra bm25 is not installed")
 BM25 = ("--model", "bm25")
@@ -184,7 +184,7 @@ def test_a_dense_model_follows_the_same_rule(llara: Llara, root: Path, tiny_mode
     assert result["scifact"]["R@100"] == 1.0
 
 
-def test_graded_judgements_count_by_their_grade(llara: Llara, root: Path) -> None:
+def test_graded_judgments_count_by_their_grade(llara: Llara, root: Path) -> None:
     """NFCorpus has grades up to 2."""
     write_set(root / "nfcorpus", {"a": "sea", "b": "sea sea boat"}, {"q": "sea boat"}, [("q", "a", 2), ("q", "b", 1)])
     result = beir_run(llara, root, "nfcorpus", "--json", "--metrics", "nDCG@10,R(rel=2)@1,R@1").json
@@ -263,7 +263,7 @@ def test_a_split_that_only_some_have(llara: Llara, root: Path) -> None:
         ("corpus.jsonl", "{broken", "corpus.jsonl:31: not JSON"),
         ("queries.jsonl", '{"_id": "q0", "text": "again"}', "queries.jsonl:9: "),
         ("qrels/test.tsv", "q0\td0\tgood", "test.tsv:38: the score must be a whole number, not 'good'"),
-        ("qrels/test.tsv", "q0\td0", "test.tsv:38: not a judgement"),
+        ("qrels/test.tsv", "q0\td0", "test.tsv:38: not a judgment"),
     ],
 )
 def test_bad_lines_are_told_with_their_place(
@@ -284,7 +284,7 @@ def test_judged_queries_that_the_collection_lacks_count_nothing_and_are_told(lla
     assert "1 judged queries are not in" in outcome.err
     assert outcome.json["datasets"]["scifact"] == {"nDCG@10": 0.5, "R@100": 0.5, "MRR@10": 0.5, "queries": 2}
     (folder / "queries.jsonl").write_text('{"_id": "other", "text": "sea"}\n')
-    assert "no query has judgements" in beir_run(llara, root, "scifact").error
+    assert "no query has judgments" in beir_run(llara, root, "scifact").error
 
 
 @pytest.mark.parametrize("words", [True, False])

@@ -19,13 +19,15 @@ from judged_sets import FORUMS, archive, random_set
 from program import Llara
 from serving import Served, serving
 
-from llara_cli.artifacts import sha256_file
-from llara_cli.console import Console, LlaraError
-from llara_cli.data.collection import BeirFolder, read_documents
+from llara_cli.core.artifacts import sha256_file
+from llara_cli.core.console import Console
+from llara_cli.core.errors import LlaraError
+from llara_cli.core.workspace import Workspace
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import read_documents
+from llara_cli.data.runs import read_qrels
 from llara_cli.evaluation.benchmarks import Collection
 from llara_cli.evaluation.downloads import Downloads
-from llara_cli.retrieval.runs import read_qrels
-from llara_cli.workspace import Workspace
 
 pytest.importorskip("ir_datasets", reason="extra eval is not installed")
 BM25 = ("--model", "bm25")
@@ -73,7 +75,7 @@ def listed(
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Corpus, queries and judgements."""
+    """Corpus, queries and judgments."""
     found = [*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 

@@ -20,12 +20,13 @@ from judged_sets import random_set, write_set
 from program import Llara, tree
 from tiny import make_model
 
-from llara_cli.artifacts import sha256_file
-from llara_cli.data.collection import BeirFolder, read_documents
-from llara_cli.retrieval.judged import DataSet
-from llara_cli.retrieval.metrics import evaluate
-from llara_cli.retrieval.runs import read_qrels, read_run
-from llara_cli.workspace import Workspace
+from llara_cli.core.artifacts import sha256_file
+from llara_cli.core.workspace import Workspace
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import read_documents
+from llara_cli.data.eval_dataset import EvalDataset
+from llara_cli.data.runs import read_qrels, read_run
+from llara_cli.evaluation.metrics import evaluate
 
 BM25 = ("--model", "bm25")
 
@@ -76,7 +77,7 @@ def test_only_judged_queries_are_encoded(llara: Llara, folder: Path, tiny_model:
     assert llara("evaluate", folder, "--model", tiny_model).code == 0
     manifests = [json.loads(path.read_text()) for path in (tmp_path / "ws/embeddings").glob("*/manifest.json")]
     counts = {manifest["settings"]["as"]: manifest["counts"]["count"] for manifest in manifests}
-    assert counts == {"passage": 30, "query": 6}  # two of eight have no judgements
+    assert counts == {"passage": 30, "query": 6}  # two of eight have no judgments
 
 
 def test_what_a_user_encoded_is_not_encoded_again(llara: Llara, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_judged_queries_are_written_by_one_process_at_a_time(
 
 
 def test_queries_of_sets_of_one_name_do_not_meet(tmp_path: Path) -> None:
-    sets = [DataSet(BeirFolder(random_set(tmp_path / str(seed) / "small", seed)), "test") for seed in (0, 1)]
+    sets = [EvalDataset(BeirFolder(random_set(tmp_path / str(seed) / "small", seed)), "test") for seed in (0, 1)]
     written = [data.write_queries(tmp_path / "queries") for data in sets]
     for data, path in zip(sets, written, strict=True):
         assert path.name == "small-test.jsonl"  # as embeddings are found again by it
@@ -263,7 +264,7 @@ def test_ids_with_white_space(llara: Llara, tiny_model: Path, tmp_path: Path) ->
     assert again.json["datasets"]["spaced"]["nDCG@10"] == found[0]["nDCG@10"]
 
 
-def test_a_metric_that_the_judgements_are_not_for_is_refused_before_any_work(llara: Llara, tmp_path: Path) -> None:
+def test_a_metric_that_the_judgments_are_not_for_is_refused_before_any_work(llara: Llara, tmp_path: Path) -> None:
     graded = write_set(tmp_path / "graded", {"d": "sea"}, {"q": "sea"}, [("q", "d", 5)])
     outcome = llara("evaluate", graded, *BM25, "--metrics", "nDCG@10,ERR@5")
     assert outcome.code == 2
@@ -271,7 +272,7 @@ def test_a_metric_that_the_judgements_are_not_for_is_refused_before_any_work(lla
     assert not (tmp_path / "ws").exists()
 
 
-def test_a_run_with_its_own_judgements_goes_by_its_name(llara: Llara, tmp_path: Path) -> None:
+def test_a_run_with_its_own_judgments_goes_by_its_name(llara: Llara, tmp_path: Path) -> None:
     (tmp_path / "rival.trec").write_text("q1 Q0 d1 1 2.0 x\n")
     (tmp_path / "test.tsv").write_text("q1\td1\t1\n")
     call = ("evaluate", "--run", tmp_path / "rival.trec", "--qrels", tmp_path / "test.tsv")

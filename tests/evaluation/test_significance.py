@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
 from llara_cli.evaluation.significance import (
     RESAMPLES,
     Stratum,

@@ -16,10 +16,10 @@ from judged_sets import FORUMS, random_set
 from program import Llara
 from rich.console import Console as Screen
 
-from llara_cli.commands.score_tables import drawn, wrapped
-from llara_cli.evaluation.formats import latex, markdown
-from llara_cli.evaluation.systems import System, means, published
-from llara_cli.evaluation.tables import Grid, Row, beside_grid, own_grid
+from llara_cli.commands.render_tables import drawn, wrapped
+from llara_cli.evaluation.leaderboard import LeaderboardEntry, means, published
+from llara_cli.evaluation.result_tables import Grid, Row, beside_grid, own_grid
+from llara_cli.evaluation.table_formats import latex, markdown
 
 BM25 = ("--model", "bm25")
 ZERO_SHOT = ("trec-covid", "nfcorpus", "nq", "hotpotqa", "fiqa", "arguana", "webis-touche2020", "quora",
@@ -72,10 +72,10 @@ def test_the_wheel_has_the_published_figures(tmp_path: Path) -> None:
 
 
 def test_a_published_mean_is_over_the_same_sets_or_none() -> None:
-    whole = System("whole", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT})
-    partial = System("partial", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT[1:]})
+    whole = LeaderboardEntry("whole", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT})
+    partial = LeaderboardEntry("partial", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT[1:]})
     result = result_of((*ZERO_SHOT, "msmarco"))
-    grid = beside_grid(result, [System("mine", result["datasets"]), whole, partial])
+    grid = beside_grid(result, [LeaderboardEntry("mine", result["datasets"]), whole, partial])
     assert grid is not None
     last = grid.rows[-1]
     assert (last.label, list(last.cells)) == ("mean of 13", ["50.00", "60.00", ""])
@@ -85,11 +85,11 @@ def test_a_published_mean_is_over_the_same_sets_or_none() -> None:
 
 
 def test_a_cell_without_a_source_stays_empty_and_the_best_is_bold() -> None:
-    systems = [
-        System("mine", {"scifact": {"nDCG@10": 0.7}, "fiqa": {"nDCG@10": 0.3}}),
-        System("theirs", {"scifact": {"nDCG@10": 0.70001, "R@100": 0.99}}, "a paper"),
+    leaderboard = [
+        LeaderboardEntry("mine", {"scifact": {"nDCG@10": 0.7}, "fiqa": {"nDCG@10": 0.3}}),
+        LeaderboardEntry("theirs", {"scifact": {"nDCG@10": 0.70001, "R@100": 0.99}}, "a paper"),
     ]
-    grid = beside_grid(result_of(("scifact", "fiqa")), systems)
+    grid = beside_grid(result_of(("scifact", "fiqa")), leaderboard)
     assert grid is not None
     first, second, _ = grid.rows
     assert list(first.cells) == ["70.00", "70.00"]
@@ -149,8 +149,8 @@ def test_the_screen_holds_all_of_beir(monkeypatch: pytest.MonkeyPatch, columns: 
     monkeypatch.setenv("COLUMNS", str(columns))
     result = result_of((*ZERO_SHOT, "msmarco"))
     names = ("bm25", "a-model-with-a-long-name-of-its-own")
-    others = [System(name, {dataset: {"nDCG@10": 0.4} for dataset in ZERO_SHOT}) for name in names]
-    grid = beside_grid(result, [System("mine", result["datasets"]), *others, *published()[:5]])
+    others = [LeaderboardEntry(name, {dataset: {"nDCG@10": 0.4} for dataset in ZERO_SHOT}) for name in names]
+    grid = beside_grid(result, [LeaderboardEntry("mine", result["datasets"]), *others, *published()[:5]])
     assert grid is not None
     shown = text_of([grid], columns)
     assert all(len(line.rstrip()) <= columns for line in shown.splitlines())

@@ -12,18 +12,18 @@ import torch
 from tiny import TEXTS, make_model
 from torch import nn
 
-from llara_cli import registry
-from llara_cli.model.backbone import Backbone
+from llara_cli.core import registry
+from llara_cli.core.protocols import TrainingSetup
 from llara_cli.model.batching import Batching
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
-from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
+from llara_cli.model.sequences import Tree, lay_out
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.model.transfer import to_device
+from llara_cli.model.to_device import to_device
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.model.varlen import attend, plan_of
-from llara_cli.protocols import TrainingSetup
 from llara_cli.training.loop import autocast
 from llara_cli.training.losses import language_model_loss
 from llara_cli.training.pretext import Example, PretextObjective
@@ -49,15 +49,15 @@ def losses_and_norm(
     attention: str = "dense", dtype: torch.dtype = torch.float32, *, compiled: bool = False,
 ) -> tuple[float, float]:  # fmt: skip
     """The batch's loss and the norm of its gradient, of weights in fp32."""
-    backbone = Backbone(load_causal_lm(source, torch.float32).to(device).train())
+    decoder = Decoder(load_causal_lm(source, torch.float32).to(device).train())
     tokenizer = TextTokenizer.load(source).with_tokens(())
     prompts = tokenizer.prompt_ids(recipe)
-    with autocast(backbone.device, dtype):
-        backbone.use_attention(attention)
+    with autocast(decoder.device, dtype):
+        decoder.use_attention(attention)
         if compiled:
-            backbone.compile_layers()
-        loss = PretextObjective(backbone, recipe, prompts, batching).backward(items).loss
-    gradients = [weight.grad.double().norm() for weight in backbone.model.parameters() if weight.grad is not None]
+            decoder.compile_layers()
+        loss = PretextObjective(decoder, recipe, prompts, batching).backward(items).loss
+    gradients = [weight.grad.double().norm() for weight in decoder.model.parameters() if weight.grad is not None]
     return loss, float(torch.stack(gradients).norm())
 
 
@@ -113,13 +113,13 @@ def test_float8_is_near_bf16(source: ModelSource, compiled: bool) -> None:
         pytest.skip("this GPU has no float8")
     items, found = examples(40), []
     for float8 in (False, True):
-        backbone = Backbone(load_causal_lm(source, torch.float32).to("cuda").train())
+        decoder = Decoder(load_causal_lm(source, torch.float32).to("cuda").train())
         if float8:
-            backbone.multiply_in_float8()
+            decoder.multiply_in_float8()
         if compiled:
-            backbone.compile_layers()
+            decoder.compile_layers()
         prompts = TextTokenizer.load(source).with_tokens(()).prompt_ids(PAPER)
-        objective = PretextObjective(backbone, PAPER, prompts, Batching("bucketed", 2048, 256))
+        objective = PretextObjective(decoder, PAPER, prompts, Batching("bucketed", 2048, 256))
         with torch.autocast("cuda", torch.bfloat16):
             found.append(objective.backward(items).loss)
     assert found[1] == pytest.approx(found[0], rel=5e-2)
@@ -143,15 +143,15 @@ def test_backends_train_in_bf16(source: ModelSource, name: str) -> None:
     tokenizer = TextTokenizer.load(source)
     model = backend.load(source, tokenizer, TrainingSetup(torch.bfloat16, RELEASED.new_tokens)).to("cuda").train()
     objective = PretextObjective(
-        Backbone(model), RELEASED, tokenizer.prompt_ids(RELEASED), Batching("packed", 2048, 256)
+        Decoder(model), RELEASED, tokenizer.prompt_ids(RELEASED), Batching("packed", 2048, 256)
     )
-    optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
     losses = []
     for _ in range(8):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast("cuda", torch.bfloat16):
             losses.append(objective.backward(examples(20)).loss)
-        optimiser.step()
+        optimizer.step()
     assert losses[-1] < losses[0]
 
 
@@ -165,20 +165,20 @@ def test_encoding_agrees_with_the_cpu(source: ModelSource, recipe: Recipe, layou
         tokenizer = TextTokenizer.load(source)
         model = load_causal_lm(source, torch.float32)
         add_new_tokens(model, tokenizer, recipe.new_tokens, seed=0)
-        backbone = Backbone(model.to(device).eval())
+        decoder = Decoder(model.to(device).eval())
         sequencer = Sequencer(tokenizer, recipe, {"passage": 200})
-        encoder = Encoder(backbone, recipe, sequencer, 2048, layout if device == "cuda" else "bucketed")
+        encoder = Encoder(decoder, recipe, sequencer, 2048, layout if device == "cuda" else "bucketed")
         found.append(encoder.encode(texts, "passage").vectors)
     np.testing.assert_allclose(found[1], found[0], atol=2e-4)
 
 
 def test_encoding_backs_off_where_memory_is_short(source: ModelSource) -> None:
     """Room for a few forwards of a few hundred tokens, taken from the GPU for real."""
-    backbone = Backbone(load_causal_lm(source, torch.float32).to("cuda").eval())
+    decoder = Decoder(load_causal_lm(source, torch.float32).to("cuda").eval())
     sequencer = Sequencer(TextTokenizer.load(source), PAPER, {"passage": 200})
     texts = [" ".join(TEXTS) for _ in range(20_000)]
     heard: list[str] = []
-    encoder = Encoder(backbone, PAPER, sequencer, 1 << 21, "bucketed", heard.append)
+    encoder = Encoder(decoder, PAPER, sequencer, 1 << 21, "bucketed", heard.append)
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
         vectors = encoder.encode(texts, "passage").vectors
@@ -209,11 +209,11 @@ def test_numbers_arrive_on_the_device(device: str) -> None:
 
 def test_more_forwards_wait_for_the_gpu_no_oftener(source: ModelSource) -> None:
     """Packed under a dense mask: nothing in the body is waited for."""
-    backbone = Backbone(load_causal_lm(source, torch.float32).to("cuda").train())
+    decoder = Decoder(load_causal_lm(source, torch.float32).to("cuda").train())
     prompts = TextTokenizer.load(source).with_tokens(()).prompt_ids(PAPER)
     found = []
     for budget in (8192, 512):
-        objective = PretextObjective(backbone, PAPER, prompts, Batching("packed", budget, 256))
+        objective = PretextObjective(decoder, PAPER, prompts, Batching("packed", budget, 256))
         objective.backward(examples(40))
         torch.cuda.set_sync_debug_mode("warn")
         try:

@@ -10,7 +10,7 @@ import torch
 from conformance.index_suite import Blocks, Case, IndexConformance, backend_or_skip, brute_force, unit_vectors
 
 from llara_backends import index_exact_gpu as gpu
-from llara_cli.protocols import IndexOptions
+from llara_cli.core.protocols import IndexOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

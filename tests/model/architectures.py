@@ -207,7 +207,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 18
 def make(name: str) -> PreTrainedModel:
     """A random model of a few thousand weights, in fp32, in eval mode, shared among tests.
 
-    Its matrices are larger than transformers makes them: or attention would hardly look at positions or neighbours.
+    Its matrices are larger than transformers makes them: or attention would hardly look at positions or neighbors.
     """
     kind, settings = CAUSAL[name] if name in CAUSAL else REFUSED[name][:2]
     torch.manual_seed(0)

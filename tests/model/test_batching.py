@@ -15,9 +15,9 @@ from llara_cli.model.batching import (
     LAYOUTS,
     Batching,
     LayoutName,
+    assign_to_ranks,
     computed_tokens,
     cut,
-    deal,
     forward_tokens,
     micro_batches,
     pack,
@@ -176,7 +176,7 @@ def test_cut_forwards_keep_their_order(lengths: list[int], most: int, layout: La
 
 @given(costs=st.lists(st.integers(1, 1000), max_size=30), processes=st.integers(1, 5))
 def test_every_forward_is_dealt_once_and_all_hands_are_as_long(costs: list[int], processes: int) -> None:
-    hands = deal(costs, processes)
+    hands = assign_to_ranks(costs, processes)
     assert len(hands) == processes
     assert len({len(hand) for hand in hands}) == 1
     assert sorted(number for hand in hands for number in hand if number >= 0) == list(range(len(costs)))

@@ -1,4 +1,4 @@
-"""Of a long text only the beginning is tokenised, and its ids are those of the whole text."""
+"""Of a long text only the beginning is tokenized, and its ids are those of the whole text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.recipe import PAPER
-from llara_cli.model.tokens import TextTokenizer, beginning
+from llara_cli.model.tokenizer import TextTokenizer, beginning
 
 WORDS = [
     "the sea", "aaaa", "abab", " ", "\n", "\t\t ", "é", "e\u0301", "\U0001f9d1\u200d\U0001f680", "中文", "-", "'s",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llara_cli.model.batching import Batching, pack
 from llara_cli.model.block_mask import BLOCK_TOKENS, block_mask, block_table, row_multiple
-from llara_cli.model.layout import Layout, Tree, lay_out, row_width, visible
+from llara_cli.model.sequences import Layout, Tree, lay_out, row_width, visible
 
 trees = st.lists(
     st.builds(

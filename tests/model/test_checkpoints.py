@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny import TEXTS, make_model
 from torch import Tensor
 
-from llara_cli.console import UserError
-from llara_cli.model.facts import ModelFacts
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import Workspace
 from llara_cli.model.loading import lacks_projection, load_causal_lm
+from llara_cli.model.model_info import ModelFacts
 from llara_cli.model.source import ModelSource, resolve
-from llara_cli.workspace import Workspace
 
 Weights = dict[str, Tensor]
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -299,7 +299,7 @@ def test_the_base_is_part_of_an_adapters_fingerprint(tiny_model: Path, tmp_path:
 def test_new_tokens_of_an_adapter_come_with_it(tiny_model: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from llara_cli.model.tokens import TextTokenizer
+    from llara_cli.model.tokenizer import TextTokenizer
 
     source = ModelSource("m", str(tiny_model))
     model, tokenizer = load_causal_lm(source, torch.float32), TextTokenizer.load(source)
@@ -324,7 +324,7 @@ def test_an_adapter_with_embeddings_of_its_own_can_be_planned(
     from peft import LoraConfig, get_peft_model
 
     from llara_cli.model.recipe import RELEASED
-    from llara_cli.model.tokens import TextTokenizer
+    from llara_cli.model.tokenizer import TextTokenizer
 
     source = ModelSource("m", str(tiny_model))
     model, tokenizer = load_causal_lm(source, torch.float32), TextTokenizer.load(source)

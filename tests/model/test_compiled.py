@@ -16,11 +16,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
-from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import Batching
 from llara_cli.model.block_mask import WIDTHS
-from llara_cli.model.layout import Layout, Tree, lay_out_some
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.sequences import Layout, Tree, lay_out_some
 
 BATCHES = 10
 MOST = 3
@@ -51,14 +51,14 @@ def layouts(batching: Batching) -> Iterator[Layout]:
             yield lay_out_some(trees, rows, batching.multiple)[1]
 
 
-def backbone(name: str) -> Backbone:
+def decoder(name: str) -> Decoder:
     """A tiny random model."""
     torch.manual_seed(0)
     with quiet_transformers():
-        return Backbone(AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).train())
+        return Decoder(AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).train())
 
 
-def hidden_and_norm(model: Backbone, layout: Layout) -> tuple[Tensor, Tensor]:
+def hidden_and_norm(model: Decoder, layout: Layout) -> tuple[Tensor, Tensor]:
     """Hidden states, and the norm of the gradient of their squares."""
     model.model.zero_grad()
     hidden = model.slots(layout)
@@ -76,7 +76,7 @@ def hidden_and_norm(model: Backbone, layout: Layout) -> tuple[Tensor, Tensor]:
 def test_layers_are_compiled_for_few_shapes(
     name: str, attention: str, layout: str, recompute: bool, compiler: str
 ) -> None:
-    compiled, plain = backbone(name), backbone(name)
+    compiled, plain = decoder(name), decoder(name)
     for model in (compiled, plain):
         model.use_attention(attention)
     if recompute:
@@ -94,7 +94,7 @@ def test_layers_are_compiled_for_few_shapes(
 @pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gemma-mixed", 2)])
 def test_attention_in_blocks_is_compiled_for_few_shapes(monkeypatch: pytest.MonkeyPatch, name: str, kinds: int) -> None:
     """transformers compiles it with a compiler that takes minutes here: another takes its place."""
-    model, dense = backbone(name), backbone(name)
+    model, dense = decoder(name), decoder(name)
     for each in (model, dense):
         each.model.eval()
     assert model.attend_in_blocks()
@@ -118,7 +118,7 @@ def test_shapes_that_need_a_graph_each_have_one(monkeypatch: pytest.MonkeyPatch)
         shapes.append(next(each.shape for each in inputs if isinstance(each, Tensor) and each.dim() == 3))
         return graph.forward
 
-    model = backbone("llama")
+    model = decoder("llama")
     model.compile_layers(compiler)
     for width in range(20, 32):
         model.hidden(lay_out_some([Tree([5] * width, [])], [[0]])[1])
@@ -126,7 +126,7 @@ def test_shapes_that_need_a_graph_each_have_one(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_tried_on_a_few_tokens_is_not_compiled() -> None:
-    model = backbone("llama")
+    model = decoder("llama")
     model.compile_layers("eager")
     assert model.runs_jointly()
     assert counters["stats"]["unique_graphs"] == 0

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llara_cli.model.backbone import choose_dtype
+from llara_cli.model.decoder import choose_dtype
 
 
 @pytest.mark.parametrize(("generation", "expected"), [(7, torch.float32), (8, torch.bfloat16), (9, torch.bfloat16)])

@@ -1,4 +1,4 @@
-"""The encode engine: it backs off where memory is short, and tokenises ahead."""
+"""The encode engine: it backs off where memory is short, and tokenizes ahead."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from architectures import make
 from tiny import TEXTS, make_model
 
-from llara_cli.model.ahead import ahead
-from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS, Batching
 from llara_cli.model.block_mask import BLOCK_TOKENS
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer, text_batching
-from llara_cli.model.layout import Layout
 from llara_cli.model.loading import load_causal_lm
+from llara_cli.model.prefetch import ahead
 from llara_cli.model.recipe import PAPER
+from llara_cli.model.sequences import Layout
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import AT_ONCE, TextTokenizer
+from llara_cli.model.tokenizer import AT_ONCE, TextTokenizer
 
 
-class Small(Backbone):
+class Small(Decoder):
     """A device that has room for so many tokens a forward."""
 
     room = 10**9
@@ -48,10 +48,10 @@ class Free(Small):
 def encoder(tiny_model: Path, request: pytest.FixtureRequest) -> Encoder:
     """An encoder that would like to compute 2,048 tokens at a time."""
     source = ModelSource("tiny", str(tiny_model))
-    backbone = Small(load_causal_lm(source, torch.float32).eval())
+    decoder = Small(load_causal_lm(source, torch.float32).eval())
     sequencer = Sequencer(TextTokenizer.load(source), PAPER, {"passage": 100})
     heard: list[str] = []
-    encoder = Encoder(backbone, PAPER, sequencer, 2048, getattr(request, "param", "bucketed"), heard.append)
+    encoder = Encoder(decoder, PAPER, sequencer, 2048, getattr(request, "param", "bucketed"), heard.append)
     vars(encoder)["heard"] = heard
     return encoder
 
@@ -60,7 +60,7 @@ def encoder(tiny_model: Path, request: pytest.FixtureRequest) -> Encoder:
 def test_forwards_that_do_not_fit_are_halved(encoder: Encoder) -> None:
     texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(40)]
     wanted = encoder.encode(texts, "passage")
-    vars(encoder.backbone)["room"] = 300
+    vars(encoder.decoder)["room"] = 300
     told: list[int] = []
     found = encoder.encode(texts, "passage", told.append)
     np.testing.assert_allclose(found.vectors, wanted.vectors, atol=2e-6)
@@ -77,7 +77,7 @@ def test_rows_that_do_not_fit_are_rounded_up_to_less(encoder: Encoder) -> None:
     texts = [" ".join(TEXTS) for _ in range(9)]
     wanted = encoder.encode(texts, "passage").vectors
     encoder.batching = Batching("packed", 2048, multiple=1024)
-    vars(encoder.backbone)["room"] = 300
+    vars(encoder.decoder)["room"] = 300
     np.testing.assert_allclose(encoder.encode(texts, "passage").vectors, wanted, atol=1e-5)
     assert vars(encoder)["heard"][0] == "out of memory with 1024 tokens a forward: going on with 512"
     assert encoder.batching.multiple == 128
@@ -104,9 +104,9 @@ def test_what_was_computed_before_a_forward_that_does_not_fit_is_kept(encoder: E
             computed.append(0)
             raise torch.OutOfMemoryError("CUDA out of memory.")
         computed.append(len(layout.slots))
-        return Small.slots(encoder.backbone, layout)
+        return Small.slots(encoder.decoder, layout)
 
-    vars(encoder.backbone)["slots"] = slots
+    vars(encoder.decoder)["slots"] = slots
     np.testing.assert_allclose(encoder.encode(texts, "passage", told.append).vectors, wanted, atol=2e-6)
     assert sum(computed) == sum(told) == len(texts)  # none of them twice
 
@@ -115,10 +115,10 @@ def test_what_was_computed_before_a_forward_that_does_not_fit_is_kept(encoder: E
 def test_whole_rows_give_the_vectors_of_texts_alone(encoder: Encoder, budget: int) -> None:
     texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(40)]
     wanted = encoder.encode(texts, "passage").vectors
-    packed = Encoder(Free(encoder.backbone.model), PAPER, encoder.sequencer, budget)
+    packed = Encoder(Free(encoder.decoder.model), PAPER, encoder.sequencer, budget)
     assert (packed.batching.layout, packed.batching.row_tokens) == ("packed", None)
     ran: list[int] = []
-    packed.backbone.body.register_forward_hook(lambda module, given, found: ran.append(len(found[0])))
+    packed.decoder.body.register_forward_hook(lambda module, given, found: ran.append(len(found[0])))
     np.testing.assert_allclose(packed.encode(texts, "passage").vectors, wanted, atol=1e-5)
     assert set(ran) == {1}
     assert len(ran) > 1
@@ -129,14 +129,14 @@ def test_whole_rows_give_the_vectors_of_texts_alone(encoder: Encoder, budget: in
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_whole_rows_are_for_attention_in_blocks(encoder: Encoder, tmp_path: Path) -> None:
     source = ModelSource("wide", str(make_model(tmp_path / "wide", "wide")))
-    backbone = Backbone(load_causal_lm(source, torch.float32).eval())
+    decoder = Decoder(load_causal_lm(source, torch.float32).eval())
     texts = [" ".join(TEXTS[: 1 + n % 3]) for n in range(9)]
-    dense = Encoder(backbone, PAPER, encoder.sequencer)
+    dense = Encoder(decoder, PAPER, encoder.sequencer)
     assert dense.batching.layout == "bucketed"
     wanted = dense.encode(texts, "passage").vectors
     with torch.compiler.set_stance("force_eager"):
-        assert backbone.attend_in_blocks()
-        blocks = Encoder(backbone, PAPER, encoder.sequencer, 400)
+        assert decoder.attend_in_blocks()
+        blocks = Encoder(decoder, PAPER, encoder.sequencer, 400)
         found = blocks.encode(texts, "passage").vectors
     assert (blocks.batching.layout, blocks.batching.row_tokens, blocks.batching.multiple) == (
         "packed", None, BLOCK_TOKENS
@@ -151,7 +151,7 @@ def test_models_that_take_no_mask_are_never_packed() -> None:
 
 
 def test_one_text_that_does_not_fit_is_an_error(encoder: Encoder) -> None:
-    vars(encoder.backbone)["room"] = 20
+    vars(encoder.decoder)["room"] = 20
     with pytest.raises(torch.OutOfMemoryError):
         encoder.encode(["a text of more than twenty tokens, or so I was told by the one who wrote it"], "passage")
 
@@ -208,8 +208,8 @@ def test_many_texts_are_tokenised_as_each_alone_is(tiny_model: Path) -> None:
 
 
 def test_a_forwards_cost_goes_by_the_device(encoder: Encoder) -> None:
-    backbone = encoder.backbone
-    assert backbone.batching("bucketed", 500).forward_tokens == CPU_FORWARD_TOKENS
-    backbone.model.to("meta")
+    decoder = encoder.decoder
+    assert decoder.batching("bucketed", 500).forward_tokens == CPU_FORWARD_TOKENS
+    decoder.model.to("meta")
     layouts = ["bucketed", "packed"]
-    assert {backbone.batching(layout, 500).forward_tokens for layout in layouts} == {MOST_FORWARD_TOKENS}
+    assert {decoder.batching(layout, 500).forward_tokens for layout in layouts} == {MOST_FORWARD_TOKENS}

@@ -12,12 +12,12 @@ from tiny import ARCHITECTURES
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from llara_cli import registry
-from llara_cli.console import UserError
-from llara_cli.model.backbone import Backbone
+from llara_cli.core import registry
+from llara_cli.core.errors import UserError
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.float8 import compute_in_float8, refuse_without_float8
-from llara_cli.model.layout import Tree, lay_out
 from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.sequences import Tree, lay_out
 
 LAYOUT = lay_out([Tree([5, 6, 7, 8, 9], [[3, 4], [6, 7, 8]]), Tree([11] * 9, [[3, 4]])], [[0, 1]])
 
@@ -30,19 +30,19 @@ def model() -> PreTrainedModel:
     return made
 
 
-def hidden_and_gradients(backbone: Backbone) -> list[Tensor]:
+def hidden_and_gradients(decoder: Decoder) -> list[Tensor]:
     """Hidden states at the slots, and the gradients of the sum of their squares."""
-    slots = backbone.slots(LAYOUT)
+    slots = decoder.slots(LAYOUT)
     slots.square().sum().backward()
-    return [slots.detach(), *(w.grad for w in backbone.body.parameters() if w.grad is not None)]
+    return [slots.detach(), *(w.grad for w in decoder.body.parameters() if w.grad is not None)]
 
 
 def test_results_are_near_and_weights_are_saved_as_plain_ones(tmp_path: Path) -> None:
     made, plain = model(), model()
-    backbone = Backbone(made)
-    backbone.multiply_in_float8(emulate=True)
-    assert backbone.runs_jointly()
-    for mine, theirs in zip(hidden_and_gradients(backbone), hidden_and_gradients(Backbone(plain)), strict=True):
+    decoder = Decoder(made)
+    decoder.multiply_in_float8(emulate=True)
+    assert decoder.runs_jointly()
+    for mine, theirs in zip(hidden_and_gradients(decoder), hidden_and_gradients(Decoder(plain)), strict=True):
         difference = float((mine - theirs).norm() / theirs.norm())
         assert 1e-4 < difference < 0.2
     registry.load("training", "full")().save(made, tmp_path, torch.float32)

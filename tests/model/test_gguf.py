@@ -14,12 +14,12 @@ import torch
 from tiny import SHAPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import Workspace
 from llara_cli.model.gguf_tokenizer import READS_RIGHT
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.source import ModelSource, resolve
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.workspace import Workspace
+from llara_cli.model.tokenizer import TextTokenizer
 
 NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",

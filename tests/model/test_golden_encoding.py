@@ -1,4 +1,4 @@
-"""Token ids, raw and normalised embeddings equal what the authors' own code gives."""
+"""Token ids, raw and normalized embeddings equal what the authors' own code gives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from llara_cli.core.protocols import Role
 from llara_cli.model.encoder import Encoder, Sequencer, pool
-from llara_cli.model.layout import lay_out
 from llara_cli.model.recipe import RELEASED
-from llara_cli.protocols import Role
+from llara_cli.model.sequences import lay_out
 
 OVERHEAD: dict[Role, int] = {"query": 20, "passage": 21}
 
@@ -30,8 +30,8 @@ def reference(golden: Path) -> Any:
 @pytest.mark.parametrize("role", ["query", "passage"])
 def test_embeddings(golden: Path, reference: Any, role: Role, limit: int, batch_tokens: int) -> None:
     texts = json.loads((golden / "inputs" / "encode.json").read_text())["queries" if role == "query" else "passages"]
-    backbone = g.fresh_model(golden)
-    backbone.model.eval()
+    decoder = g.fresh_model(golden)
+    decoder.model.eval()
     sequencer = Sequencer(g.tokenizer(golden), RELEASED, {role: limit + OVERHEAD[role]})
     trees = sequencer.trees(texts, role).trees
     wanted = reference[f"{role}_ml{limit}/input_ids"], reference[f"{role}_ml{limit}/attention_mask"]
@@ -39,9 +39,9 @@ def test_embeddings(golden: Path, reference: Any, role: Role, limit: int, batch_
         ids[mask == 1].tolist() for ids, mask in zip(*wanted, strict=True)
     ]
     with torch.no_grad():
-        raw = pool(backbone.slots(lay_out(trees)), RELEASED, normalise=False).numpy()
+        raw = pool(decoder.slots(lay_out(trees)), RELEASED, normalize=False).numpy()
     np.testing.assert_allclose(raw, reference[f"{role}_ml{limit}/mean8"], atol=2e-5, rtol=0)
-    vectors = Encoder(backbone, RELEASED, sequencer, batch_tokens).encode(texts, role).vectors
+    vectors = Encoder(decoder, RELEASED, sequencer, batch_tokens).encode(texts, role).vectors
     np.testing.assert_allclose(vectors, reference[f"{role}_ml{limit}/normalized"], atol=2e-6, rtol=0)
 
 

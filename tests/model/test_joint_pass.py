@@ -24,10 +24,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import pack
-from llara_cli.model.layout import Tree, lay_out
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
+from llara_cli.model.sequences import Tree, lay_out
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -56,12 +56,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 @cache
-def backbone(name: str, attention: str = "sdpa") -> Backbone:
+def decoder(name: str, attention: str = "sdpa") -> Decoder:
     """A tiny random model in float64."""
     torch.manual_seed(0)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention)
-    return Backbone(with_exact_norms(model).double().eval())
+    return Decoder(with_exact_norms(model).double().eval())
 
 
 def with_exact_norms(model: nn.Module) -> Any:
@@ -80,7 +80,7 @@ def separate(trees: Sequence[Tree]) -> list[Tree]:
     return [Tree(tree.trunk, [branch], tree.slots) for tree in trees for branch in tree.branches]
 
 
-def slots_and_gradients(model: Backbone, trees: Sequence[Tree], rows: Any) -> tuple[Tensor, list[Tensor]]:
+def slots_and_gradients(model: Decoder, trees: Sequence[Tree], rows: Any) -> tuple[Tensor, list[Tensor]]:
     """Slots' hidden states, and the gradient of a fixed weighting of them."""
     model.model.zero_grad()
     slots = model.slots(lay_out(trees, rows))
@@ -101,8 +101,8 @@ def test_joint_equals_two_passes(
 ) -> None:
     trees = [Tree(text, [self_, next_], 2) for text in texts]
     rows = pack([len(tree) for tree in trees], capacity)
-    joint, joint_gradients = slots_and_gradients(backbone(name), trees, rows)
-    alone, alone_gradients = slots_and_gradients(backbone(name), separate(trees), None)
+    joint, joint_gradients = slots_and_gradients(decoder(name), trees, rows)
+    alone, alone_gradients = slots_and_gradients(decoder(name), separate(trees), None)
     torch.testing.assert_close(joint, alone, atol=1e-12, rtol=0)
     for mine, theirs in zip(joint_gradients, alone_gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
@@ -111,7 +111,7 @@ def test_joint_equals_two_passes(
 @pytest.mark.parametrize("name", ["llama", "gemma-mixed"])
 def test_eager_attention_takes_an_additive_mask(name: str) -> None:
     trees = [Tree([5, 6, 7, 8, 9, 10, 11, 12, 13], [[3, 4, 5], [6, 7]]), Tree([], [[3, 4, 5], [6, 7]])]
-    model = backbone(name, "eager")
+    model = decoder(name, "eager")
     joint, alone = model.slots(lay_out(trees, [[0, 1]])), model.slots(lay_out(separate(trees)))
     torch.testing.assert_close(joint, alone, atol=1e-6, rtol=0)  # eager softmax runs in float32
 
@@ -119,14 +119,14 @@ def test_eager_attention_takes_an_additive_mask(name: str) -> None:
 def test_forgetting_the_sibling_mask_would_show() -> None:
     """The check above has teeth: with NEXT seeing SELF the embedding moves."""
     tree = Tree([5, 6, 7], [[3, 4], [6, 7]])
-    model = backbone("llama")
+    model = decoder("llama")
     seen = model.slots(lay_out([Tree([*tree.trunk, *tree.branches[0]], [tree.branches[1]])]))[0]
     assert (model.slots(lay_out([tree]))[1] - seen).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_maskable_models_are_recognised(name: str) -> None:
-    assert backbone(name).runs_jointly()
+    assert decoder(name).runs_jointly()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_maskable_models_are_recognised(name: str) -> None:
 def test_alibi_models_run_two_passes(config: PretrainedConfig) -> None:
     torch.manual_seed(0)
     with quiet_transformers():
-        model = Backbone(AutoModelForCausalLM.from_config(config).eval())
+        model = Decoder(AutoModelForCausalLM.from_config(config).eval())
     assert not model.runs_jointly()
     assert model.slots(lay_out([Tree([5, 6], [[7, 8]])])).shape == (1, 1, 16)
 
@@ -165,7 +165,7 @@ def test_attention_in_blocks_sees_what_the_dense_mask_sees(name: str) -> None:
     rows = pack([len(tree) for tree in trees], 40)
     torch.manual_seed(0)
     with quiet_transformers():
-        model = Backbone(AutoModelForCausalLM.from_config(CONFIGS[name]).eval())
+        model = Decoder(AutoModelForCausalLM.from_config(CONFIGS[name]).eval())
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         dense = model.slots(lay_out(trees, rows))
         assert model.attend_in_blocks()

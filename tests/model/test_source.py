@@ -14,12 +14,12 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from tiny_sentences import make_sentence_model
 
-from llara_cli.console import UserError
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import Workspace
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, from_json, read_recipe, to_json
 from llara_cli.model.source import resolve
-from llara_cli.model.tokens import TextTokenizer
-from llara_cli.workspace import Workspace
+from llara_cli.model.tokenizer import TextTokenizer
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from test_joint_pass import separate, slots_and_gradients, with_exact_norms
 from tiny import ARCHITECTURES, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from llara_cli.console import UserError
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.errors import UserError
 from llara_cli.model.batching import pack
-from llara_cli.model.layout import Tree
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import BRANCHES, PAPER, RECIPES, RELEASED
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.sequences import Tree
+from llara_cli.model.tokenizer import TextTokenizer
 
 SPECIAL = ["</s>", "<s>", "<s1>", "<s9>", "<pad>"]
 texts = st.lists(
@@ -42,7 +42,7 @@ def test_joint_equals_separate(architecture: str, recipe: str, texts: list[str])
     torch.manual_seed(0)
     config = ARCHITECTURES[architecture](vocab_size=len(tokenizer.hf))
     with quiet_transformers():
-        model = Backbone(with_exact_norms(AutoModelForCausalLM.from_config(config)).double().eval())
+        model = Decoder(with_exact_norms(AutoModelForCausalLM.from_config(config)).double().eval())
     prompts = tokenizer.prompt_ids(RECIPES[recipe])
     branches = [prompts.prompts[branch] for branch in BRANCHES]
     trees = [Tree([*prompts.head, *ids], branches, prompts.slots) for ids in tokenizer.encode(texts, 40)]

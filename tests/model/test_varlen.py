@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, LlamaConfig, PretrainedConfig
 
-from llara_cli.console import UserError
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.errors import UserError
 from llara_cli.model.batching import Batching, pack
-from llara_cli.model.layout import Layout, Tree, lay_out, visible
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
-from llara_cli.model.tokens import PromptIds
+from llara_cli.model.sequences import Layout, Tree, lay_out, visible
+from llara_cli.model.tokenizer import PromptIds
 from llara_cli.model.varlen import attend, plan_of, segments_of
 from llara_cli.training.pretext import Example, PretextObjective
 
@@ -91,14 +91,14 @@ def test_keys_stay_where_no_trunk_has_two_branches() -> None:
 
 
 @cache
-def backbones(name: str) -> tuple[Backbone, Backbone]:
+def backbones(name: str) -> tuple[Decoder, Decoder]:
     """The same weights in float64, computed in segments, and under a mask."""
     found = []
     for attention in ("varlen", "dense"):
         torch.manual_seed(0)
         with quiet_transformers():
             model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]))
-        found.append(Backbone(with_exact_norms(model).double().eval()))
+        found.append(Decoder(with_exact_norms(model).double().eval()))
         found[-1].use_attention(attention)
     return found[0], found[1]
 
@@ -118,10 +118,10 @@ def examples() -> list[Example]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_training_step_is_the_same(name: str, recipe: Recipe, batching: Batching) -> None:
     found = []
-    for backbone in backbones(name):
-        backbone.model.zero_grad()
-        terms = PretextObjective(backbone, recipe, PROMPTS, batching).backward(examples())
-        gradients = [w.grad.clone() for w in backbone.model.parameters() if w.grad is not None]
+    for decoder in backbones(name):
+        decoder.model.zero_grad()
+        terms = PretextObjective(decoder, recipe, PROMPTS, batching).backward(examples())
+        gradients = [w.grad.clone() for w in decoder.model.parameters() if w.grad is not None]
         found.append((torch.tensor([terms.loss], dtype=torch.float64), *gradients))
     tolerance = 1e-5 if name == "gemma-mixed" else 1e-10  # its norms compute in float32
     for mine, theirs in zip(*found, strict=True):
@@ -140,7 +140,7 @@ def test_a_model_in_fp32_is_tried_in_what_autocast_computes_in() -> None:
     shape = SHAPE | {"hidden_size": 64, "num_hidden_layers": 4, "initializer_range": 0.3}
     torch.manual_seed(0)
     with quiet_transformers():
-        model = Backbone(AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_key_value_heads=1)))
+        model = Decoder(AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_key_value_heads=1)))
     layout = lay_out([tree_of([9, 2, 3]), tree_of([4, 2])], [[0, 1]])
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         masked = model.slots(layout)
@@ -154,11 +154,11 @@ def refusal(config: PretrainedConfig, attention: str) -> str:
     """Why a model of this kind cannot."""
     torch.manual_seed(0)
     with quiet_transformers():
-        backbone = Backbone(AutoModelForCausalLM.from_config(config).eval())
-    before = backbone.hidden(lay_out([tree_of([5, 2])]))
+        decoder = Decoder(AutoModelForCausalLM.from_config(config).eval())
+    before = decoder.hidden(lay_out([tree_of([5, 2])]))
     with pytest.raises(UserError, match=f"--attention {attention}") as error:
-        backbone.use_attention(attention)
-    torch.testing.assert_close(backbone.hidden(lay_out([tree_of([5, 2])])), before)  # nothing was left switched
+        decoder.use_attention(attention)
+    torch.testing.assert_close(decoder.hidden(lay_out([tree_of([5, 2])])), before)  # nothing was left switched
     return str(error.value)
 
 

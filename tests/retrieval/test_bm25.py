@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from llara_cli.console import UserError
-from llara_cli.data.collection import BeirFolder, Document, read_documents
+from llara_cli.core.errors import UserError
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import Document, read_documents
+from llara_cli.data.runs import read_qrels
+from llara_cli.evaluation.metrics import evaluate
 from llara_cli.retrieval.bm25 import K1, B, Bm25
-from llara_cli.retrieval.metrics import evaluate
-from llara_cli.retrieval.runs import read_qrels
 
 bm25s = pytest.importorskip("bm25s", reason="extra bm25 is not installed")
 

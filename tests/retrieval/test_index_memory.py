@@ -18,8 +18,8 @@ CODE = """
 import json, re, sys, threading
 from pathlib import Path
 import numpy as np
-from llara_cli import registry
-from llara_cli.protocols import IndexOptions
+from llara_cli.core import registry
+from llara_cli.core.protocols import IndexOptions
 
 path, folder, backend, spec, parameters = sys.argv[1:]
 matrix = np.load(path, mmap_mode="r")

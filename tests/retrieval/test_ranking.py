@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llara_cli.console import LlaraError, UserError
-from llara_cli.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.protocols import Hits, IndexBackend, IndexOptions, Parameters, VectorBlocks, Vectors
 from llara_cli.retrieval import ranking
 from llara_cli.retrieval.ranking import Shortfall, rank, rank_rows
 

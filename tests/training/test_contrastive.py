@@ -11,12 +11,12 @@ from tiny import TEXTS
 from torch import nn
 
 from llara_cli.data.training_rows import TrainingRow
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group, draw_group, identity
@@ -97,7 +97,7 @@ class Wrapped(nn.Module):
         return found
 
 
-class Free(Backbone):
+class Free(Decoder):
     """Attention that is said to skip what texts of a row do not see of each other: each forward is one row."""
 
     @property
@@ -105,7 +105,7 @@ class Free(Backbone):
         return True
 
 
-def objective(model: Path, kind: type[Backbone] = Backbone, **settings: Any) -> ContrastiveObjective:
+def objective(model: Path, kind: type[Decoder] = Decoder, **settings: Any) -> ContrastiveObjective:
     """In float64, with dropout in every layer."""
     source = ModelSource("tiny", str(model))
     causal = load_causal_lm(source, torch.float64)
@@ -125,7 +125,7 @@ def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
     one = kept.backward(groups()).loss
     two = float(cached.backward_through(parts, hand, groups(), Engine(), keep_graph=False))
     assert one == pytest.approx(two, abs=1e-12)
-    for mine, theirs in zip(kept.backbone.model.parameters(), cached.backbone.model.parameters(), strict=True):
+    for mine, theirs in zip(kept.decoder.model.parameters(), cached.decoder.model.parameters(), strict=True):
         if mine.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-9)
 
@@ -161,18 +161,18 @@ def train(ours: ContrastiveObjective, processes: int) -> list[float]:
 @pytest.mark.parametrize(
     "settings", [{"budget": 10**6}, {"budget": 60}, {"budget": 10**6, "chunk": 2}], ids=["whole", "cached", "chunks"]
 )
-@pytest.mark.parametrize("kind", [Backbone, Free], ids=["short rows", "whole rows"])
+@pytest.mark.parametrize("kind", [Decoder, Free], ids=["short rows", "whole rows"])
 def test_packed_texts_give_the_gradients_of_texts_alone(
-    tiny_model: Path, kind: type[Backbone], settings: dict[str, int], processes: int
+    tiny_model: Path, kind: type[Decoder], settings: dict[str, int], processes: int
 ) -> None:
     alone, packed = objective(tiny_model, budget=10**6), objective(tiny_model, kind, layout="packed", **settings)
     for each in (alone, packed):
-        each.backbone.model.eval()  # dropout would be drawn otherwise
+        each.decoder.model.eval()  # dropout would be drawn otherwise
     assert alone.execution == {"layout": "bucketed"}
     assert packed.execution == {"layout": "packed"}
     wanted = alone.backward(groups()).loss
     assert train(packed, processes) == pytest.approx([wanted] * processes, abs=1e-9)
-    for mine, theirs in zip(packed.backbone.model.parameters(), alone.backbone.model.parameters(), strict=True):
+    for mine, theirs in zip(packed.decoder.model.parameters(), alone.decoder.model.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-9, rtol=1e-7)
     parts = packed.parts(groups(), processes)
@@ -182,7 +182,7 @@ def test_packed_texts_give_the_gradients_of_texts_alone(
 
 
 def test_texts_are_packed_by_themselves_where_long_rows_are_free(tiny_model: Path) -> None:
-    layouts = [objective(tiny_model, kind, budget=500).batching.layout for kind in (Backbone, Free)]
+    layouts = [objective(tiny_model, kind, budget=500).batching.layout for kind in (Decoder, Free)]
     assert layouts == ["bucketed", "packed"]
 
 
@@ -190,7 +190,7 @@ def test_grad_cache_embeds_the_largest_part_once(tiny_model: Path) -> None:
     cached = objective(tiny_model, budget=10**6, chunk=1)
     parts = cached.parts(groups())
     ran: list[int] = []
-    cached.backbone.body.register_forward_hook(lambda module, given, found: ran.append(found[0].shape[1]))
+    cached.decoder.body.register_forward_hook(lambda module, given, found: ran.append(found[0].shape[1]))
     cached.backward(groups())
     assert len(ran) == 2 * len(parts.numbers) - 1
     assert ran.count(max(ran)) % 2 == 1  # the others are embedded twice
@@ -199,8 +199,8 @@ def test_grad_cache_embeds_the_largest_part_once(tiny_model: Path) -> None:
 def test_neither_logits_nor_hidden_states_between_layers_are_made(tiny_model: Path) -> None:
     ours = objective(tiny_model, budget=10**6)
     found: list[Any] = []
-    ours.backbone.projection.register_forward_hook(lambda module, given, made: found.append("logits"))
-    ours.backbone.body.register_forward_hook(lambda module, given, made: found.append(made.get("hidden_states")))
+    ours.decoder.projection.register_forward_hook(lambda module, given, made: found.append("logits"))
+    ours.decoder.body.register_forward_hook(lambda module, given, made: found.append(made.get("hidden_states")))
     ours.backward(groups())
     assert found
     assert set(found) == {None}

@@ -18,14 +18,15 @@ from tiny import TEXTS, make_tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llara_cli.console import Console, UserError
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.data.arrow_table import BLOCK
 from llara_cli.data.corpus import RawDocument
 from llara_cli.data.passages import pair_up, split_document
 from llara_cli.data.stopwords import drop_stop_words
-from llara_cli.data.table import BLOCK
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.examples import ExampleBuilder
 
 TINY = TextTokenizer(make_tokenizer())

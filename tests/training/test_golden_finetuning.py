@@ -48,14 +48,14 @@ def objective(golden: Path, temperature: float, **settings: Any) -> ContrastiveO
     [("own_g4_norm_T0.01", 0.01, True), ("own_g4_norm_T0.05", 0.05, True), ("own_g4_nonorm_T0.01", 1.0, False)],
 )
 def test_losses_and_gradients(
-    golden: Path, reference: dict[str, Any], key: str, temperature: float, normalise: bool, split: dict[str, int]
+    golden: Path, reference: dict[str, Any], key: str, temperature: float, normalize: bool, split: dict[str, int]
 ) -> None:
     assert reference[key]["effective_temperature"] == temperature
-    ours = objective(golden, temperature, normalise=normalise, **split)
+    ours = objective(golden, temperature, normalize=normalize, **split)
     terms = ours.backward(groups(golden))
     norms = {part: value for part, value in reference[key]["grad_norm"].items() if value is not None}
     assert terms.loss == pytest.approx(reference[key]["loss"], rel=1e-5)
-    assert g.gradient_norms(ours.backbone.model) == pytest.approx(norms, rel=1e-4)
+    assert g.gradient_norms(ours.decoder.model) == pytest.approx(norms, rel=1e-4)
 
 
 def test_masking_copies_of_the_own_positive(golden: Path, reference: dict[str, Any]) -> None:
@@ -66,11 +66,11 @@ def test_masking_copies_of_the_own_positive(golden: Path, reference: dict[str, A
 
 def test_trajectory(golden: Path, reference: dict[str, Any]) -> None:
     ours = objective(golden, 0.01)
-    optimiser = torch.optim.AdamW(ours.backbone.model.parameters(), lr=1e-4, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(ours.decoder.model.parameters(), lr=1e-4, weight_decay=0.0)
     losses = []
     for _ in reference["own_trajectory_adamw_lr1e-4_clip1.0_norm_T0.01"]:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses.append(ours.backward(groups(golden)).loss)
-        torch.nn.utils.clip_grad_norm_(ours.backbone.model.parameters(), 1.0)
-        optimiser.step()
+        torch.nn.utils.clip_grad_norm_(ours.decoder.model.parameters(), 1.0)
+        optimizer.step()
     assert losses == pytest.approx(reference["own_trajectory_adamw_lr1e-4_clip1.0_norm_T0.01"], rel=1e-4)

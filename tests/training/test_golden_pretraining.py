@@ -52,16 +52,16 @@ def test_released_losses_and_gradients(
     recipe = replace(RELEASED, drop_stop_words=match[3] is None)
     items = g.rows(golden, f"pretrain_{match[1]}")
     batch = g.examples(golden, [items[i] for i in reference[key]["rows"]], recipe, int(match[2]))
-    backbone = g.fresh_model(golden)
+    decoder = g.fresh_model(golden)
     batching = Batching(layout, budget, 256)
-    terms = PretextObjective(backbone, recipe, g.tokenizer(golden).prompt_ids(recipe), batching, joint).backward(batch)
+    terms = PretextObjective(decoder, recipe, g.tokenizer(golden).prompt_ids(recipe), batching, joint).backward(batch)
     wanted = reference[key]
     assert terms.loss == pytest.approx(wanted["loss"], rel=LOSS)
     assert terms.lm == pytest.approx(wanted["ar_loss"], rel=LOSS)
     assert terms.ebae == pytest.approx(wanted["bow_summarize_loss"], rel=LOSS)
     assert terms.ebar == (wanted["bow_predict_loss"] and pytest.approx(wanted["bow_predict_loss"], rel=LOSS))
     assert terms.tokens == wanted["n_ar_labels"]
-    assert g.gradient_norms(backbone.model) == pytest.approx(wanted["grad_norm"], rel=GRADIENT)
+    assert g.gradient_norms(decoder.model) == pytest.approx(wanted["grad_norm"], rel=GRADIENT)
 
 
 def test_released_targets_are_the_authors(golden: Path, reference: dict[str, Any]) -> None:
@@ -75,16 +75,16 @@ def test_released_targets_are_the_authors(golden: Path, reference: dict[str, Any
 def test_released_trajectory(golden: Path, reference: dict[str, Any]) -> None:
     wanted = reference["_trajectory_adamw_lr1e-3_clip1.0_c128"]["own"]
     items = g.rows(golden, "pretrain_own")
-    backbone = g.fresh_model(golden)
-    objective = PretextObjective(backbone, RELEASED, g.tokenizer(golden).prompt_ids(RELEASED), BATCHING)
-    optimiser = torch.optim.AdamW(backbone.model.parameters(), lr=1e-3, weight_decay=0.0)
+    decoder = g.fresh_model(golden)
+    objective = PretextObjective(decoder, RELEASED, g.tokenizer(golden).prompt_ids(RELEASED), BATCHING)
+    optimizer = torch.optim.AdamW(decoder.model.parameters(), lr=1e-3, weight_decay=0.0)
     losses, norms = [], []
     for numbers in wanted["rows"]:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         batch = g.examples(golden, [items[number] for number in numbers], RELEASED, 128)
         losses.append(objective.backward(batch).loss)
-        norms.append(float(torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), 1.0)))
-        optimiser.step()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(decoder.model.parameters(), 1.0)))
+        optimizer.step()
     assert losses == pytest.approx(wanted["loss"], rel=LOSS)
     assert norms == pytest.approx(wanted["grad_norm_before_clip"], rel=GRADIENT)
 
@@ -94,8 +94,8 @@ def test_paper_losses(golden: Path, targets: Any) -> None:
     wanted = json.loads((golden / "paper_v1.json").read_text())
     recipe = replace(PAPER, targets=targets)
     batch = g.examples(golden, g.rows(golden, "pretrain_own"), recipe, 113)
-    backbone = g.fresh_model(golden, torch.float64)
-    terms = PretextObjective(backbone, recipe, g.tokenizer(golden).prompt_ids(recipe), BATCHING).backward(batch)
+    decoder = g.fresh_model(golden, torch.float64)
+    terms = PretextObjective(decoder, recipe, g.tokenizer(golden).prompt_ids(recipe), BATCHING).backward(batch)
     means = wanted["own_fp64"]["loss_mean"]
     assert [list(example.text) for example in batch] == wanted["own_ids"]["text"]
     assert terms.ebae == pytest.approx(means[f"ebae_{targets}"], rel=1e-6)
@@ -104,4 +104,4 @@ def test_paper_losses(golden: Path, targets: Any) -> None:
     assert terms.lm is None
     if targets == "all":
         norms = wanted["own_fp64"]["grad_norm_total_all"]
-        assert g.gradient_norms(backbone.model) == pytest.approx(norms, rel=GRADIENT)
+        assert g.gradient_norms(decoder.model) == pytest.approx(norms, rel=GRADIENT)

@@ -12,11 +12,11 @@ from tiny import SHAPE, TEXTS, make_tokenizer
 from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from llara_cli.console import UserError
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.errors import UserError
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RECIPES
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.pretext import Example, PretextObjective
 
 
@@ -85,7 +85,7 @@ class PerToken(LlamaForCausalLM):
 @pytest.mark.parametrize("kind", [Doubled, Twice, PerToken])
 def test_logits_that_cannot_be_reproduced_are_refused_before_training(kind: type[PreTrainedModel]) -> None:
     tokenizer = TextTokenizer(make_tokenizer())
-    model = Backbone(kind(LlamaConfig(**SHAPE, num_key_value_heads=2, vocab_size=400)))
+    model = Decoder(kind(LlamaConfig(**SHAPE, num_key_value_heads=2, vocab_size=400)))
     objective = PretextObjective(model, PAPER, tokenizer.prompt_ids(PAPER), model.batching("bucketed", 512))
     ids = tokenizer.encode(TEXTS)
     with pytest.raises(UserError, match="llama: its logits cannot be computed from its hidden states"):
@@ -94,9 +94,7 @@ def test_logits_that_cannot_be_reproduced_are_refused_before_training(kind: type
 
 
 def test_the_trial_leaves_attention_in_blocks_as_it_is() -> None:
-    model = Backbone(
-        GraniteForCausalLM(GraniteConfig(**SHAPE, num_key_value_heads=2, vocab_size=400, logits_scaling=4))
-    )
+    model = Decoder(GraniteForCausalLM(GraniteConfig(**SHAPE, num_key_value_heads=2, vocab_size=400, logits_scaling=4)))
     assert model.attend_in_blocks()
     assert model.logits.scale == 0.25
     assert model.attention == "flex"
@@ -106,6 +104,6 @@ def test_hooks_of_the_trial_are_gone_and_dropout_is_back() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, num_key_value_heads=2, vocab_size=400)).train()
     ids = torch.arange(7)[None]
     before: Tensor = model(input_ids=ids).logits
-    assert Backbone(model).logits.scale == 1
+    assert Decoder(model).logits.scale == 1
     assert model.training
     assert torch.equal(model(input_ids=ids).logits, before)

@@ -13,11 +13,11 @@ from tiny import SHAPE, TEXTS, make_tokenizer
 from torch import nn
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from llara_cli.model.backbone import Backbone
-from llara_cli.model.body import rope_switch
+from llara_cli.model.architecture import rope_switch
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.recipe import PAPER
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group, identity
@@ -29,7 +29,7 @@ SWITCH = 56
 
 
 @pytest.fixture
-def backbone() -> Backbone:
+def decoder() -> Decoder:
     """A Phi-3 whose two sets of factors are far apart."""
     torch.manual_seed(0)
     rope = {
@@ -38,7 +38,7 @@ def backbone() -> Backbone:
     }  # fmt: skip
     settings: dict[str, Any] = SHAPE | {"num_key_value_heads": 2, "vocab_size": 400, "initializer_range": 0.2}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return Backbone(
+    return Decoder(
         Phi3ForCausalLM(Phi3Config(**settings, **ids, rope_parameters=rope, original_max_position_embeddings=SWITCH))
     )
 
@@ -76,18 +76,18 @@ def around_the_switch(tokenizer: TextTokenizer) -> list[str]:
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
 @pytest.mark.parametrize("joint", [True, False])
 def test_pretext_losses_of_a_batch_are_those_of_its_texts(
-    backbone: Backbone, tokenizer: TextTokenizer, layout: str, joint: bool
+    decoder: Decoder, tokenizer: TextTokenizer, layout: str, joint: bool
 ) -> None:
     prompts = tokenizer.prompt_ids(PAPER)
     texts = tokenizer.encode(around_the_switch(tokenizer))
     examples = [Example(row, {"self": row[:9], "next": row[-5:]}) for row in texts]
-    objective = PretextObjective(backbone, PAPER, prompts, backbone.batching(layout, 2000), joint)
+    objective = PretextObjective(decoder, PAPER, prompts, decoder.batching(layout, 2000), joint)
     together = objective.backward(examples)
-    gradients = [weight.grad.clone() for weight in backbone.model.parameters() if weight.grad is not None]
-    backbone.model.zero_grad()
+    gradients = [weight.grad.clone() for weight in decoder.model.parameters() if weight.grad is not None]
+    decoder.model.zero_grad()
     alone = [objective.backward([example]).loss for example in examples]
     assert together.loss == pytest.approx(sum(alone) / len(alone), rel=1e-5)
-    for mine, theirs in zip(gradients, backbone.model.parameters(), strict=True):
+    for mine, theirs in zip(gradients, decoder.model.parameters(), strict=True):
         assert theirs.grad is not None
         torch.testing.assert_close(mine, theirs.grad / len(alone), atol=1e-5, rtol=1e-4)
 
@@ -104,15 +104,15 @@ class Seen(ContrastiveLoss):
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
 def test_embeddings_of_a_contrastive_batch_are_those_of_its_texts(
-    backbone: Backbone, tokenizer: TextTokenizer, layout: str
+    decoder: Decoder, tokenizer: TextTokenizer, layout: str
 ) -> None:
     sequencer = Sequencer(tokenizer, PAPER, {"query": 200, "passage": 200})
     query, *passages = around_the_switch(tokenizer)
     groups = [Group(query, passages, [identity(text, None) for text in passages], identity(passages[0], None))]
-    objective = ContrastiveObjective(backbone, PAPER, sequencer, 2000, Seen(), layout=layout)
+    objective = ContrastiveObjective(decoder, PAPER, sequencer, 2000, Seen(), layout=layout)
     assert objective.backward(groups, Engine()).texts == 1 + len(passages)
     found = nn.functional.normalize(Seen.embeddings, dim=-1)
-    encoder = Encoder(backbone, PAPER, sequencer)
+    encoder = Encoder(decoder, PAPER, sequencer)
     alone = [encoder.encode([query], "query").vectors]
     alone += [encoder.encode([text], "passage").vectors for text in passages]
     torch.testing.assert_close(found, torch.from_numpy(np.concatenate(alone)), atol=1e-5, rtol=0)

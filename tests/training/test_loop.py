@@ -18,10 +18,10 @@ from program import Llara
 from tiny import make_model
 from torch._dynamo.utils import counters
 
-from llara_cli.model.backbone import Backbone
+from llara_cli.core.config import OptimizerConfig
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder
-from llara_cli.settings import OptimiserSettings
-from llara_cli.training import run
+from llara_cli.pipelines import train
 from llara_cli.training.history import History, draw_curve
 from llara_cli.training.schedule import Schedule, Share
 
@@ -32,7 +32,7 @@ SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 10, "--name", "m"
 def test_an_epoch_takes_every_text_once_and_resuming_takes_the_same(
     items: int, batch: int, epochs: int, start: int
 ) -> None:
-    schedule = Schedule.of([Share(0, items)], OptimiserSettings(batch_size=batch, epochs=epochs, seed=3))
+    schedule = Schedule.of([Share(0, items)], OptimizerConfig(batch_size=batch, epochs=epochs, seed=3))
     steps = list(schedule.batches())
     taken = Counter((epoch, number) for epoch, numbers in steps for number in numbers)
     assert taken == Counter({(epoch, number): 1 for epoch in range(epochs) for number in range(items)})
@@ -45,7 +45,7 @@ def test_training_on_a_cpu_keeps_freed_memory(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     calls: list[bool] = []
-    monkeypatch.setattr(run, "keep_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: calls.append(True))
     llara("pretrain", corpus, "--model", tiny_model, *SMALL)
     assert calls == [True]
 
@@ -180,7 +180,7 @@ def test_compiled_layers_change_no_loss(
     llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled by a compiler that is done at once: torch's own takes minutes here."""
-    monkeypatch.setattr(Backbone, "compile_layers", partialmethod(Backbone.compile_layers, backend="eager"))
+    monkeypatch.setattr(Decoder, "compile_layers", partialmethod(Decoder.compile_layers, backend="eager"))
     plain = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--json", workspace=tmp_path / "plain").json
     counters.clear()
     other = llara("pretrain", corpus, "--model", tiny_model, *SMALL, "--compile", "--json").json

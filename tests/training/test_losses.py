@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llara_cli.model import products
-from llara_cli.model.backbone import Backbone
+from llara_cli.cpu import matmul
 from llara_cli.model.batching import Batching
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.logits import Logits
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import projection
 from llara_cli.training.engine import Engine
 from llara_cli.training.losses import bag_of_tokens_loss, language_model_loss, pretext_losses
@@ -427,7 +427,7 @@ def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
     most, made = 5 * VOCABULARY, list[weakref.ref[torch.UntypedStorage]]()
 
     def product(values: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
-        found = products.product(values, weight, added)
+        found = matmul.product(values, weight, added)
         if weight.shape[1] == DIM:  # logits, not their gradients
             made.append(weakref.ref(found.untyped_storage()))
             there = (storage.nbytes() // 4 for reference in made if (storage := reference()) is not None)
@@ -482,7 +482,7 @@ def test_small_weights_do_not_vanish_in_fp16(tiny_model: Path) -> None:
         model = load_causal_lm(source, torch.float32)
         add_new_tokens(model, TextTokenizer.load(source), RELEASED.new_tokens, 0)
         prompts = tokenizer.prompt_ids(RELEASED)
-        objective = PretextObjective(Backbone(model), RELEASED, prompts, Batching("packed", 4096, 256))
+        objective = PretextObjective(Decoder(model), RELEASED, prompts, Batching("packed", 4096, 256))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             objective.backward(examples, Scaled())
         head = model.get_output_embeddings().weight.grad
@@ -503,7 +503,7 @@ def test_gradients_reach_the_head_though_the_last_forward_has_no_use_of_it(tiny_
         model = load_causal_lm(source, torch.float32)
         add_new_tokens(model, TextTokenizer.load(source), RELEASED.new_tokens, 0)
         prompts = replace(tokenizer.prompt_ids(RELEASED), head=())
-        PretextObjective(Backbone(model), RELEASED, prompts, Batching("bucketed", budget, 256)).backward(examples)
+        PretextObjective(Decoder(model), RELEASED, prompts, Batching("bucketed", budget, 256)).backward(examples)
         gradient = model.get_output_embeddings().weight.grad
         assert gradient is not None
         norms.append(float(gradient.double().norm()))

@@ -16,7 +16,7 @@ from program import Llara
 from tiny import SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llara_cli.model.backbone import Backbone
+from llara_cli.model.decoder import Decoder
 from llara_cli.training import memory
 from llara_cli.training.memory import Forwards, Needs, choose_forwards, recomputed
 
@@ -25,15 +25,15 @@ SEVEN = Needs(fixed=0, layer=0, token=50_000, layer_token=140_000, recomputed_to
 """About a Llama of 7 B in bf16, of 32 layers."""
 
 
-def llama(layers: int) -> Backbone:
+def llama(layers: int) -> Decoder:
     config = LlamaConfig(**(SHAPE | {"num_hidden_layers": layers}), num_key_value_heads=2, vocab_size=400)
-    return Backbone(AutoModelForCausalLM.from_config(config).train())
+    return Decoder(AutoModelForCausalLM.from_config(config).train())
 
 
 @pytest.mark.parametrize("context", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["fp32", "bf16"])
 def test_what_shallow_models_take_tells_what_a_deep_one_takes(context: Any) -> None:
-    def weights(backbone: Backbone) -> float:
-        return sum(weight.nbytes for weight in backbone.model.parameters())
+    def weights(decoder: Decoder) -> float:
+        return sum(weight.nbytes for weight in decoder.model.parameters())
 
     needs = memory.count_needs(llama, weights, context)
     rows, layers = 5, 6
@@ -86,7 +86,7 @@ def test_a_run_goes_by_the_memory_that_is_free(
     """Room for one layer's tensors: the layers are computed again, which changes gradients by noise at most."""
     flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 2, "--name", "m", "--json")
     wanted = llara("pretrain", corpus, *flags, workspace=tmp_path / "plain").json
-    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: memory.RESERVED * 10 // 9 + 12_400_000)
+    monkeypatch.setattr("llara_cli.pipelines.train.free_memory", lambda device: memory.RESERVED * 10 // 9 + 12_400_000)
     plan = llara("pretrain", corpus, *flags, "--dry-run").json
     found = llara("pretrain", corpus, *flags)
     assert (plan["micro_batch_tokens"], plan["recomputed_layers"]) == (4096, 2)
@@ -104,8 +104,8 @@ def test_a_run_goes_on_where_memory_cannot_be_measured(
     def fail(*arguments: Any) -> None:
         raise ValueError("no such number\nof layers")
 
-    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: 10 * GB)
-    monkeypatch.setattr("llara_cli.training.run.shrunken", fail)
+    monkeypatch.setattr("llara_cli.pipelines.train.free_memory", lambda device: 10 * GB)
+    monkeypatch.setattr("llara_cli.pipelines.train.shrunken", fail)
     flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 1, "--name", "m")
     done = llara("pretrain", corpus, *flags)
     assert done.code == 0, done.err
@@ -115,6 +115,6 @@ def test_a_run_goes_on_where_memory_cannot_be_measured(
 def test_a_run_that_does_not_fit_says_so(
     llara: Llara, corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llara_cli.training.run.free_memory", lambda device: GB)
+    monkeypatch.setattr("llara_cli.pipelines.train.free_memory", lambda device: GB)
     flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 1, "--name", "m")
     assert "4.3 GB of GPU memory are needed, and 0.9 GB can be had" in llara("pretrain", corpus, *flags).err

@@ -17,12 +17,12 @@ from program import Llara, tree
 from safetensors.torch import load_file, save_file
 
 from llara_cli.app import termination_as_interrupt
-from llara_cli.console import LlaraError, Terminated
+from llara_cli.core.errors import LlaraError, Terminated
+from llara_cli.pipelines.train import Prepared
 from llara_cli.training import interrupts
 from llara_cli.training.engine import Engine
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
-from llara_cli.training.run import Prepared
 
 FINETUNE = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--learning-rate", 3e-4, "--name", "m", "--json")
 

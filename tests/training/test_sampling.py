@@ -1,4 +1,4 @@
-"""A run that needs little of a corpus tokenises little of it: documents drawn from all over, the same every time."""
+"""A run that needs little of a corpus tokenizes little of it: documents drawn from all over, the same every time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 from program import Llara, write_jsonl
 from tiny import TEXTS, make_tokenizer
 
-from llara_cli.console import Console, UserError
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
 from llara_cli.data import hub
 from llara_cli.data.corpus import RawDocument, read_corpus
 from llara_cli.model.recipe import PAPER
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import sampling
 from llara_cli.training.examples import ExampleBuilder, ExampleTable, Item
 from llara_cli.training.sampling import Corpus, drawn, survey, units
@@ -92,7 +93,7 @@ def test_however_few_steps_there_are_many_documents_are_drawn(
 @pytest.mark.usefixtures("small_counts_as_large")
 def test_the_same_documents_are_drawn_every_time(wiki: Path, tmp_path: Path) -> None:
     first = rows(table(wiki, tmp_path / "one", 100))
-    table(wiki, tmp_path / "two", None)  # that all is tokenised already changes nothing
+    table(wiki, tmp_path / "two", None)  # that all is tokenized already changes nothing
     assert rows(table(wiki, tmp_path / "two", 100)) == first
     assert rows(table(wiki, tmp_path / "two", 100, seed=2)) != first
     assert rows(table(wiki, tmp_path / "one", 100)) == first

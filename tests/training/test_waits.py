@@ -13,15 +13,15 @@ from tiny import TEXTS
 from waits import noted_waits, to_meta
 
 from llara_cli.model import encoder
-from llara_cli.model.ahead import while_computing
-from llara_cli.model.backbone import Backbone
 from llara_cli.model.batching import LAYOUTS, Batching, LayoutName
+from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
-from llara_cli.model.layout import lay_out_some
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
+from llara_cli.model.prefetch import while_computing
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
+from llara_cli.model.sequences import lay_out_some
 from llara_cli.model.source import ModelSource
-from llara_cli.model.tokens import TextTokenizer
+from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import contrastive, pretext
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, identity
@@ -33,7 +33,7 @@ FEW, MANY = 10_000, 100
 """Tokens of a forward that takes everything, and of one that takes little."""
 
 
-class Counted(Backbone):
+class Counted(Decoder):
     """Counts its forwards."""
 
     forwards = 0
@@ -49,10 +49,10 @@ def load(model: Path, recipe: Recipe) -> tuple[Counted, TextTokenizer]:
     tokenizer = TextTokenizer.load(source).with_tokens(recipe.new_tokens)
     causal = load_causal_lm(source, torch.float32)
     add_new_tokens(causal, TextTokenizer.load(source), recipe.new_tokens, 0)
-    backbone = Counted(causal)
-    to_meta(backbone)
-    backbone.forwards = 0
-    return backbone, tokenizer
+    decoder = Counted(causal)
+    to_meta(decoder)
+    decoder.forwards = 0
+    return decoder, tokenizer
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -62,40 +62,40 @@ def test_pre_training_waits_once_a_step(tiny_model: Path, recipe: Recipe, layout
     texts = [draw.integers(5, 300, length) for length in range(1, 60, 10)]
     examples = [Example(text, {"self": text[:9], "next": text[-5:]}) for text in texts]
     for budget in (FEW, MANY):
-        backbone, tokenizer = load(tiny_model, recipe)
+        decoder, tokenizer = load(tiny_model, recipe)
         batching = Batching(layout, budget, forward_tokens=budget)
-        objective = PretextObjective(backbone, recipe, tokenizer.prompt_ids(recipe), batching)
-        with noted_waits(backbone) as waits:
+        objective = PretextObjective(decoder, recipe, tokenizer.prompt_ids(recipe), batching)
+        with noted_waits(decoder) as waits:
             objective.backward(examples)
         assert waits == ["fetched"]
-        assert (backbone.forwards == 1) == (budget == FEW)
+        assert (decoder.forwards == 1) == (budget == FEW)
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
 @pytest.mark.parametrize("budget", [FEW, MANY])
 def test_fine_tuning_waits_for_the_loss_alone(tiny_model: Path, budget: int, chunk: int | None) -> None:
-    backbone, tokenizer = load(tiny_model, PAPER)
+    decoder, tokenizer = load(tiny_model, PAPER)
     sequencer = Sequencer(tokenizer, PAPER, {"query": 40, "passage": 60})
     groups = [
         Group(text, TEXTS[:2], [identity(other, None) for other in TEXTS[:2]], identity(text, None), [1.0, 0.5])
         for text in TEXTS[:2]
     ]
     loss = ContrastiveLoss(0.05, margin=0.1, distillation=0.5, dims=(8, 16))
-    objective = ContrastiveObjective(backbone, PAPER, sequencer, budget, loss, chunk)
-    with noted_waits(backbone) as waits:
+    objective = ContrastiveObjective(decoder, PAPER, sequencer, budget, loss, chunk)
+    with noted_waits(decoder) as waits:
         objective.backward(groups)
     assert waits == ["read", "read"]
-    assert backbone.forwards > 2 * (budget == MANY or chunk is not None)
+    assert decoder.forwards > 2 * (budget == MANY or chunk is not None)
 
 
 @pytest.mark.parametrize("budget", [FEW, MANY])
 def test_encoding_waits_for_the_vectors_of_a_shard_once(tiny_model: Path, budget: int) -> None:
-    backbone, tokenizer = load(tiny_model, PAPER)
+    decoder, tokenizer = load(tiny_model, PAPER)
     sequencer = Sequencer(tokenizer, PAPER, {"passage": 60})
-    with noted_waits(backbone) as waits:
-        Encoder(backbone, PAPER, sequencer, budget).encode([" ".join(TEXTS[: 1 + n % 3]) for n in range(6)], "passage")
+    with noted_waits(decoder) as waits:
+        Encoder(decoder, PAPER, sequencer, budget).encode([" ".join(TEXTS[: 1 + n % 3]) for n in range(6)], "passage")
     assert waits == ["fetched"]
-    assert (backbone.forwards > 3) == (budget == MANY)
+    assert (decoder.forwards > 3) == (budget == MANY)
 
 
 @pytest.mark.parametrize("work", ["pre-training", "fine-tuning", "encoding"])
@@ -111,17 +111,17 @@ def test_layouts_are_made_beside_the_computation(tiny_model: Path, work: str, mo
     for module in (encoder, pretext):  # as for a GPU
         monkeypatch.setattr(module, "while_computing", lambda made, of, device: while_computing(made, of, CUDA))
     source = ModelSource("tiny", str(tiny_model))
-    backbone, tokenizer = Backbone(load_causal_lm(source, torch.float32)), TextTokenizer.load(source)
+    decoder, tokenizer = Decoder(load_causal_lm(source, torch.float32)), TextTokenizer.load(source)
     sequencer = Sequencer(tokenizer, PAPER, {"query": 40, "passage": 60})
     if work == "pre-training":
         examples = [Example(tokenizer.encode([text])[0], {"self": [7], "next": [8]}) for text in TEXTS]
-        PretextObjective(backbone, PAPER, tokenizer.prompt_ids(PAPER), Batching("packed", MANY)).backward(examples)
+        PretextObjective(decoder, PAPER, tokenizer.prompt_ids(PAPER), Batching("packed", MANY)).backward(examples)
     elif work == "fine-tuning":
         names = [identity(text, None) for text in TEXTS]
         groups = [Group(text, TEXTS, names, identity(text, None)) for text in TEXTS[:2]]
-        ContrastiveObjective(backbone, PAPER, sequencer, MANY).backward(groups)
+        ContrastiveObjective(decoder, PAPER, sequencer, MANY).backward(groups)
     else:
-        Encoder(backbone, PAPER, sequencer, MANY).encode(TEXTS, "passage")
+        Encoder(decoder, PAPER, sequencer, MANY).encode(TEXTS, "passage")
     assert makers
     assert threading.main_thread().name not in makers
 

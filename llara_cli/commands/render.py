@@ -1,0 +1,158 @@
+"""Results as tables; with ``--json`` the same values as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from llara_cli.core.console import Console
+    from llara_cli.training.plan import Plan
+
+
+def human_bytes(size: float) -> str:
+    """1536 -> '1.5 KB'."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """3725 -> '1 h 2 min'."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def facts(rows: Mapping[str, Any]) -> RenderableType:
+    """Name and value, a line each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(f"{value:,}" if isinstance(value, int) else str(value)))
+    return table
+
+
+def show_facts(console: Console, result: Mapping[str, Any]) -> None:
+    """A flat result."""
+    readable: dict[str, Callable[[Any], object]] = {
+        **dict.fromkeys(("bytes", "disk", "memory", "peak_memory", "bytes_of_plain_vectors"), human_bytes),
+        **dict.fromkeys(("seconds", "expected_seconds"), human_seconds),
+        "flops": "{:.2e}".format,
+    }
+
+    def render() -> RenderableType:
+        rows: dict[str, Any] = {}
+        for key, value in result.items():
+            if key == "memory" and isinstance(value, Mapping):  # of a plan that knows its parts; their sum comes next
+                rows |= {f"memory: {part}": human_bytes(size) for part, size in value.items()}
+            elif key in result.get("estimated", ()):
+                rows[key] = about(value)
+            elif key != "estimated":
+                rows[key] = readable[key](value) if key in readable else value
+        return facts(rows)
+
+    console.result(result, render)
+
+
+def loss_lines(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How each loss went: its mean over the first tenth of the steps and over the last, since batches differ."""
+    part = max(1, len(history) // 10)
+    means = f"  (means of the first and last {part} steps)" if part > 1 else "  (first and last step)"
+    lines = {}
+    for name in ("loss", "ebae", "ebar", "lm"):
+        values = [[row[name] for row in rows if row[name] is not None] for rows in (history[:part], history[-part:])]
+        if all(values):
+            first, last = (f"{fmean(each):.4f}" for each in values)
+            lines[name] = first if len(history) == 1 else f"{first} -> {last}{means}"
+    return lines
+
+
+def show_training(console: Console, result: Mapping[str, Any]) -> None:
+    """How the losses went, and what it took."""
+
+    def render() -> RenderableType:
+        losses = loss_lines(result["history"])
+        counts = {key: result[key] for key in ("steps", "texts", "tokens")}
+        speed = {"seconds": human_seconds(result["seconds"]), "tokens/s": f"{result['tokens_per_second']:,.0f}"}
+        dev = result.get("dev")
+        best = {f"dev {dev['metric']}": f"{dev['best']:.4f} (step {dev['step']}, kept)"} if dev else {}
+        return facts({"model": result["name"], "path": result["path"], **losses, **best, **counts, **speed})
+
+    console.result(result, render)
+
+
+def about(count: int) -> str:
+    """210057 -> 'about 210,000'."""
+    return f"about {float(f'{count:.3g}'):,.0f}"
+
+
+def show_plan(console: Console, name: str, plan: Plan) -> None:
+    """The plan of a training run; it says which counts are estimates."""
+    result = {"name": name, **plan.as_json()}
+
+    def counted(name: str) -> int | str:
+        count: int = getattr(plan, name)
+        return about(count) if name in plan.estimated else count
+
+    def render() -> RenderableType:
+        memory = {f"memory: {part}": human_bytes(size) for part, size in plan.memory.items()}
+        rows = {
+            "name": name,
+            "device": plan.device,
+            "dtype": plan.dtype,
+            "parameters trained": plan.trained_parameters,
+            "parameters frozen": plan.frozen_parameters,
+            "texts": counted("texts"),
+            "tokens": counted("tokens"),
+            "steps": counted("steps"),
+            "micro-batch tokens": plan.micro_batch_tokens,
+            "layers recomputed": plan.recomputed_layers,
+            "FLOPs": f"{plan.flops:.2e}",
+            **memory,
+            "peak memory": human_bytes(sum(plan.memory.values())),
+            "disk": human_bytes(plan.disk),
+            "expected time": human_seconds(plan.expected_seconds),
+        }
+        return facts(rows)
+
+    console.result(result, render)
+
+
+def show_hits(console: Console, result: Mapping[str, Any]) -> None:
+    """Rank, score, id, title, snippet."""
+
+    def render() -> RenderableType:
+        from rich.table import Table
+        from rich.text import Text
+
+        from llara_cli.commands.snippet import one_line, snippet
+
+        title = Text(one_line(result["query"]), style="bold")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        titles = any(hit["title"] for hit in result["hits"])
+        for heading in ("rank", "score"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("id", "title")[: 1 + titles]:
+            table.add_column(heading, overflow="fold", max_width=26)
+        table.add_column("text")
+        for hit in result["hits"]:
+            found = snippet(hit["text"], result["query"])
+            shown = Text(found.text)
+            for start, end in found.marks:
+                shown.stylize("bold", start, end)
+            named = [Text(one_line(hit[name])) for name in ("id", "title")][: 1 + titles]
+            table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", *named, shown)
+        return table
+
+    console.result(result, render)

@@ -1,0 +1,138 @@
+"""Which artifact a verb takes when none is named; it is always said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llara_cli.commands.options import Session, default_model
+from llara_cli.core.artifacts import Artifact, Kind
+from llara_cli.core.config import DEFAULT_MODEL
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import NAME_BYTES, slug
+from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_recorded
+from llara_cli.pipelines.encode import EncodeConfig, Encoding, encoded
+from llara_cli.pipelines.index import Indexing
+from llara_cli.retrieval.vector_files import VectorFile
+
+DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
+
+
+def named_model(session: Session, given: str, remote_code: bool = False) -> ModelSource:
+    """The model that an argument names; where it is an adapter, its base is told."""
+    source = resolve(given, session.workspace, remote_code=remote_code)
+    if source.base is not None:
+        session.console.note(f"{source.name}: an adapter, put on its base {source.base.path}")
+    return source
+
+
+def chosen_encoder(session: Session, given: str | None, source: ModelSource) -> str:
+    """``--encoder``, else the one that the model was made for; which is said where it is not the usual one."""
+    if given is not None:
+        return given
+    if source.saved_recipe is None and source.has_modules:
+        session.console.note(f"encoder: {SENTENCE_TRANSFORMERS} ({source.name} has a {MODULES})")
+        return SENTENCE_TRANSFORMERS
+    return DEFAULT_ENCODER
+
+
+def model_to_pretrain(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the default base model."""
+    if given is None:
+        given = default_model(session.workspace.root)
+        session.console.note(f"model: {given} ({'the default' if given == DEFAULT_MODEL else 'from llara.toml'})")
+    return named_model(session, given, remote_code)
+
+
+def model_to_finetune(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the newest pre-trained one, else the default base model."""
+    models = users_own(session, "models") if given is None else []
+    if adapted := [model.name for model in models if model.manifest["settings"].get("task") == "pretrain"]:
+        given = adapted[-1]
+        session.console.note(f"model: {given} (the newest pretrained model)")
+    return model_to_pretrain(session, given, remote_code)
+
+
+def model_to_use(session: Session, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the newest of the workspace. Raises ``UserError`` where there is none."""
+    if given is None:
+        given = newest(session, "models", "pretrain or finetune one, or name one with --model").name
+        session.console.note(f"model: {given} (the newest)")
+    return named_model(session, given, remote_code)
+
+
+def model_of_vectors(session: Session, file: VectorFile, given: str | None, remote_code: bool = False) -> ModelSource:
+    """The model named, else the one that a file of vectors says it is of: never merely the newest.
+
+    Raises ``UserError`` where neither says, and where the model that the file names is gone.
+    """
+    if given is not None:
+        return named_model(session, given, remote_code)
+    if (origin := file.origin) is None:
+        raise UserError(f"{file.path} does not say which model made its vectors: name the model with --model")
+    try:
+        source = resolve_recorded(origin.source, origin.fingerprint, session.workspace, remote_code=remote_code)
+    except UserError as error:
+        raise UserError(
+            f"{file.origin_file} says that the vectors were made by {origin.model!r}, which is not there: {error};"
+            " --model says where it is"
+        ) from error
+    session.console.note(f"model: {source.name} (as {file.origin_file} says)")
+    return source
+
+
+def recorded_choices(
+    session: Session, file: VectorFile, role: str | None, encoder: str | None
+) -> tuple[str | None, str | None]:
+    """``--as`` and ``--encoder``; one that is not given is what the file says, which is said where it is not usual."""
+    if (origin := file.origin) is None:
+        return role, encoder
+    if role is None and origin.role != "passage":
+        session.console.note(f"as: {origin.role} (as {file.origin_file} says)")
+    if encoder is None and origin.encoder != DEFAULT_ENCODER:
+        session.console.note(f"encoder: {origin.encoder} (as {file.origin_file} says)")
+    return origin.role if role is None else role, origin.encoder if encoder is None else encoder
+
+
+def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:
+    """The newest artifact of a kind that the user made. Raises ``UserError`` saying what to do where there is none."""
+    found = users_own(session, kind)
+    if not found:
+        raise _nothing(session, kind, kind, otherwise)
+    return found[-1]
+
+
+def users_own(session: Session, kind: Kind) -> list[Artifact]:
+    """Sound artifacts that the user asked for, oldest first: not those that a stage made for itself."""
+    return [artifact for artifact in session.workspace.sound(kind, session.console) if artifact.is_users_own]
+
+
+def _nothing(session: Session, kind: Kind, what: str, otherwise: str) -> UserError:
+    """The error where the user made none, which names those that stages made for themselves."""
+    others = [artifact.name for artifact in session.workspace.sound(kind, session.console) if not artifact.is_users_own]
+    named = f". Other commands made these for themselves; to use one, name it: {', '.join(others)}" if others else ""
+    return UserError(f"no {what} in {session.workspace.root} yet: {otherwise}{named}")
+
+
+def newest_passages(session: Session) -> Artifact:
+    """The newest embeddings of passages."""
+    found = [a for a in users_own(session, "embeddings") if a.manifest["settings"].get("as") == "passage"]
+    if not found:
+        raise _nothing(session, "embeddings", "embeddings of passages", "run llara encode first")
+    session.console.note(f"embeddings: {found[-1].name} (the newest of passages)")
+    return found[-1]
+
+
+def corpus_index(
+    session: Session, source: ModelSource, corpus: Path, settings: EncodeConfig, made_for: str
+) -> Artifact:
+    """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
+    made = encoded(Encoding(session.workspace, session.console, source, corpus, settings), made_for)
+    workspace = session.workspace
+    indexing = Indexing(workspace, session.console, made, made_for=made_for)
+    run_spec = indexing.run_spec()
+    if found := workspace.find_equal("indexes", run_spec, session.console):
+        return found
+    name = f"{slug(made.name, NAME_BYTES - 9)}-{run_spec.fingerprint[:8]}"  # not one that `llara index` gives
+    replace(indexing, name=name).run(restart=workspace.is_damaged("indexes", name))
+    return workspace.get("indexes", name)

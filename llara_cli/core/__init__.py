@@ -1,0 +1,1 @@
+"""What every room builds on, and nothing about retrieval: settings, errors, artifacts, the workspace, backends."""

@@ -1,0 +1,183 @@
+"""What the user sees: one result on stdout, progress and notes on stderr, errors as one line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, Task, TaskID
+
+_MOVE_SECONDS = 0.1
+ItemT = TypeVar("ItemT")
+
+
+def _can_hold(stream: TextIO, text: str) -> bool:
+    """Whether the stream's encoding has every letter of the text."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass
+class Bar:
+    """One running progress bar; ``advance`` moves it, ``show`` sets the text at its end."""
+
+    progress: Progress
+    task: TaskID
+
+    def advance(self, amount: float = 1) -> None:
+        self.progress.advance(self.task, amount)
+
+    def over(self, items: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The items, counted as they pass; the bar moves some times a second, as each move takes a while."""
+        waiting, moved = 0, time.monotonic()
+        try:
+            for item in items:
+                waiting += 1
+                if time.monotonic() - moved > _MOVE_SECONDS:
+                    self.advance(waiting)
+                    waiting, moved = 0, time.monotonic()
+                yield item
+        finally:
+            self.advance(waiting)
+
+    def show(self, text: str) -> None:
+        self.progress.update(self.task, detail=text)
+
+    def finish(self) -> None:
+        """What is done is all there was: the total was unknown, or an estimate. A bar that did nothing goes away."""
+        (task,) = (task for task in self.progress.tasks if task.id == self.task)
+        seconds = task.elapsed
+        self.progress.update(self.task, total=task.completed, visible=task.completed > 0)
+        task.finished_speed = task.completed / seconds if seconds else None  # another total makes rich forget it
+
+
+@dataclass
+class Console:
+    """Where a command prints.
+
+    ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere; ``taken``: stdout is the user's
+    ``--output``, so no result is printed there.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    muted: bool = False
+    taken: bool = False
+    _warned: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.quiet |= self.muted
+
+    def result(self, payload: Mapping[str, Any], render: Callable[[], RenderableType]) -> None:
+        """Print the command's result: ``payload`` under ``--json``, else what ``render`` draws."""
+        if self.muted or self.taken:
+            return
+        if self.as_json:
+            import json  # milliseconds that --help need not pay
+
+            text = json.dumps(payload, ensure_ascii=False)
+            sys.stdout.write((text if _can_hold(sys.stdout, text) else json.dumps(payload)) + "\n")
+        else:
+            self._rich(stderr=False).print(render())
+        sys.stdout.flush()
+
+    def text(self, text: str) -> None:
+        """Print the command's result as it is: a format that another program reads."""
+        if not self.muted:
+            sys.stdout.write(text if text.endswith("\n") else text + "\n")
+            sys.stdout.flush()
+
+    def note(self, message: str) -> None:
+        """A line of log on stderr; silent under ``--quiet``."""
+        if not self.quiet:
+            self._rich(stderr=True).print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A warning on stderr: the work goes on, but the user should know."""
+        if self.muted:
+            return
+        self._rich(stderr=True).print(
+            f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def warn_once(self, message: str) -> None:
+        """``warn``, but of each message only the first time."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self.warn(message)
+
+    def detail(self, message: str) -> None:
+        """A line that only ``--verbose`` shows."""
+        if self.verbose:
+            self.note(message)
+
+    @contextmanager
+    def status(self, doing: str) -> Iterator[None]:
+        """A line on stderr with the time gone, while something takes a while and cannot tell how far it is.
+
+        Only a terminal shows it, and it goes away at the end. Nothing else may be shown meanwhile.
+        """
+        from rich.console import Console as RichConsole
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        # the file itself, whatever takes the place of sys.stderr meanwhile to silence a library
+        console = RichConsole(file=sys.stderr)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        silent = self.quiet or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=silent) as progress:
+            progress.add_task(doing, total=None)
+            yield
+
+    @contextmanager
+    def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
+        """A progress bar on stderr with rate and time left; ``total`` None: unknown; no ``unit``: ``show`` tells rates.
+
+        A bar of unknown total ends with what was done, and one that did nothing does not stay on the screen.
+        What ``show`` says gets the room of 80 columns that a shorter bar leaves.
+        """
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            """Units per second."""
+
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{speed:,.1f} {unit}/s" if speed else "", style="dim")
+
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24 if unit else 8),
+            MofNCompleteColumn(),
+            *([Rate()] if unit else []),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
+        ]
+        with Progress(*columns, console=self._rich(stderr=True), disable=self.quiet) as progress:
+            bar = Bar(progress, progress.add_task(label, total=total, detail=""))
+            yield bar
+            if total is None:
+                bar.finish()
+
+    @staticmethod
+    def _rich(*, stderr: bool) -> Any:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=stderr)

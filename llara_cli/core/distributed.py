@@ -1,0 +1,66 @@
+"""The processes that ``accelerate launch`` or ``torchrun`` started for one command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from llara_cli.core.launcher import launched_processes
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the slowest."""
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process' place among them; alone where none were launched."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> ProcessGroup:
+        """Meet the others; on GPUs each process is given one."""
+        if launched_processes() == 1:
+            return cls()
+        state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process, which opens and closes what all of them make."""
+        return self.rank == 0
+
+    @contextmanager
+    def share(self, open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+        """What ``open_it`` gives, called by the first process alone, which tells the others; they wait for it."""
+        if not self.leads:
+            yield self._tell(None)
+            return
+        with open_it() as value:
+            yield self._tell(value)
+
+    def decide(self, choose: Callable[[], T]) -> T:
+        """What the first process chooses, in all of them."""
+        return self._tell(choose() if self.leads else None)
+
+    def _tell(self, value: T | None) -> T:
+        told = [value]
+        if self.size > 1:
+            broadcast_object_list(told)
+        (said,) = told
+        assert said is not None
+        return said
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            PartialState().wait_for_everyone()

@@ -1,0 +1,231 @@
+"""Matrix products and attention of a decoder's layers on CPUs, and the sums of their weights' gradients.
+
+PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused and half of one that has
+AVX-512; oneDNN, which PyTorch ships too, does not. And PyTorch makes a new tensor of each weight's gradient in each
+backward and then adds it: with several forwards a batch every weight is written, read and written again once a forward,
+and every table of embeddings filled with zeros. Here the products are added to ``weight.grad`` as they are computed.
+They change results by the order of additions only, and equal calls have equal results.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from llara_cli.cpu.attention import Blocks, attention
+from llara_cli.cpu.recompute import ACTIVATIONS, PRODUCTS, Held, Remaking
+
+LEAST_WORK = 2**25
+"""Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
+KEPT_SHAPES = 64
+"""Shapes for which oneDNN keeps what it prepared: more than a layer has. Of the 1,024 that it would keep by itself each
+takes up to half a megabyte between the tensors, and forwards of mixed lengths all have others. It holds for the process
+and those it starts, which read it at their first use of oneDNN; what the user set is left."""
+if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the older name
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
+os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_SHAPES))  # PyTorch's wrapper has a cache of its own
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN is there and multiplies fp32 faster than what PyTorch takes by itself."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and torch.backends.mkl.is_available() and _processor_is_amd()
+
+
+@cache
+def onednn_sums_faster() -> bool:
+    """Whether oneDNN is faster for sums of weights' gradients too, although it copies a transposed operand first."""
+    return onednn_is_faster() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _processor_is_amd() -> bool:
+    described = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (described.read_text() if described.is_file() else platform.processor())
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Its dtype, or float32 where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def gradient_dtype(weight: Tensor) -> torch.dtype:
+    """What its gradient is summed in: its own dtype unless its ``grad_dtype`` is another."""
+    return (weight.grad_dtype if weight.is_leaf else None) or weight.dtype
+
+
+def suits_onednn(values: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies these faster: (..., in), (out, in)."""
+    enough = values.numel() * weight.shape[0] >= LEAST_WORK
+    plain = values.device.type == "cpu" and values.dtype == weight.dtype == torch.float32
+    return plain and enough and onednn_is_faster()
+
+
+def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear``, without a gradient: (..., in), (out, in) -> (..., out)."""
+    if not suits_onednn(values, weight):
+        return functional.linear(values, weight, bias)
+    if bias is not None:  # oneDNN reads it as if it lay without gaps
+        bias = bias.expand(len(weight)).contiguous()
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return found
+
+
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """``left.T @ right``, without a gradient: (tokens, a), (tokens, b) -> (a, b)."""
+    return product(left.T, right.T) if onednn_sums_faster() else left.T @ right
+
+
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b).
+
+    oneDNN copies the narrower of the two first; of a total whose transpose is contiguous always ``right``.
+    """
+    if not total.dtype == left.dtype == right.dtype:
+        total += left.T @ right.to(left.dtype)
+    elif not (suits_onednn(left.T, right.T) and onednn_sums_faster()):
+        total.addmm_(left.T, right)
+    elif left.shape[1] > right.shape[1] or total.stride(0) == 1 < total.stride(1):
+        total.T.add_(product(right.T, left.T))
+    else:
+        total.add_(outer(left, right))
+
+
+def zeros_to_add_to(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros of a weight's shape for ``add_outer``, which lie so that it copies the narrower operand."""
+    plain = weight.device.type == "cpu" and weight.dtype == dtype == torch.float32 and weight.dim() == 2
+    if plain and weight.shape[0] > weight.shape[1] and onednn_sums_faster():
+        return torch.zeros(weight.shape[::-1], dtype=dtype).T
+    return torch.zeros_like(weight, dtype=dtype)
+
+
+class Products(TorchFunctionMode):
+    """Within it, without gradients, ``linear`` is ``product`` and attention goes in blocks; with: ``lean_training``."""
+
+    def __init__(self, remaking: Remaking | None = None) -> None:
+        super().__init__()
+        self._remaking = remaking
+        self._blocks = Blocks()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given: Mapping[str, Any] = kwargs or {}
+        if func is functional.linear:
+            return self._linear(*args, **given)
+        if func is functional.scaled_dot_product_attention:
+            return self._attention(*args, **given)
+        if self._remaking is None:
+            return func(*args, **given)
+        if func is functional.embedding:
+            return _embedding(*args, **given)
+        made = func(*args, **given)
+        if func in PRODUCTS or func in ACTIVATIONS:
+            self._remaking.note(made, func, args, given)
+        return made
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        ours = self._remaking is not None or not torch.is_grad_enabled()
+        if ours and not dropout_p and not torch.is_autocast_enabled("cpu"):
+            blocks = self._blocks.suiting(query, key, value, attn_mask, is_causal)
+            if blocks is not None:
+                return attention(query, key, value, blocks, scale)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
+        if plain and not torch.is_grad_enabled():
+            return product(input, weight, bias)
+        if plain and self._remaking is not None and input.dim() > 1 and input.dtype == weight.dtype and _sums(weight):
+            found: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+            return found
+        return functional.linear(input, weight, bias)
+
+
+@contextmanager
+def lean_training() -> Iterator[None]:
+    """Around a forward: its products are ``product`` too, and its backward makes less and keeps less.
+
+    It adds the gradients of leaf weights where they are, and makes again what is cheap to make (``Remaking``). For one
+    process without recomputation only: a forward that backward repeats would not be repeated within it, hooks that a
+    weight gets after the forward see nothing of it, and ``torch.autograd.grad`` adds to every weight's ``grad``.
+    """
+    remaking = Remaking()
+    with remaking, Products(remaking):
+        yield
+
+
+def _sums(weight: Tensor) -> bool:
+    """Whether a parameter's gradient, if it has one, may be added by us."""
+    hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
+    return weight.device.type == "cpu" and not hooked
+
+
+def _embedding(
+    ids: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    plain = type(weight) is nn.Parameter and max_norm is None and not scale_grad_by_freq and not sparse
+    if plain and torch.is_grad_enabled() and weight.requires_grad and _sums(weight):
+        found: Tensor = _Embedding.apply(ids, weight, padding_idx)  # type: ignore[no-untyped-call]
+        return found
+    return functional.embedding(ids, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values if weight.requires_grad else None)
+        ctx.weight = Held(weight)  # itself: what is saved may come back as a copy, which has another gradient
+        return product(values, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (values,), weight = ctx.saved_tensors, ctx.weight.tensor()
+        flat = upstream.flatten(0, -2)
+        if values is not None:
+            inner = values.flatten(0, -2)
+            if weight.grad is None:
+                weight.grad = outer(flat, inner).to(gradient_dtype(weight))
+            else:
+                add_outer(weight.grad, flat, inner)
+        of_values = product(upstream, weight.T) if ctx.needs_input_grad[0] else None
+        return of_values, None, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
+        ctx.padding = None if padding is None else padding % len(weight)
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, None]:
+        (ids,), weight = ctx.saved_tensors, ctx.weight
+        flat, rows = upstream.flatten(0, -2), ids.flatten()
+        if ctx.padding is not None:
+            flat = flat.masked_fill((rows == ctx.padding)[:, None], 0)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight, dtype=gradient_dtype(weight))
+        weight.grad.index_add_(0, rows, flat.to(weight.grad.dtype))
+        return None, None, None

@@ -1,0 +1,114 @@
+"""Tensors that backward makes again instead of keeping them: cheap functions of others that it keeps anyway.
+
+Autograd keeps what every operation was given. In a decoder's layer half of that are element-wise products and
+activations whose own operands are kept as well: normalized states, the activated gate, its product with the other
+branch. They are as large as what a matrix product makes and take next to no time, so backward computes them again, with
+the same result to the bit.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+
+PRODUCTS: frozenset[Callable[..., Any]] = frozenset({torch.Tensor.mul, torch.mul})
+ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset({functional.silu, functional.gelu})
+
+
+class Held:
+    """A tensor that is kept. With hooks of our own, autograd does not see whether somebody wrote to it since."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    def announce(self) -> None:
+        """Nothing to prepare."""
+
+    def tensor(self) -> Tensor:
+        """The tensor. Raises ``RuntimeError`` where it was written to since."""
+        if self._tensor._version != self._version:
+            raise RuntimeError("a tensor that backward needs was modified in place")
+        return self._tensor
+
+
+class Recomputation:
+    """How one tensor is made; every use is announced, so that the last one can drop what the first one made."""
+
+    def __init__(self, make: Callable[..., Tensor], operands: tuple[Kept, ...], options: Mapping[str, Any]) -> None:
+        self._make, self._operands, self._options = make, operands, options
+        self._uses = 0
+        self._made: Tensor | None = None
+        for operand in operands:
+            operand.announce()
+
+    def announce(self) -> None:
+        """One more will ask for the tensor."""
+        self._uses += 1
+
+    def tensor(self) -> Tensor:
+        """The tensor, made now or for an earlier use. Raises ``RuntimeError`` as ``Held.tensor`` does."""
+        if self._made is None:
+            self._made = self._make(*(operand.tensor() for operand in self._operands), **self._options)
+        made = self._made
+        self._uses -= 1
+        if self._uses <= 0:
+            self._made = None
+        return made
+
+
+Kept: TypeAlias = Held | Recomputation
+
+
+@dataclass(frozen=True)
+class Noted:
+    """How a tensor was made, as long as it is that tensor: neither gone nor written to since."""
+
+    made: weakref.ref[Tensor]
+    version: int
+    recipe: Recomputation
+
+    def makes(self, tensor: Tensor) -> bool:
+        """Whether the recipe makes ``tensor``."""
+        return self.made() is tensor and tensor._version == self.version
+
+
+class Remaking(saved_tensors_hooks):
+    """Within it, what ``note`` was told of is not kept for backward where its operands are."""
+
+    def __init__(self) -> None:
+        super().__init__(self._pack, lambda kept: kept.tensor())
+        self._known: dict[int, Noted] = {}
+
+    def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
+        """``made`` is what ``function`` made of ``given``, which is noted where ``given`` takes no more room.
+
+        Of operands that all need a gradient autograd keeps all; weights are there anyway.
+        """
+        operands = [operand for operand in given if isinstance(operand, Tensor)]
+        whole = len(operands) == len(given) == (2 if function in PRODUCTS else 1)
+        there = (each.requires_grad or isinstance(each, nn.Parameter) for each in operands)
+        in_place = any(operand is made for operand in operands)
+        if whole and made.requires_grad and all(there) and not in_place:
+            key = id(made)
+            recipe = Recomputation(function, tuple(map(self._operand, operands)), dict(options or {}))
+            reference = weakref.ref(made, lambda _: self._known.pop(key, None))
+            self._known[key] = Noted(reference, made._version, recipe)
+
+    def _operand(self, operand: Tensor) -> Kept:
+        return self._recipe(operand) or Held(operand.detach())
+
+    def _recipe(self, tensor: Tensor) -> Recomputation | None:
+        noted = self._known.get(id(tensor))
+        return noted.recipe if noted is not None and noted.makes(tensor) else None
+
+    def _pack(self, tensor: Tensor) -> Kept:
+        kept = self._recipe(tensor) or Held(tensor.detach())  # itself would be a cycle that Python cannot see
+        kept.announce()
+        return kept

@@ -1,0 +1,71 @@
+"""Folders in BEIR layout: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llara_cli.core.errors import UserError
+from llara_cli.data.text_files import COMPRESSIONS, kind
+
+_LAYOUT = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
+
+
+@dataclass(frozen=True)
+class BeirFolder:
+    """A test collection in BEIR's layout. Raises ``UserError`` that names what is missing where it is none."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise UserError(f"no such folder: {self.path}")
+        for name in ("corpus.jsonl", "queries.jsonl"):
+            if _variant(self.path / name) is None:
+                raise UserError(f"{self.path} is not a BEIR folder: {name} is missing ({_LAYOUT})")
+        if not self.splits():
+            raise UserError(f"{self.path} is not a BEIR folder: qrels/*.tsv is missing ({_LAYOUT})")
+
+    @property
+    def name(self) -> str:
+        """The data set's name: the folder's."""
+        return self.path.resolve().name
+
+    @property
+    def corpus(self) -> Path:
+        """The documents, compressed or not."""
+        return _variant(self.path / "corpus.jsonl") or self.path / "corpus.jsonl"
+
+    @property
+    def queries(self) -> Path:
+        """The queries of all splits, compressed or not."""
+        return _variant(self.path / "queries.jsonl") or self.path / "queries.jsonl"
+
+    def splits(self) -> list[str]:
+        """The splits that have judgments, such as ``dev``, ``test``, ``train``."""
+        files = (self.path / "qrels").glob("*")
+        return sorted({file.name.partition(".tsv")[0] for file in files if kind(file)[0] == ".tsv" and file.is_file()})
+
+    def qrels(self, split: str) -> Path:
+        """The judgments of a split. Raises ``UserError`` naming the splits there are where it is not one of them."""
+        found = _variant(self.path / "qrels" / f"{split}.tsv")
+        if found is None:
+            raise UserError(
+                f"{self.path} has no split {split!r} (qrels/{split}.tsv): there are {', '.join(self.splits())}"
+            )
+        return found
+
+
+def is_beir_folder(path: Path) -> bool:
+    """Whether ``path`` has BEIR's layout."""
+    try:
+        BeirFolder(path)
+    except UserError:
+        return False
+    return True
+
+
+def _variant(path: Path) -> Path | None:
+    """``path`` as it lies there, compressed or not."""
+    candidates = (path.with_name(path.name + ending) for ending in ("", *COMPRESSIONS))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -1,0 +1,203 @@
+"""Runs (what was found for each query) and judgments, on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from llara_cli.core.artifacts import atomic_file
+from llara_cli.core.errors import UserError
+from llara_cli.data.qrels import read_qrels as read_judgments
+from llara_cli.data.records import Record, read_records
+from llara_cli.data.text_files import kind, read_lines
+
+Run = dict[str, dict[str, float]]
+"""query id -> document id -> score."""
+Qrels = dict[str, dict[str, int]]
+"""query id -> document id -> grade."""
+Answers = Iterable[tuple[str, Sequence[tuple[str, float]]]]
+"""For each query its id and its hits, best first."""
+Opener = Callable[[Path], AbstractContextManager[IO[bytes]]]
+"""Opens a file to write: ``atomic_file`` in the workspace, ``open_output`` where the user names the file."""
+Hit = tuple[str, str, str, float]
+"""Where it stands, query id, document id, score."""
+_SPACE = re.compile(r"\s")
+_COLUMNS = "a TREC run has six: query Q0 document rank score tag"
+
+
+def write_trec_run(path: Path, answers: Answers, tag: str, opener: Opener = atomic_file) -> None:
+    """Stream a TREC run into ``path``; a regular file is there only when it is complete.
+
+    Raises ``UserError`` for an id that a column cannot hold. White space in ``tag`` becomes ``-``.
+    """
+    tag = _SPACE.sub("-", tag) or "llara"
+    with _opened(path, opener) as file:
+        for query, hits in answers:
+            _check_column("query", query)
+            for rank, (document, score) in enumerate(hits, start=1):
+                _check_column("document", document)
+                file.write(f"{query} Q0 {document} {rank} {_short(score)} {tag}\n")
+
+
+def write_jsonl_run(path: Path, answers: Answers, tag: str = "", opener: Opener = atomic_file) -> None:
+    """The same as one JSON object a line: ``{"query_id", "hits": [{"id", "rank", "score"}]}``, which has no ``tag``."""
+    with _opened(path, opener) as file:
+        for query, hits in answers:
+            listed = [
+                {"id": document, "rank": rank, "score": float(_short(score))}
+                for rank, (document, score) in enumerate(hits, start=1)
+            ]
+            file.write(json.dumps({"query_id": query, "hits": listed}, ensure_ascii=False) + "\n")
+
+
+def save_run(folder: Path, name: str, answers: Answers, tag: str) -> Path:
+    """``NAME.trec`` in ``folder``; ``NAME.jsonl`` where an id has white space in it, which a TREC run cannot hold."""
+    left, rest = iter(answers), []
+
+    def fitting() -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
+        for query, hits in left:
+            if not all(map(_fits_column, (query, *(document for document, _ in hits)))):
+                rest.append((query, hits))
+                return
+            yield query, hits
+
+    trec, as_json = folder / f"{name}.trec", folder / f"{name}.jsonl"
+    write_trec_run(trec, fitting(), tag)
+    if not rest:
+        as_json.unlink(missing_ok=True)
+        return trec
+    write_jsonl_run(as_json, chain(_trec_answers(trec), rest, left))
+    trec.unlink()
+    return as_json
+
+
+def read_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """A run query by query, where the hits of each stand together: what is written here is so."""
+    return _json_answers(path) if kind(path)[0] == ".jsonl" else _trec_answers(path)
+
+
+def read_run(path: Path) -> Run:
+    """A run, TREC or (``.jsonl``) as ``write_jsonl_run`` has it; the scores make the order, not the ranks.
+
+    Raises ``UserError`` for a line of another shape, a score that is no number, a document that a query has twice, and
+    a file without a hit.
+    """
+    run: Run = {}
+    for where, query, document, score in _json_hits(path) if kind(path)[0] == ".jsonl" else _trec_hits(path):
+        hits = run.setdefault(query, {})
+        if document in hits:
+            raise UserError(f"{where}: query {query!r} has document {document!r} twice")
+        hits[document] = score
+    if not run:
+        raise UserError(f"{path}: no hit in it: {_COLUMNS}")
+    return run
+
+
+def read_qrels(path: Path) -> Qrels:
+    """Judgements of a BEIR or TREC file, grades as they are.
+
+    Raises ``UserError`` for a broken line, a document that a query has with two grades, and a file without a judgment.
+    """
+    found: Qrels = {}
+    for judgment in read_judgments(path):
+        grades = found.setdefault(judgment.query_id, {})
+        grade = grades.setdefault(judgment.document_id, judgment.grade)
+        if grade != judgment.grade:
+            raise UserError(
+                f"{judgment.where}: query {judgment.query_id!r} has document {judgment.document_id!r} "
+                f"with grade {grade} before, with {judgment.grade} here"
+            )
+    return found
+
+
+@contextmanager
+def _opened(path: Path, opener: Opener) -> Iterator[IO[str]]:
+    """The file that ``opener`` gives, as UTF-8 text."""
+    with ExitStack() as stack:
+        try:
+            binary = stack.enter_context(opener(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        try:
+            yield text
+        finally:
+            text.detach()  # which flushes; the opener closes what is below
+
+
+def _short(score: float) -> str:
+    """The shortest text that reads back as the same float32 (the same float, where it is more exact than that)."""
+    single = np.float32(score)
+    return str(single) if float(single) == score else repr(float(score))
+
+
+def _check_column(what: str, name: str) -> None:
+    if not _fits_column(name):
+        raise UserError(f"{what} id {name!r} is empty or holds white space: a TREC run cannot; take --format jsonl")
+
+
+def _fits_column(name: str) -> bool:
+    return bool(name) and not _SPACE.search(name)
+
+
+def _trec_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    for query, hits in groupby(_trec_hits(path), key=itemgetter(1)):
+        yield query, [(document, score) for _, _, document, score in hits]
+
+
+def _json_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    for query, hits in groupby(_json_hits(path), key=itemgetter(1)):
+        yield query, [(document, score) for _, _, document, score in hits]
+
+
+def _trec_hits(path: Path) -> Iterator[Hit]:
+    for number, line in read_lines(path):
+        if line and not line.isspace():
+            yield _run_line(line, f"{path}:{number}")
+
+
+def _json_hits(path: Path) -> Iterator[Hit]:
+    for record in read_records(path):
+        query, hits = record.string("query_id"), record.fields.get("hits")
+        if not isinstance(hits, list):
+            raise record.error('"hits" must be a list of {"id", "score"}')
+        for fields in hits:
+            hit = Record(record.where, fields if isinstance(fields, dict) else {})
+            score = _number(hit.fields.get("score"))
+            if math.isnan(score):
+                raise hit.error(f'"score" must be a number, not {reprlib.repr(hit.fields.get("score"))}')
+            yield record.where, query, hit.string("id"), score
+
+
+def _number(value: object) -> float:
+    """A JSON number as a float; NaN for anything else, and for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def _run_line(line: str, where: str) -> Hit:
+    cells = line.split()
+    if len(cells) != 6:
+        raise UserError(f"{where}: {len(cells)} columns: {_COLUMNS}")
+    try:
+        score = float(cells[4])
+    except ValueError:
+        score = math.nan
+    if math.isnan(score):
+        raise UserError(f"{where}: the score must be a number, not {cells[4]!r}")
+    return where, cells[0], cells[2], score

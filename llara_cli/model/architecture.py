@@ -1,0 +1,115 @@
+"""The decoder within a causal language model, and whether it is one: found and tried before any work relies on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llara_cli.core.errors import UserError, is_out_of_memory
+from llara_cli.model.tokenizer import first_line
+
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
+"""What a forward of an architecture raises that takes other inputs than token ids."""
+
+LONGROPE = ("longrope", "su")
+"""LongRoPE's names in configurations: transformers', and that of Phi-3's own code."""
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The command-line name of a dtype."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def find_body(model: PreTrainedModel) -> nn.Module:
+    """The module that turns token ids into last hidden states.
+
+    It is what transformers says (``get_decoder``), unless that is the model itself or a layer of its head.
+    Raises ``UserError`` where there is none.
+    """
+    parts: tuple[nn.Module, ...] = (model.get_decoder(), model.base_model, *model.children())
+    for part in parts:
+        if part is not model and "input_ids" in inspect.signature(part.forward).parameters:
+            return part
+    raise UserError(f"{model.config.model_type}: no decoder that takes token ids was found in {type(model).__name__}")
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
+    """Name -> layer of every linear layer (GPT-2's ``Conv1D`` is one) but the vocabulary projection."""
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+    }
+
+
+def decoder_layers(body: nn.Module, config: Any) -> nn.ModuleList:
+    """The list of a body's layers. Raises ``UserError`` where there is none."""
+    for part in body.modules():
+        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
+            return part
+    raise UserError(f"{config.model_type}: no list of its layers was found in {type(body).__name__}")
+
+
+def width(config: Any) -> int:
+    """Width of the hidden states that a decoder returns; OPT projects them to that of its embeddings."""
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def rope_switch(config: Any) -> int | None:
+    """The number of positions above which a decoder turns queries and keys by other factors (LongRoPE).
+
+    It goes by the longest sequence of a forward. None: by nothing but a token's own position.
+    """
+    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_layer = [part for part in told.values() if isinstance(part, dict)]
+    for part in [told, *by_layer]:
+        if part.get("rope_type", part.get("type")) in LONGROPE:
+            own = getattr(config, "original_max_position_embeddings", None)
+            found = part.get("original_max_position_embeddings") or own or config.max_position_embeddings
+            return int(found)
+    return None
+
+
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """What autocast computes in, where it is on, else the dtype of ``values``."""
+    kind = values.device.type
+    if not torch.is_autocast_enabled(kind):
+        return values.dtype
+    found = torch.get_autocast_dtype(kind)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def tolerance(values: Tensor) -> float:
+    """How far results may be from each other, relative to their size, that differ by rounding only."""
+    return 1e-4 if values.dtype in (torch.float32, torch.float64) else 5e-2
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def reason(error: Exception) -> str:
+    """What a forward that failed says, in a line. A full memory is nothing that a caller did wrong: raised again."""
+    if is_out_of_memory(error):
+        raise error
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,324 @@
+"""The decoder's body, run over a layout through the public attention interface; where and in what it computes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedModel
+
+from llara_cli.core.errors import UserError
+from llara_cli.cpu.matmul import Products, lean_training
+from llara_cli.model import self_test
+from llara_cli.model.architecture import DTYPES, compute_dtype, decoder_layers, find_body, rope_switch, width
+from llara_cli.model.batching import Batching, forward_tokens
+from llara_cli.model.block_mask import block_mask, row_multiple
+from llara_cli.model.float8 import compute_in_float8
+from llara_cli.model.loading import max_positions
+from llara_cli.model.logits import Logits, find_logits
+from llara_cli.model.sequences import Layout, visible
+from llara_cli.model.sliding_window import Windows
+from llara_cli.model.to_device import to_device
+from llara_cli.model.varlen import VARLEN, mark_dynamic, plan_of, why_no_kernel
+
+ROW_TOKENS = 256
+"""Tokens of a packed row under a dense mask (on CPUs longer ones waste attention)."""
+COMPILED_SHAPES = 64
+"""Shapes that layers or FlexAttention are compiled for at most; for others they run as written, slowly and in full."""
+FLEX = "flex_attention"
+"""FlexAttention, as transformers calls it."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {name!r}: no CUDA device is visible to torch")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bf16 on a GPU that computes in it, else fp32 (CPUs and older GPUs emulate it, at a loss of speed)."""
+    if name == "auto":
+        computed = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bf16" if computed else "fp32"
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def allow_shapes() -> None:
+    """Let this process compile for ``COMPILED_SHAPES``; PyTorch's own limit is 8."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+
+
+def refuse_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ``UserError`` for a way to compute attention that the device cannot, or not in ``dtype``."""
+    if name == "flex" and device.type != "cuda":
+        raise UserError("--attention flex needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
+    if name == "varlen" and (why := why_no_kernel(device, dtype)) is not None:
+        raise UserError(f"--attention varlen: {why}; use dense")
+
+
+class Decoder:
+    """The body of a causal LM: token ids in, last hidden states (after the final norm) out; no logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.body = find_body(model)
+        self.config = model.config.get_text_config()
+        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        self.windows = Windows.of(self.config)
+        self._rope_switch = rope_switch(self.config)
+        self._lean = self._compiled = False
+        self._dense = self.config._attn_implementation
+        self._chosen = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.body.parameters()).device
+
+    @property
+    def dim(self) -> int:
+        """Width of a hidden state."""
+        return width(self.config)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the vocabulary projection."""
+        weight = self.projection.weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
+
+    @property
+    def embedded_tokens(self) -> int:
+        """Rows of the embedding: the model knows the ids below."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens the model has positions for; None where it has no limit."""
+        return max_positions(self.config)
+
+    @property
+    def projection(self) -> nn.Module:
+        """The vocabulary projection W; ``logits`` says what else a model does between hidden states and logits.
+
+        Raises ``UserError`` where the model has none.
+        """
+        head: nn.Module | None = self.model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{self.config.model_type}: {type(self.model).__name__} has no output embeddings")
+        return head
+
+    @cached_property
+    def logits(self) -> Logits:
+        """How logits come from hidden states, found once by trying. Raises ``UserError`` where that cannot be told."""
+        with self.attending():  # another would be compiled for a few tokens, or miss their segments
+            return find_logits(self.model, self.body, self.projection)
+
+    def freeze_projection(self) -> None:
+        """Train no weight that the body does not have: none of the projection's, unless it is its embeddings'."""
+        own = {id(weight) for weight in self.body.parameters()}
+        for weight in self.model.parameters():
+            if id(weight) not in own:
+                weight.requires_grad_(False)
+
+    def use_attention(self, name: str) -> None:
+        """Compute attention in one way: ``dense`` (under a mask), ``flex`` (FlexAttention) or ``varlen`` (segments).
+
+        ``auto``, unless something else is chosen: dense, but flex where ``batching`` packs rows on CUDA. Called under
+        autocast where the model is to compute so. Raises ``UserError``, with the reason, where model or device cannot.
+        """
+        refuse_attention(name, self.device, compute_dtype(next(self.body.parameters())))
+        if name == "flex":
+            self._use_flex()
+        elif name == "varlen":
+            self._use_varlen()
+        self._chosen = name
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed: ``dense``, ``flex`` or ``varlen``."""
+        return {FLEX: "flex", VARLEN: "varlen"}.get(self.config._attn_implementation, "dense")
+
+    @property
+    def rows_are_free(self) -> bool:
+        """Whether attention skips what texts of one row do not see of each other, so that long rows cost nothing."""
+        return self.attention != "dense"
+
+    def _use_flex(self) -> None:
+        if not self.attend_in_blocks():
+            why = "has dropout in attention" if self.drops_attention else "does not support FlexAttention"
+            raise UserError(f"--attention flex: {self.config.model_type} {why}; use dense")
+
+    def attend_in_blocks(self) -> bool:
+        """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
+        if not getattr(self.model, "_supports_flex_attn", False) or self.drops_attention:
+            return False
+        self.model.set_attn_implementation(FLEX)
+        allow_shapes()
+        return True
+
+    @property
+    def drops_attention(self) -> bool:
+        """Whether attention has dropout, which only dense attention knows."""
+        return float(getattr(self.config, "attention_dropout", None) or 0) > 0
+
+    def _use_varlen(self) -> None:
+        if (why := self_test.why_not_varlen(self)) is not None:
+            raise UserError(f"--attention varlen: {why}; use dense")
+        self.model.set_attn_implementation(VARLEN)
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether positions are taken as given, and every layer's attention is one that a mask can describe."""
+        return self._takes_positions and self.windows.maskable
+
+    @contextmanager
+    def attending(self, implementation: str | None = None) -> Iterator[None]:
+        """With another of transformers' implementations of attention for a while; None: the dense one."""
+        implementation = implementation or self._dense
+        before = self.config._attn_implementation
+        if implementation != before:
+            self.model.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            if implementation != before:
+                self.model.set_attn_implementation(before)
+
+    def batching(self, layout: str, budget: int) -> Batching:
+        """The layout that suits this device, or the one called for: ``packed``, ``bucketed`` or ``auto``.
+
+        Packed rows are as long as a forward where attention costs nothing between texts, short ones where it does.
+        """
+        parameters = sum(weight.numel() for weight in self.body.parameters())
+        switch, overhead = self._rope_switch, forward_tokens(self.device.type, parameters)
+        if layout == "bucketed":
+            return Batching("bucketed", budget, switch=switch, forward_tokens=overhead)
+        if self._chosen == "auto" and self.device.type == "cuda":
+            self.attend_in_blocks()
+        if not self.rows_are_free:
+            return Batching("packed", budget, ROW_TOKENS, 1, switch, overhead)
+        few_widths = self._compiled or self.attention == "flex"
+        return Batching("packed", budget, None, row_multiple(budget) if few_widths else 1, switch, overhead)
+
+    def recompute_in_backward(self, every: int = 1) -> None:
+        """Keep the input only of every ``every``-th layer, and compute it again in backward: less memory, more time.
+
+        Raises ``UserError`` where the model cannot.
+        """
+        if not self.model.supports_gradient_checkpointing:
+            raise UserError(
+                f"{self.config.model_type} has no gradient checkpointing: leave --gradient-checkpointing out"
+            )
+        # transformers is renaming the method; 5.17 knows the old name alone
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        if enable is not None:
+            enable(every_n_layers=every)
+        else:
+            self.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
+            )
+        self.model.enable_input_require_grads()
+
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """``torch.compile`` each decoder layer: they are alike, so what is compiled for one serves all.
+
+        Compiled for the first width of a row, and once more for all others. Raises ``UserError`` where the body has no
+        list of layers.
+        """
+        _ = self._joint  # tried before: it would be compiled for, and a compiler's errors taken for the model's
+        for layer in decoder_layers(self.body, self.config):
+            layer.compile(backend=backend)
+        allow_shapes()
+        self._compiled = True
+
+    def multiply_in_float8(self, *, emulate: bool = False) -> None:
+        """``compute_in_float8`` of the body; what is tried outside autocast is tried before, as float8 needs it."""
+        _ = self._joint
+        compute_in_float8(self.body, emulate=emulate)
+
+    def train_lean(self) -> None:
+        """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
+        self._lean = True
+
+    def hidden(self, layout: Layout, windows: list[int | None] | None = None) -> Tensor:
+        """Last hidden states (R * L, dim) of a layout.
+
+        ``windows``: where ``varlen`` notes the sliding window that each layer asks for.
+        """
+        with self._products():
+            output: Tensor = self.body(**self._inputs(layout, windows), use_cache=False).last_hidden_state
+        return output.reshape(-1, output.shape[-1])
+
+    def _inputs(self, layout: Layout, windows: list[int | None] | None) -> dict[str, Any]:
+        """What the body is given."""
+        device, implementation = self.device, self.config._attn_implementation
+        ids, positions = (to_device(part, device) for part in (layout.ids, layout.positions))
+        if implementation == VARLEN:  # rows are nothing to it: one after the other they are one
+            segments = plan_of(layout, device)._replace(windows=windows)
+            if self._compiled:
+                mark_dynamic(segments)
+            return {"input_ids": ids.reshape(1, -1), "position_ids": positions.reshape(1, -1), "segments": segments}
+        if layout.plain and implementation != FLEX and not self._padding_would_count(layout):
+            return {"input_ids": ids}
+        return {"input_ids": ids, "position_ids": positions, "attention_mask": self._mask(layout)}
+
+    def _padding_would_count(self, layout: Layout) -> bool:
+        """Whether rows, padded, are wider than the model has positions for, or than it takes another way to compute."""
+        limits = (limit for limit in (self._rope_switch, self.max_positions) if limit is not None)
+        return any(layout.positions.max(initial=0) < limit < layout.ids.shape[1] for limit in limits)
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """Around the body: how its matrices are multiplied."""
+        if self.device.type != "cpu" or self._compiled or self.attention == "flex":
+            return nullcontext()
+        return lean_training() if self._lean and torch.is_grad_enabled() else Products()
+
+    def slots(self, layout: Layout) -> Tensor:
+        """Hidden states at the slots of every branch: (branches, slots, dim)."""
+        return self.hidden(layout)[to_device(layout.slots, self.device)]
+
+    def _mask(self, layout: Layout) -> Any:
+        """The mask as this model's attention takes it; per layer type where the types differ."""
+        masks = {kind: self._attention_mask(layout, window) for kind, window in self.windows.kinds.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _attention_mask(self, layout: Layout, window: int | None) -> Tensor | BlockMask:
+        if self.config._attn_implementation == FLEX:
+            return block_mask(layout, window, self.device)
+        seen = to_device(visible(layout, window), self.device)[:, None]
+        if self.config._attn_implementation == "sdpa":
+            return seen
+        # eager attention adds the mask to the scores: a boolean one would be silently wrong there
+        dtype = compute_dtype(next(self.body.parameters()))
+        return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+    def runs_jointly(self) -> bool:
+        """Whether one forward over a tree equals one per branch: tried on a few tokens of this very model.
+
+        False for decoders that take no mask or positions as given (ALiBi, recurrent, hybrid, chunked attention).
+        """
+        return self._joint
+
+    @cached_property
+    def _joint(self) -> bool:
+        with self.attending():
+            return self_test.runs_jointly(self)
+
+    def check(self, where: str) -> None:
+        """Try the body on a few tokens: it must return hidden states, which no later token may change.
+
+        ``where`` names the model. Raises ``UserError`` where the body is no causal decoder of token ids.
+        """
+        self_test.check(self, where)

@@ -1,0 +1,109 @@
+"""What is tried on a few tokens of the very model, rather than known of its architecture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.model.architecture import FAILURES, compute_dtype, dtype_name, evaluating, reason, tolerance
+from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.to_device import to_device
+from llara_cli.model.varlen import VARLEN
+
+if TYPE_CHECKING:
+    from llara_cli.model.decoder import Decoder
+
+TOKENS = 16
+"""Tokens of a row that a body is tried on."""
+
+
+def _tree(decoder: Decoder) -> Tree:
+    """Of a few tokens, with two branches."""
+    ids = np.random.default_rng(0).integers(0, decoder.embedded_tokens, 19)
+    return Tree(ids[:8], [ids[8:15], ids[15:]])
+
+
+def jointly(decoder: Decoder, windows: list[int | None] | None = None) -> Tensor:
+    """Hidden states (2, dim) of a tree's two branches, in one row; ``windows``: see ``Decoder.hidden``."""
+    layout = lay_out([_tree(decoder)])
+    with evaluating(decoder.model):
+        return decoder.hidden(layout, windows)[to_device(layout.slots[:, 0], decoder.device)]
+
+
+def separately(decoder: Decoder) -> Tensor:
+    """The same, each branch with a trunk and a row of its own."""
+    tree = _tree(decoder)
+    with evaluating(decoder.model):
+        return decoder.slots(lay_out([Tree(tree.trunk, [branch]) for branch in tree.branches]))[:, 0]
+
+
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they differ by the rounding of ``dtype``, in which they were computed."""
+    error = (found - wanted).float().norm() / wanted.float().norm()
+    return bool(error < (1e-3 if dtype in (torch.float32, torch.float64) else 5e-2))
+
+
+def runs_jointly(decoder: Decoder) -> bool:
+    """``Decoder.runs_jointly``, in the attention that is switched on."""
+    if not decoder.takes_trees:
+        return False
+    try:
+        found = jointly(decoder)
+        return close(found, separately(decoder), found.dtype)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def why_not_varlen(decoder: Decoder) -> str | None:
+    """What keeps a model from attention over segments; None where it gives there what it gives in dense attention."""
+    kind = decoder.config.model_type
+    if decoder.drops_attention:
+        return f"{kind} has dropout in attention"
+    if not decoder.takes_trees:
+        return f"{kind} takes no positions as given, or has layers of other kinds than full and sliding attention"
+    windows: list[int | None] = []
+    try:
+        with decoder.attending():
+            wanted = separately(decoder)
+        with decoder.attending(VARLEN):
+            found = jointly(decoder, windows)
+    except FAILURES as error:
+        return f"{kind} does not run so: {reason(error)}"
+    if windows != decoder.windows.layers:
+        return f"the layers of {kind} do not ask for the sliding windows of its configuration"
+    alike = close(found, wanted, compute_dtype(next(decoder.body.parameters())))
+    return None if alike else f"{kind} computes something else in it than in dense attention"
+
+
+def check(decoder: Decoder, where: str) -> None:
+    """``Decoder.check``."""
+    kind = decoder.config.model_type
+    positions = decoder.max_positions
+    tokens = TOKENS if positions is None or positions < 2 else min(TOKENS, positions)
+    earlier = slice(0, tokens // 2)
+    ids = np.random.default_rng(1).integers(min(5, decoder.embedded_tokens - 1), decoder.embedded_tokens, (2, tokens))
+    ids[1, earlier] = ids[0, earlier]
+    try:
+        with evaluating(decoder.model):
+            hidden = decoder.hidden(lay_out([Tree(row, []) for row in ids]))
+    except FAILURES as error:
+        raise UserError(f"{where}: {kind} does not run on token ids alone: {reason(error)}") from error
+    if not hidden.isfinite().all():
+        raise LlaraError(
+            f"{where}: {kind} gives NaN or infinite hidden states: its weights are damaged, or too large for "
+            f"{dtype_name(hidden.dtype)}: try --dtype fp32 or bf16"
+        )
+    if hidden.shape != (2 * tokens, decoder.dim):
+        raise UserError(f"{where}: {kind} returns hidden states of width {hidden.shape[-1]}, expected {decoder.dim}")
+    one, other = hidden.float().view(2, tokens, decoder.dim)[:, earlier]
+    # not the largest: rounding may send a single token to another expert
+    if float(((one - other).norm(dim=-1) / one.norm(dim=-1)).median()) > tolerance(hidden):
+        why = " (is_decoder: false)" if getattr(decoder.config, "is_decoder", None) is False else ""
+        raise UserError(
+            f"{where}: {kind}{why} is not a causal decoder: hidden states depend on later tokens;"
+            " encode with --encoder sentence-transformers"
+        )

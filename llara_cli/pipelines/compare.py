@@ -1,0 +1,191 @@
+"""The stage ``compare``: models that were evaluated on the same queries, held against the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import Workspace
+from llara_cli.evaluation.benchmarks import BENCHMARKS
+from llara_cli.evaluation.metrics import DEFAULT_METRICS
+from llara_cli.evaluation.results import FOLDER, Result, find_name, kept, of_folder
+from llara_cli.evaluation.significance import Stratum, figure, holm, interval, named_test, wins
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A row of the comparison: the parts (results of one data set each) whose weighted mean it is."""
+
+    name: str
+    metric: str
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """One run of ``compare``; ``metric`` None: the main one of each data set."""
+
+    workspace: Workspace
+    console: Console
+    given_names: Sequence[str]
+    given_benchmark: str | None = None
+    metric: str | None = None
+    test: str = "t-test"
+
+    def run(self) -> dict[str, Any]:
+        """Figures with intervals, and each later model against the first; the command's result."""
+        test = named_test(self.test)
+        if len(set(self.given_names)) < 2 or len(set(self.names)) < 2:
+            raise UserError("name two models at least: llara compare MODEL_A MODEL_B")
+        units = self._units()
+        scores = {unit.name: self._scores(unit) for unit in units}
+        compared = self._corrected([self._against(name, units, test) for name in self.names[1:]])
+        mean = scores.pop(MEAN, None)
+        return {
+            "benchmark": self.benchmark,
+            "models": self.names,
+            "test": self.test,
+            "datasets": scores,
+            **({"mean": mean} if mean else {}),
+            "comparisons": compared,
+        }
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The models' own names, each once. Raises ``UserError`` where one has no results at all."""
+        known = sorted({name for folders in self._kept.values() for name in folders})
+        found = {given: find_name(given, known) for given in self.given_names}
+        if unknown := [given for given, name in found.items() if name is None]:
+            folder = self.workspace.root / FOLDER
+            raise UserError(
+                f"no results of {', '.join(unknown)} in {folder}; there are: {', '.join(known) or 'none yet'}"
+            )
+        return list(dict.fromkeys(name for name in found.values() if name is not None))
+
+    @cached_property
+    def _kept(self) -> dict[str, dict[str, Path]]:
+        """What there is: benchmark -> model -> folder."""
+        return kept(self.workspace)
+
+    @cached_property
+    def benchmark(self) -> str:
+        """The one on which all have results. Raises ``UserError`` where that is none, or several."""
+        shared = [name for name, folders in self._kept.items() if folders.keys() >= set(self.names)]
+        if self.given_benchmark is not None:
+            if (found := find_name(self.given_benchmark, shared)) is None:
+                have = ", ".join(shared) or "none"
+                raise UserError(f"--benchmark {self.given_benchmark}: not all have results on it; on all: {have}")
+            return found
+        if len(shared) != 1:
+            raise UserError(
+                f"several benchmarks have results of all: choose with --benchmark: {', '.join(shared)}"
+                if shared
+                else f"{' and '.join(self.names)} have results on no benchmark in common"
+            )
+        return shared[0]
+
+    @cached_property
+    def results(self) -> dict[str, dict[str, Result]]:
+        """Data set -> model -> result, of the data sets that all have, in the benchmark's order.
+
+        Raises ``UserError`` where there is none, and where models were measured on different data.
+        """
+        folders = self._kept[self.benchmark]
+        found = {name: {result.dataset: result for result in of_folder(folders[name])} for name in self.names}
+        every = list(dict.fromkeys(dataset for results in found.values() for dataset in results))
+        shared = [name for name in every if all(name in results for results in found.values())]
+        if not shared:
+            raise UserError(f"{' and '.join(self.names)} have no data set of {self.benchmark} in common")
+        if left := [name for name in every if name not in shared]:
+            self.console.warn(f"not measured for all, left out: {', '.join(left)}")
+        tasks = [task.name for task in self._tasks]
+        order = [name for name in tasks if name in shared] + [name for name in shared if name not in tasks]
+        return {name: self._same_data(name, {model: found[model][name] for model in self.names}) for name in order}
+
+    @property
+    def _tasks(self) -> Sequence[Any]:
+        return BENCHMARKS[self.benchmark].tasks if self.benchmark in BENCHMARKS else ()
+
+    def _same_data(self, dataset: str, results: dict[str, Result]) -> dict[str, Result]:
+        """The results. Raises ``UserError`` where their queries or judgments differ."""
+        first = results[self.names[0]]
+        for name, result in results.items():
+            if result.data != first.data or result.per_query.keys() != first.per_query.keys():
+                raise UserError(
+                    f"{dataset}: {self.names[0]} and {name} were measured on different data: evaluate one again"
+                )
+        return results
+
+    def _units(self) -> list[Unit]:
+        """Data sets, groups as one, and the mean where there are several of one metric."""
+        groups: dict[str, list[str]] = {}
+        for dataset in self.results:
+            groups.setdefault(dataset.partition("/")[0], []).append(dataset)
+        units = [
+            Unit(name, self._metric(parts[0]), dict.fromkeys(parts, 1 / len(parts))) for name, parts in groups.items()
+        ]
+        counted = [unit for unit in units if self._counts(unit)]
+        if len(counted) > 1 and len({unit.metric for unit in counted}) == 1:
+            weights = {part: weight / len(counted) for unit in counted for part, weight in unit.parts.items()}
+            units.append(Unit(MEAN, counted[0].metric, weights))
+        return units
+
+    def _counts(self, unit: Unit) -> bool:
+        """Whether a unit counts towards the mean: not MS MARCO in BEIR, nor a group that is not whole."""
+        parts = [task for task in self._tasks if task.group == unit.name]
+        return not parts or (parts[0].in_mean and len(parts) == len(unit.parts))
+
+    def _metric(self, dataset: str) -> str:
+        task = next((task for task in self._tasks if task.name == dataset), None)
+        wanted = self.metric or (task.metrics[0] if task else DEFAULT_METRICS[0])
+        for name, result in self.results[dataset].items():
+            if wanted not in result.metrics:
+                there = ", ".join(result.metrics)
+                raise UserError(
+                    f"{dataset}: {name} has no {wanted}, but {there}; llara evaluate --metrics {wanted} adds it"
+                )
+        return wanted
+
+    def _strata(self, unit: Unit, model: str) -> list[Stratum]:
+        """The model's values, part by part, in one order of the queries for all models."""
+        found = []
+        for part, weight in unit.parts.items():
+            values, order = self.results[part][model].per_query, self.results[part][self.names[0]].per_query
+            found.append(Stratum(np.array([values[query][unit.metric] for query in order]), weight))
+        return found
+
+    def _scores(self, unit: Unit) -> dict[str, Any]:
+        strata = {name: self._strata(unit, name) for name in self.names}
+        return {
+            "metric": unit.metric,
+            "queries": sum(len(stratum.values) for stratum in strata[self.names[0]]),
+            "scores": {name: figure(values) for name, values in strata.items()},
+            "intervals": {name: interval(values) for name, values in strata.items()},
+        }
+
+    def _against(
+        self, name: str, units: Sequence[Unit], test: Callable[[Sequence[Stratum]], float | None]
+    ) -> dict[str, Any]:
+        """A model against the first."""
+        rows = {}
+        for unit in units:
+            pairs = zip(self._strata(unit, name), self._strata(unit, self.names[0]), strict=True)
+            differences = [Stratum(mine.values - theirs.values, mine.weight) for mine, theirs in pairs]
+            rows[unit.name] = {"difference": figure(differences), **wins(differences), "p": test(differences)}
+        return {"baseline": self.names[0], "model": name, "rows": rows}
+
+    def _corrected(self, compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Holm's correction over all tests of this comparison."""
+        rows = [row for comparison in compared for row in comparison["rows"].values()]
+        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = corrected
+        return compared

@@ -1,0 +1,328 @@
+"""The stage ``encode``: a collection and a model in, a vector store in the workspace out; shard by shard, resumable."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llara_cli.core import registry
+from llara_cli.core.artifacts import Artifact, Build, RunSpec, input_record
+from llara_cli.core.config import LAYOUTS, refuse_nonpositive, refuse_unknown_attention
+from llara_cli.core.console import Console
+from llara_cli.core.distributed import ProcessGroup
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.names import input_stem, slug
+from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
+from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.cpu.allocator import give_back_memory, resident_memory
+from llara_cli.data.arrow_table import Table
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import Document, passage_text, read_documents
+from llara_cli.model.architecture import dtype_name
+from llara_cli.model.decoder import choose_device, choose_dtype, refuse_attention
+from llara_cli.model.encoder import BATCH_TOKENS
+from llara_cli.model.source import ModelSource
+from llara_cli.model.speed import rough_seconds
+from llara_cli.retrieval.shards import Shards
+from llara_cli.retrieval.vector_store import IDS, STORES, TEXTS, cut, write_documents
+
+NUMBER_BYTES = 4
+"""Of a token's id, and of a number of a vector."""
+SAMPLE = 512
+"""Texts of which a plan counts the tokens."""
+_DERIVED_BYTES = 180
+"""Of a derived name: what is appended to it has room."""
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """``llara encode``; ``max_length`` None: 512, limited to the model's positions; ``dim`` None: the whole width."""
+
+    role: Role = "passage"
+    max_length: int | None = None
+    dtype: str = "auto"
+    store: str = "fp32"
+    encoder: str = "torch"
+    batch_tokens: int | None = None
+    shard_size: int = 4096
+    layout: str = "auto"
+    dim: int | None = None
+    attention: str = "auto"
+    compile: bool = False
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        if self.role not in ("query", "passage"):
+            raise UserError(f"--as must be passage or query, not {self.role!r}")
+        if self.store not in STORES:
+            raise UserError(f"--store must be fp32 or fp16, not {self.store!r}")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"--layout must be {', '.join(LAYOUTS)}, not {self.layout!r}")
+        refuse_unknown_attention(self.attention)
+        for name in ("max_length", "batch_tokens", "shard_size", "dim"):
+            refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
+
+    def recorded(self, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
+        """What a manifest says of vectors, wherever they came from."""
+        narrow = {"dim": self.dim} if self.dim is not None else {}
+        return narrow | {
+            "as": self.role,
+            "dtype": dtype_name(choose_dtype(self.dtype, choose_device())),
+            "store": self.store,
+            "encoder": self.encoder,
+            "shard_size": self.shard_size,
+            "model": source.name,
+            "source": source.argument(workspace),
+        }
+
+
+def derived_name(source: ModelSource, path: Path, role: Role) -> str:
+    """``MODEL-INPUT``, with the role where it is not the usual one."""
+    return slug(f"{slug(source.name)}-{input_stem(path)}", _DERIVED_BYTES) + ("-query" if role == "query" else "")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One run of ``encode``."""
+
+    workspace: Workspace
+    console: Console
+    source: ModelSource
+    collection: Path
+    settings: EncodeConfig
+    name: str = ""
+    made_for: str = "user"
+
+    def run(self, *, restart: bool = False) -> dict[str, Any]:
+        """Encode, or take up where an earlier run stopped, or give the finished run's result again.
+
+        Where several processes were launched, each encodes its own shards.
+        """
+        self.settings.check()
+        device = choose_device()
+        refuse_attention(self.settings.attention, device, choose_dtype(self.settings.dtype, device))
+        self._check_dim()
+        process_group = ProcessGroup.join(device)
+        with process_group.share(lambda: self._building(restart)) as build:
+            if isinstance(build, Artifact):
+                return told_again(self.console, build)
+            return self._encode(build, process_group)
+
+    @contextmanager
+    def _building(self, restart: bool) -> Iterator[Build | Artifact]:
+        """The artifact under construction, its collection checked; a caller's mistake leaves none without a shard."""
+        name = self.name or self.derived_name()
+        with self.console.status(f"checking {self.source.name} and {self.file.name}"):
+            _ = self.run_spec
+        with self.workspace.build("embeddings", name, self.run_spec, restart=restart) as build:
+            if isinstance(build, Build):
+                self._take_in(build)
+            try:
+                yield build
+            except UserError:
+                if isinstance(build, Build) and not Shards(build.folder).begun:
+                    shutil.rmtree(build.folder)
+                raise
+
+    def plan(self) -> dict[str, Any]:
+        """What ``run`` would do, without loading the weights."""
+        self.settings.check()
+        with self.console.bar("reading", None, unit="texts") as bar:
+            count, sample = _sampled(bar.over(read_documents(self.file, self.console.note)))
+        self._check_dim()
+        facts = self.backend.facts(self.source)
+        dim = self.settings.dim or facts.dim
+        device = choose_device()
+        dtype = choose_dtype(self.settings.dtype, device)
+        width = STORES[self.settings.store]().nbytes
+        plan: dict[str, Any] = {
+            "name": self.name or self.derived_name(),
+            "device": str(device),
+            "dtype": dtype_name(dtype),
+            "parameters": facts.parameters,
+            "texts": count,
+            "max_length": self.max_length,
+            "dim": dim,
+            "shards": -(-count // self.settings.shard_size),
+            "disk": count * dim * width,
+        }
+        counted = self.backend.count_tokens(self.source, sample, self.settings.role, self.settings.max_length)
+        tokens, seen = (number * count // len(sample) for number in counted) if counted else (None, None)
+        if tokens is not None and seen is not None and facts.token_flops is not None:
+            flops = facts.token_flops * seen
+            plan |= {"tokens": tokens, "flops": flops, "expected_seconds": rough_seconds(flops, device, dtype)}
+        memory = self._memory(facts, dtype, device, count, seen)
+        exact = count <= len(sample) or tokens is None
+        estimated: dict[str, Any] = {"estimated": [] if exact else ["tokens"]}
+        return plan | {"memory": memory, "peak_memory": sum(memory.values())} | estimated
+
+    def _memory(
+        self, facts: EncoderFacts, dtype: torch.dtype, device: torch.device, count: int, seen: int | None
+    ) -> dict[str, int]:
+        """Bytes by part, at the peak: on a GPU of its memory, else of the machine's.
+
+        ``loading or computing``: the larger of what the two take beside the weights. While it is read, a checkpoint is
+        in memory twice, the second time as pages of its file, which the system takes back where memory is short.
+        """
+        weights = facts.parameters * dtype.itemsize
+        budget = self.settings.batch_tokens or BATCH_TOKENS[device.type]
+        longest = self.max_length or 0
+        batch = max(longest, budget if seen is None else min(budget, seen))
+        computing = (facts.token_numbers or 0) * dtype.itemsize * batch
+        if device.type != "cpu":
+            return {"weights": weights, "activations": computing}
+        rows = 2 * min(count, self.settings.shard_size)  # of a shard, and of the one that is tokenized meanwhile
+        computing += rows * NUMBER_BYTES * (facts.dim + (seen or 0) // max(1, count))
+        give_back_memory()
+        parts = {"weights": weights, "loading or computing": max(weights, computing)}
+        return parts | {"runtime": resident_memory()}
+
+    def derived_name(self) -> str:
+        """``MODEL-INPUT``, with the role where it is not the usual one."""
+        return derived_name(self.source, self.collection, self.settings.role)
+
+    @cached_property
+    def file(self) -> Path:
+        """The file to read: of a BEIR folder the corpus, or for queries its queries."""
+        if not self.collection.is_dir():
+            return self.collection
+        folder = BeirFolder(self.collection)
+        return folder.queries if self.settings.role == "query" else folder.corpus
+
+    @cached_property
+    def backend(self) -> type[EncoderBackend]:
+        """The encoder's class. Raises ``UserError`` where it is unknown or not installed."""
+        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder)
+        return found
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """Total tokens of a sequence; None where the model has no limit."""
+        return self.backend.choose_length(self.source, self.settings.max_length)
+
+    @cached_property
+    def run_spec(self) -> RunSpec:
+        """What makes an equal run."""
+        settings = self.settings.recorded(self.source, self.workspace) | {"max_length": self.max_length}
+        return RunSpec(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
+
+    def _encode(self, build: Build, process_group: ProcessGroup) -> dict[str, Any]:
+        texts, shards, size = Table(build.folder / TEXTS), Shards(build.folder), self.settings.shard_size
+        mine = range(process_group.rank, -(-len(texts) // size), process_group.size)
+        left = [number for number in mine if number not in shards]
+        encoder = self._load()
+        started = time.monotonic()
+        dim = self.settings.dim or encoder.dim
+        total, waiting = (sum(_rows_in(texts, number, size) for number in numbers) for numbers in (mine, left))
+        with self.console.bar(self._doing, total, unit="texts") as bar:
+            bar.advance(total - waiting)
+            passages = (_passages(texts.rows(number * size, (number + 1) * size)) for number in left)
+            vectors = encoder.encode_each(passages, self.settings.role, bar.advance)
+            for number, encoded in zip(left, vectors, strict=True):
+                shards.add(number, self._checked(encoded), self.settings.store)
+        process_group.wait()
+        seconds = time.monotonic() - started
+        return self._finish(build, shards, len(texts), dim, seconds) if process_group.leads else {}
+
+    @property
+    def _doing(self) -> str:
+        return "encoding queries" if self.settings.role == "query" else "encoding passages"
+
+    def _take_in(self, build: Build) -> None:
+        """Check the whole collection and copy ids and texts, before any weight is loaded; once."""
+        if (build.folder / IDS).exists():
+            return
+        with build.staging() as staging:
+            with self.console.bar("reading", None, unit="texts") as bar:
+                write_documents(staging, bar.over(read_documents(self.file, self.console.note)))
+            build.open_folder()
+            (staging / TEXTS).replace(build.folder / TEXTS)
+            (staging / IDS).replace(build.folder / IDS)
+
+    def _load(self) -> EncoderBackend:
+        options = EncoderOptions(
+            dtype=self.settings.dtype,
+            query_length=self.max_length if self.settings.role == "query" else None,
+            passage_length=self.max_length if self.settings.role == "passage" else None,
+            batch_tokens=self.settings.batch_tokens,
+            layout=self.settings.layout,
+            attention=self.settings.attention,
+            compile=self.settings.compile,
+            note=self.console.warn_once,
+        )
+        with self.console.status(f"loading {self.source.name}"):
+            return self.backend.load(self.source, options)
+
+    def _checked(self, encoded: Encoded) -> Encoded:
+        if not np.isfinite(encoded.vectors).all():
+            raise LlaraError(f"{self.source.name} gave NaN or infinite vectors; try --dtype fp32 or bf16")
+        return replace(encoded, vectors=cut(encoded.vectors, self.settings.dim))
+
+    def _check_dim(self) -> None:
+        """Raise ``UserError`` for more dimensions than the model has; say so where it was not trained for fewer."""
+        backend, dim = self.backend, self.settings.dim
+        if dim is None:
+            return
+        if dim > (width := backend.facts(self.source).dim):
+            raise UserError(f"--dim {dim} is above the model's width of {width}")
+        if dim not in (width, *self.source.recipe.dims):
+            told = ", ".join(map(str, self.source.recipe.dims)) or "its whole width only"
+            self.console.warn(f"{self.source.name} was trained for {told} (finetune --dims), not for {dim}")
+
+    def _finish(self, build: Build, shards: Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
+        totals = shards.totals()
+        if totals["empty"]:
+            self.console.warn(f"{totals['empty']} of {count} texts are empty: encoded as the bare prompt")
+        if totals["cut"]:
+            self.console.note(f"{totals['cut']} of {count} texts are longer than {self.max_length} tokens and were cut")
+        shards.discard()
+        result = {
+            "name": build.name,
+            "path": str(build.target),
+            "count": count,
+            "dim": dim,
+            "tokens": totals["tokens"],
+            "seconds": round(seconds, 3),
+            "model": self.source.name,
+        }
+        build.finish({"count": count, "dim": dim, **totals}, result, self.made_for)
+        return result
+
+
+def encoded(encoding: Encoding, made_for: str) -> Artifact:
+    """The embeddings of an equal run, whatever their name; made now where there are none, or damaged ones."""
+    workspace = encoding.workspace
+    if made := workspace.find_equal("embeddings", encoding.run_spec, encoding.console):
+        return made
+    name = f"{encoding.derived_name()}-{encoding.run_spec.fingerprint[:8]}"
+    replace(encoding, name=name, made_for=made_for).run(restart=workspace.is_damaged("embeddings", name))
+    return workspace.get("embeddings", name)
+
+
+def _sampled(documents: Iterator[Document]) -> tuple[int, list[str]]:
+    """How many there are, and some of their passages, drawn evenly from all."""
+    draw, sample, count = random.Random(0), [], 0
+    for count, document in enumerate(documents, 1):
+        if count <= SAMPLE:
+            sample.append(document.passage)
+        elif (place := draw.randrange(count)) < SAMPLE:
+            sample[place] = document.passage
+    return count, sample
+
+
+def _rows_in(texts: Table, shard: int, size: int) -> int:
+    return min(size, len(texts) - shard * size)
+
+
+def _passages(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [passage_text(row["title"], row["text"]) for row in rows]

@@ -1,0 +1,145 @@
+"""Embeddings of the workspace as one file that any other tool reads: ``.npy`` with ids beside it, or ``.parquet``.
+
+Which model made the vectors is told beside the ``.npy``, or in the ``.parquet``'s metadata, for ``encode --from``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llara_cli.core.artifacts import sha256_file
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.output_files import check_output, is_stream, open_output
+from llara_cli.core.protocols import Progress
+from llara_cli.core.workspace import Workspace
+from llara_cli.retrieval.vector_origin import METADATA, Origin, origin_path
+from llara_cli.retrieval.vector_store import IDS, VectorStore
+
+ENDINGS = (".npy", ".parquet")
+ROW_GROUP = 4096
+"""Rows of a .parquet file that are written together."""
+
+
+def ids_path(file: Path) -> Path:
+    """Where the ids of a ``.npy`` file lie, one a line."""
+    return file.with_name(file.name + ".ids.txt")
+
+
+def refuse_ending(file: Path) -> None:
+    """Raise ``UserError`` for a file that is named neither ``.npy`` nor ``.parquet``."""
+    if file.suffix.lower() not in ENDINGS:
+        raise UserError(f"{file}: name it {' or '.join(ENDINGS)}: the ending says in which format the vectors are")
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """One run of ``export``; ``force``: an existing file is replaced."""
+
+    workspace: Workspace
+    store: VectorStore
+    file: Path
+    console: Console
+    force: bool = False
+
+    def run(self) -> dict[str, Any]:
+        """Write the file, all of it or nothing. Raises ``UserError`` where it cannot be or is there already."""
+        refuse_ending(self.file)
+        is_npy = self.file.suffix.lower() == ".npy"
+        written = [self.file, *([ids_path(self.file), origin_path(self.file)] if is_npy else [])]
+        self._refuse_place(written)
+        started = time.monotonic()
+        with self.console.bar("exporting", self.store.count, unit="vectors") as bar:
+            (self._write_npy if is_npy else self._write_parquet)(bar.advance)
+        return {
+            "embeddings": self.store.artifact.name,
+            "file": str(self.file),
+            "count": self.store.count,
+            "dim": self.store.dim,
+            "bytes": sum(path.stat().st_size for path in written),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    def _refuse_place(self, files: list[Path]) -> None:
+        for file in files:
+            check_output(file, self.workspace.root, flag="FILE")
+        there = [str(file) for file in files if file.exists() and not is_stream(file)]
+        if there and not self.force:
+            raise UserError(f"{', '.join(there)}: there already; --force replaces it")
+
+    def _write_npy(self, progress: Progress) -> None:
+        """(count, dim) float32 behind NumPy's header; the ids, and the origin."""
+        shape = (self.store.count, self.store.dim)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        with open_output(self.file) as file, open_output(ids_path(self.file)) as names:
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in self._blocks(progress):
+                file.write(np.ascontiguousarray(block, "<f4").data)
+            with (self.store.artifact.path / IDS).open("rb") as ids:
+                if _copy_lines(ids, names) != self.store.count:
+                    raise self.store.damaged()
+            _discard(origin_path(self.file))  # it may be that of the vectors which are replaced
+        with open_output(origin_path(self.file)) as file:
+            digest = "" if is_stream(self.file) else sha256_file(self.file)
+            file.write(replace(Origin.of(self.store.artifact), vectors=digest).as_json().encode())
+
+    def _write_parquet(self, progress: Progress) -> None:
+        """Columns id, vector, title, text; a group of rows at a time. The origin is in the schema's metadata."""
+        vector = pa.list_(pa.float32(), self.store.dim)
+        schema = pa.schema([("id", pa.string()), ("vector", vector), ("title", pa.string()), ("text", pa.string())])
+        schema = schema.with_metadata({METADATA: Origin.of(self.store.artifact).as_json()})
+        names = iter(self.store.ids)
+        with (
+            open_output(self.file) as file,
+            pq.ParquetWriter(file, schema, use_dictionary=False) as writer,
+        ):
+            row = 0
+            for block in self._blocks(progress):
+                for start in range(0, len(block), ROW_GROUP):
+                    part = block[start : start + ROW_GROUP]
+                    writer.write_batch(self._batch(schema, part, names, row))
+                    row += len(part)
+
+    def _batch(self, schema: pa.Schema, vectors: Any, names: Iterator[str], row: int) -> pa.RecordBatch:
+        """Rows ``row`` and on: vectors (rows, dim) with their ids and texts."""
+        texts = self.store.texts.rows(row, row + len(vectors))
+        ids = list(islice(names, len(vectors)))
+        if not len(texts) == len(ids) == len(vectors):
+            raise self.store.damaged()
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        columns = [
+            pa.array(ids, pa.string()),
+            pa.FixedSizeListArray.from_arrays(flat, self.store.dim),
+            *(pa.array([text[name] for text in texts], pa.string()) for name in ("title", "text")),
+        ]
+        return pa.record_batch(columns, schema=schema)
+
+    def _blocks(self, progress: Progress) -> Iterator[Any]:
+        """The store's blocks."""
+        for block in self.store:
+            yield block
+            progress(len(block))
+
+
+def _discard(file: Path) -> None:
+    """Remove the file behind all links; a device, or a pipe, is left alone, and so are the links."""
+    if not is_stream(file) and (target := file.resolve()).is_file():
+        target.unlink()
+
+
+def _copy_lines(source: IO[bytes], target: IO[bytes]) -> int:
+    """Copy all bytes; how many lines there were."""
+    count = 0
+    while chunk := source.read(1 << 20):
+        target.write(chunk)
+        count += chunk.count(b"\n")
+    return count

@@ -1,0 +1,119 @@
+"""What ``mine`` puts queries to: an index of the workspace, or BM25 over a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from llara_cli.core.artifacts import input_record
+from llara_cli.core.errors import UserError
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import Document, read_documents
+from llara_cli.data.text_files import Note, ignore
+from llara_cli.data.training_rows import TrainingRow
+from llara_cli.pipelines.search import Searching
+from llara_cli.retrieval.bm25 import Bm25
+from llara_cli.retrieval.ranking import RowRanking
+
+
+class Finder(Protocol):
+    """What queries are put to."""
+
+    name: str
+    parents: dict[str, str]
+    searched: dict[str, str]
+
+    def get_ready(self, *, margin: bool) -> None:
+        """Load all that a search takes, so that nothing is begun that cannot be done.
+
+        Raises ``UserError`` where that fails, or where there is a ``margin`` and positives have no score.
+        """
+
+    def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
+        """The k best of each query: id, score, row."""
+
+    def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
+        """How each row's best positive scores."""
+
+    def document(self, row: int) -> Document:
+        """The text behind a row."""
+
+
+class DenseFinder:
+    """An index of the workspace."""
+
+    def __init__(self, searching: Searching) -> None:
+        self._searching = searching
+        self.name = searching.source.name
+        self.searched = {"index": searching.index.name}
+        self.parents = {"index": searching.index.fingerprint, "model": searching.source.fingerprint()}
+
+    def get_ready(self, *, margin: bool) -> None:
+        """Load model and index."""
+        _ = self._searching.encoder, self._searching.backend
+
+    def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
+        """Nearest vectors."""
+        return self._searching.rank(queries, k)
+
+    def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
+        """Cosine of each query and the nearest of its positives."""
+        queries = self._searching.embed([row.query for row in rows], "query")
+        passages = self._searching.embed([text for row in rows for text in row.positives], "passage")
+        ends = np.cumsum([len(row.positives) for row in rows])[:-1]
+        parts = zip(queries, np.split(passages, ends), strict=True)
+        return [float((part @ query).max()) for query, part in parts]
+
+    def document(self, row: int) -> Document:
+        """From the embeddings behind the index."""
+        index_rows = self._searching.index_rows
+        text = index_rows.text(row)
+        return Document(index_rows.ids[row], text["title"], text["text"])
+
+
+class Bm25Finder:
+    """BM25 over a corpus, which is held in memory."""
+
+    name = "bm25"
+
+    def __init__(self, corpus: Path, note: Note = ignore) -> None:
+        """``note``: told what the user should know of the corpus."""
+        file = BeirFolder(corpus).corpus if corpus.is_dir() else corpus
+        self.parents = {"corpus": str(input_record(file)["sha256"])}
+        self.searched = {"corpus": file.name}
+        self._file = file
+        self._note = note
+
+    @cached_property
+    def _documents(self) -> list[Document]:
+        return list(read_documents(self._file, self._note))
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {document.id: row for row, document in enumerate(self._documents)}
+
+    @cached_property
+    def _index(self) -> Bm25:
+        return Bm25([document.id for document in self._documents], [document.passage for document in self._documents])
+
+    def get_ready(self, *, margin: bool) -> None:
+        """Read the corpus. BM25 scores only what is in it, which a positive need not be."""
+        if margin:
+            raise UserError("--margin compares cosines: mine with a dense model, not with bm25")
+        _ = self._index
+
+    def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
+        """Documents that share words."""
+        return ([(name, score, self._rows[name]) for name, score in hits] for hits in self._index.search(queries, k))
+
+    def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
+        """None: see ``get_ready``."""
+        raise NotImplementedError
+
+    def document(self, row: int) -> Document:
+        """From memory."""
+        return self._documents[row]

@@ -1,0 +1,192 @@
+"""The stage behind ``encode --from``: vectors that another tool computed become embeddings of the workspace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.core import registry
+from llara_cli.core.artifacts import Artifact, Build, RunSpec
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import EncoderBackend
+from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.model.source import ModelSource
+from llara_cli.pipelines.encode import EncodeConfig, derived_name
+from llara_cli.retrieval.vector_files import VectorFile
+from llara_cli.retrieval.vector_store import STORES, shard_name, write_documents, write_shard
+
+_TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3}
+"""How far from 1 a length may be for a vector to count as normalized: what rounding to the stored type does."""
+
+
+@dataclass
+class Tally:
+    """What was done to the vectors on the way in."""
+
+    scaled: int = 0
+    zero: int = 0
+
+
+@dataclass(frozen=True)
+class Importing:
+    """One run of ``encode --from``; queries will be encoded with ``source``."""
+
+    workspace: Workspace
+    console: Console
+    source: ModelSource
+    file: VectorFile
+    settings: EncodeConfig
+    name: str = ""
+
+    def run(self, *, restart: bool = False) -> dict[str, Any]:
+        """Take the file in, all of it or nothing, or give the finished run's result again."""
+        self._check()
+        with self.workspace.build("embeddings", self._name, self.run_spec, restart=restart) as build:
+            if isinstance(build, Artifact):
+                return told_again(self.console, build)
+            return self._import(build)
+
+    def plan(self) -> dict[str, Any]:
+        """What ``run`` would do."""
+        self._check()
+        width = STORES[self.settings.store]().nbytes
+        return {
+            "name": self._name,
+            "texts": self.file.count,
+            "dim": self.dim,
+            "shards": -(-self.file.count // self.settings.shard_size),
+            "disk": self.file.count * self.dim * width,
+        }
+
+    @property
+    def path(self) -> Path:
+        """Where the vectors are."""
+        return self.file.path
+
+    @cached_property
+    def backend(self) -> type[EncoderBackend]:
+        """What queries will be encoded by."""
+        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder)
+        return found
+
+    @cached_property
+    def dim(self) -> int:
+        """The width of the model's vectors."""
+        return self.backend.facts(self.source).dim
+
+    @cached_property
+    def run_spec(self) -> RunSpec:
+        """What makes an equal run."""
+        settings = self.settings.recorded(self.source, self.workspace) | {"imported": True}
+        return RunSpec(settings, self.file.inputs, {"model": self._fingerprint})
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    @property
+    def _name(self) -> str:
+        return self.name or derived_name(self.source, self.path, self.settings.role)
+
+    def _check(self) -> None:
+        self.settings.check()
+        if self.settings.max_length is not None or self.settings.batch_tokens is not None:
+            raise UserError("--max-length and --batch-tokens have no meaning with --from: nothing is encoded")
+        if self.file.count == 0:
+            raise UserError(f"{self.path}: no vector in it")
+        self._check_origin()
+        _ = self.dim
+
+    def _check_origin(self) -> None:
+        """Raise ``UserError`` where the file says that its vectors are others than the flags say."""
+        origin, place = self.file.origin, self.file.origin_file
+        if origin is None:
+            return
+        if origin.fingerprint != self._fingerprint:
+            other = "which has changed since" if origin.model == self.source.name else f"not by {self.source.name!r}"
+            raise UserError(f"{place} says that the vectors were made by model {origin.model!r}, {other}")
+        said = {"--as": (origin.role, self.settings.role), "--encoder": (origin.encoder, self.settings.encoder)}
+        for flag, (told, given) in said.items():
+            if told != given:
+                raise UserError(f"{place} says that the vectors were made with {flag} {told}, not {given}")
+
+    def _import(self, build: Build) -> dict[str, Any]:
+        started, tally = time.monotonic(), Tally()
+        with build.staging() as staging:
+            write_documents(staging, self.file.documents())
+            self._write_shards(staging, tally)
+            build.open_folder()
+            for file in sorted(staging.iterdir()):
+                file.replace(build.folder / file.name)
+        return self._finish(build, tally, time.monotonic() - started)
+
+    def _write_shards(self, folder: Path, tally: Tally) -> None:
+        size, seen = self.settings.shard_size, 0
+        with self.console.bar("importing", self.file.count, unit="vectors") as bar:
+            for number, shard in enumerate(_resized(self.file.blocks(self.dim, size), size)):
+                vectors = self._normalized(shard, seen, tally)
+                with (folder / shard_name(number)).open("wb") as file:
+                    write_shard(file, vectors, self.settings.store)
+                seen += len(shard)
+                bar.advance(len(shard))
+        if seen != self.file.count:
+            raise UserError(f"{self.path}: {seen} vectors, but it announces {self.file.count}")
+
+    def _normalized(self, block: NDArray[Any], before: int, tally: Tally) -> NDArray[np.float32]:
+        """(rows, dim) of length 1; rows that have it stay as they are, bit for bit.
+
+        Raises ``UserError`` naming the row where a number is NaN, infinite, missing, or too large to be squared.
+        """
+        wide = np.asarray(block, np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.sqrt(np.square(wide).sum(axis=1))
+        if not (finite := np.isfinite(lengths)).all():
+            row = before + int((~finite).argmax()) + 1
+            raise UserError(f"{self.path}: row {row}: NaN, infinite or immense numbers in the vector")
+        zero = lengths == 0
+        off = (np.abs(lengths - 1) > _TOLERANCE[self.settings.store]) & ~zero
+        tally.scaled += int(off.sum())
+        tally.zero += int(zero.sum())
+        return (wide / np.where(off, lengths, 1.0)[:, None]).astype(np.float32)
+
+    def _finish(self, build: Build, tally: Tally, seconds: float) -> dict[str, Any]:
+        count = self.file.count
+        if tally.scaled:
+            self.console.note(f"{tally.scaled} of {count} vectors were not of length 1: L2-normalised")
+        if tally.zero:
+            self.console.warn(f"{tally.zero} of {count} vectors are zero: they score 0 for every query")
+        result = {
+            "name": build.name,
+            "path": str(build.target),
+            "count": count,
+            "dim": self.dim,
+            "tokens": 0,
+            "seconds": round(seconds, 3),
+            "model": self.source.name,
+        }
+        counts = {"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}
+        said_by = "--model" if self.file.origin is None else self.file.origin_file.name
+        claim = {"model": self.source.name, "fingerprint": self._fingerprint, "said_by": said_by}
+        build.finish(counts, result, measured={"claim": claim})
+        return result
+
+
+def _resized(blocks: Iterator[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
+    """The same rows in blocks of exactly ``rows``, the last one apart."""
+    held: list[NDArray[Any]] = []
+    for block in blocks:
+        held.append(block)
+        while sum(map(len, held)) >= rows:
+            whole = np.concatenate(held)
+            yield whole[:rows]
+            held = [whole[rows:]] if len(whole) > rows else []
+    if held:
+        yield np.concatenate(held)

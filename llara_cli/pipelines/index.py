@@ -1,0 +1,159 @@
+"""The stage ``index``: a vector store in, an index of any backend in the workspace out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llara_cli.core import registry
+from llara_cli.core.artifacts import Artifact, Build, RunSpec, size_on_disk
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import NAME_BYTES, slug
+from llara_cli.core.protocols import IndexBackend, IndexOptions, Parameters, Vectors
+from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.retrieval.vector_store import VectorStore
+
+FILES = "backend"
+"""Folder, inside an index artifact, that holds the backend's own files."""
+
+
+def parse_parameters(given: Sequence[str], known: Mapping[str, type], backend: str) -> dict[str, int | float | str]:
+    """``--set key=value`` flags, typed as the backend declares.
+
+    Raises ``UserError`` for a malformed flag, an unknown key (the known ones are named) or a value of another type.
+    """
+    parsed: dict[str, int | float | str] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: write it as key=value")
+        if key not in known:
+            names = ", ".join(known) or "none"
+            raise UserError(f"--set {item}: the {backend} backend knows no {key!r} here; known are {names}")
+        try:
+            parsed[key] = known[key](value)
+        except ValueError as error:
+            raise UserError(f"--set {item}: {value!r} is no {known[key].__name__}") from error
+    return parsed
+
+
+@dataclass(frozen=True)
+class Indexing:
+    """One run of ``index``."""
+
+    workspace: Workspace
+    console: Console
+    embeddings: Artifact
+    backend: str = "exact"
+    options: IndexOptions = field(default_factory=IndexOptions)
+    name: str = ""
+    made_for: str = "user"
+
+    def run(self, *, restart: bool = False) -> dict[str, Any]:
+        """Build the index, or give the finished one's result again."""
+        backend: type[IndexBackend] = registry.load("index", self.backend)
+        with self.workspace.build("indexes", self.artifact_name, self.run_spec(), restart=restart) as build:
+            if isinstance(build, Artifact):
+                return told_again(self.console, build)
+            return self._build(backend, build)
+
+    def plan(self) -> dict[str, Any]:
+        """What ``run`` would do."""
+        store = VectorStore(self.embeddings)
+        plain = store.count * store.dim * 4
+        return {
+            "name": self.artifact_name,
+            "backend": self.backend,
+            "count": store.count,
+            "dim": store.dim,
+            "bytes_of_plain_vectors": plain,
+        }
+
+    @property
+    def artifact_name(self) -> str:
+        """``EMBEDDINGS-BACKEND[-SPEC]`` unless named."""
+        spec = f"-{slug(self.options.spec)}" if self.options.spec else ""
+        return self.name or slug(f"{self.embeddings.name}-{self.backend}{spec}", NAME_BYTES)
+
+    def run_spec(self) -> RunSpec:
+        """What makes an equal run, and which model a query must be encoded with."""
+        made = self.embeddings.manifest
+        settings = {
+            "backend": self.backend,
+            "spec": self.options.spec,
+            "parameters": dict(self.options.parameters),
+            "embeddings": self.embeddings.name,
+            "model": made["settings"]["model"],
+            "source": made["settings"]["source"],
+            "dtype": made["settings"]["dtype"],
+            "encoder": made["settings"]["encoder"],
+        }
+        settings |= {"dim": made["settings"]["dim"]} if "dim" in made["settings"] else {}
+        parents = {"embeddings": self.embeddings.fingerprint, "model": made["parents"]["model"]}
+        return RunSpec(settings, (), parents)
+
+    def _build(self, backend: type[IndexBackend], build: Build) -> dict[str, Any]:
+        store = VectorStore(self.embeddings)
+        started = time.monotonic()
+        with self.console.bar(f"indexing ({self.backend})", store.count, unit="vectors") as bar:
+            index = backend.build(Watched(store, bar.advance), self.options)
+            with build.staging() as aside:
+                index.save(aside)
+                folder = build.open_folder() / FILES
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.replace(folder)
+        return finish(build, {"count": index.count, "dim": index.dim}, started, self.made_for)
+
+
+def finish(build: Build, counts: Mapping[str, int], started: float, made_for: str = "user") -> dict[str, Any]:
+    """Finish an index whose files are in place; the command's result. ``started``: of the monotonic clock."""
+    result = {
+        "name": build.name,
+        "path": str(build.target),
+        "backend": build.run_spec.settings["backend"],
+        "count": counts["count"],
+        "dim": counts["dim"],
+        "bytes": size_on_disk(build.folder / FILES),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    build.finish(counts, result, made_for)
+    return result
+
+
+def open_index(artifact: Artifact, device: str = "cpu", note: Callable[[str], None] = warnings.warn) -> IndexBackend:
+    """The index of an artifact, ready to search on ``device`` with the parameters it was built with."""
+    settings = artifact.manifest["settings"]
+    backend: type[IndexBackend] = registry.load("index", settings["backend"])
+    parameters: Parameters = settings["parameters"]
+    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device, note))
+
+
+class Watched:
+    """A vector stream that tells how far it is; a second walk is not told again."""
+
+    def __init__(self, store: VectorStore, progress: Callable[[int], None]) -> None:
+        self._store = store
+        self._progress = progress
+        self._seen = 0
+
+    @property
+    def count(self) -> int:
+        return self._store.count
+
+    @property
+    def dim(self) -> int:
+        return self._store.dim
+
+    def __iter__(self) -> Iterator[Vectors]:
+        row = 0
+        for block in self._store:
+            yield block
+            row += len(block)
+            if row > self._seen:
+                self._progress(row - self._seen)
+                self._seen = row

@@ -1,0 +1,270 @@
+"""The stage ``mine``: hard negatives for training rows, from what an index finds for their queries."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llara_cli.core.artifacts import (
+    Artifact,
+    Build,
+    RunSpec,
+    input_record,
+    write_atomically,
+)
+from llara_cli.core.config import refuse_nonpositive
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import NAME_BYTES, input_stem, slug
+from llara_cli.core.output_files import check_output, is_stream, open_output
+from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.data.beir import BeirFolder
+from llara_cli.data.documents import Document
+from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
+from llara_cli.data.text_files import Note, ignore
+from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
+from llara_cli.pipelines.hard_negatives import Finder
+from llara_cli.retrieval.ranking import RowRanking
+
+BLOCK = 512
+"""Queries that are searched together; what a kill can cost."""
+_BLOCKS = "blocks"
+
+
+@dataclass(frozen=True)
+class MineConfig:
+    """``llara mine``.
+
+    Attributes:
+        depth: hits of a query that are looked at.
+        per_query: negatives drawn from them.
+        skip_top: of the hits that are no positives, so many are left out at the top.
+        margin: a negative scores at least this much below the best positive; None: whatever it scores.
+    """
+
+    depth: int = 200
+    per_query: int = 15
+    skip_top: int = 0
+    margin: float | None = None
+    seed: int = 42
+    query_length: int | None = None
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a value that cannot be."""
+        refuse_nonpositive("--depth", self.depth)
+        refuse_nonpositive("--per-query", self.per_query)
+        refuse_nonpositive("--query-length", self.query_length)
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed must lie between 0 and {2**31 - 1}, not {self.seed}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise UserError(f"--margin must be a finite number, not {self.margin}")
+        if self.skip_top < 0:
+            raise UserError(f"--skip-top must not be negative, not {self.skip_top}")
+        if self.skip_top + self.per_query > self.depth:
+            raise UserError(
+                f"--depth {self.depth} leaves no room for --per-query {self.per_query} after --skip-top {self.skip_top}"
+            )
+
+
+@dataclass(frozen=True)
+class KnownPositives:
+    """What is known to answer a query, by id and by text; the query itself is among the texts."""
+
+    ids: set[str]
+    texts: set[str]
+
+    def hold(self, document: Document) -> bool:
+        """Whether a document is one of them; a row's positive may be written without its title."""
+        return document.id in self.ids or not self.texts.isdisjoint({document.passage, document.text.strip()})
+
+
+def known_positives(rows: Iterable[TrainingRow]) -> dict[str, KnownPositives]:
+    """By query: the positives of all its rows, as pairs and triplets have one of several positives in each."""
+    found: dict[str, KnownPositives] = {}
+    for row in rows:
+        known = found.setdefault(row.query, KnownPositives(set(), {row.query.strip()}))
+        known.ids.update(name for name in row.positive_ids if name is not None)
+        known.texts.update(text.strip() for text in row.positives)
+    return found
+
+
+def choose_negatives(
+    known: KnownPositives,
+    hits: RowRanking,
+    finder: Finder,
+    settings: MineConfig,
+    seed: Sequence[int],
+    best: float | None,
+) -> list[int]:
+    """Rows of the index, in the order of their ranks: no known answer, by id or by text, nor the query itself.
+
+    ``best``: the score of the best positive, where there is a margin. Of those left after ``skip_top``,
+    ``per_query`` are drawn by ``seed``.
+    """
+    limit = np.inf if best is None or settings.margin is None else best - settings.margin
+    left = [
+        place
+        for name, score, place in hits
+        if name not in known.ids and score <= limit and not known.hold(finder.document(place))
+    ][settings.skip_top :]
+    if len(left) <= settings.per_query:
+        return left
+    draw = np.random.default_rng(list(seed)).choice(len(left), settings.per_query, replace=False)
+    return [left[place] for place in sorted(draw)]
+
+
+def check_request(
+    workspace: Workspace, train: Path, corpus: Path | None, output: Path | None, *, restart: bool
+) -> None:
+    """Raise ``UserError`` for what would stop the mining only after much work: ``corpus`` encoded, an index loaded.
+
+    A file that is a copy of rows mined in this workspace may yet turn out to be the output wanted.
+    """
+    if output is not None:
+        check_place(output, workspace, train, corpus)
+    for _ in read_training_rows(train):
+        pass
+    if output is None:
+        return
+    copies = (workspace.root / "mined").glob("*/rows.*")
+    if not restart:
+        _refuse_another(output, copies)
+
+
+def check_place(output: Path, workspace: Workspace, train: Path, corpus: Path | None = None) -> None:
+    """Raise ``UserError`` for a place that the rows cannot be written to, or that what they are made of lies at."""
+    read = [*training_files(train)]
+    if corpus is not None:
+        read.append(BeirFolder(corpus).corpus if corpus.is_dir() else corpus)
+    check_output(output, workspace.root, read)
+    if output.suffix != output_suffix(train) and not is_stream(output):
+        raise UserError(f"{output}: rows of {train} are written as *{output_suffix(train)}")
+
+
+def _refuse_another(output: Path, copies: Iterable[Path]) -> None:
+    """Raise ``UserError`` where a file lies at ``output`` that equals none of ``copies``."""
+    if not output.exists() or is_stream(output):
+        return
+    if not any(path.is_file() and filecmp.cmp(path, output, shallow=False) for path in copies):
+        raise UserError(f"{output} exists; choose another --output, or --restart to replace it")
+
+
+@dataclass(frozen=True)
+class Mining:
+    """One run of ``mine``; ``note`` is told how the training rows are read, unless the caller has told before."""
+
+    workspace: Workspace
+    console: Console
+    train: Path
+    finder: Finder
+    settings: MineConfig
+    name: str = ""
+    note: Note = ignore
+
+    def run(self, *, output: Path | None = None, restart: bool = False) -> dict[str, Any]:
+        """Mine, or take up where an earlier run stopped, or give the finished run's result again.
+
+        ``output``: where the rows are copied to. Raises ``UserError`` where another file lies there, unless
+        ``restart`` is asked for; a training file is never overwritten.
+        """
+        self.settings.check()
+        if output is not None:
+            self._check_output(output, restart)
+        with self.workspace.build("mined", self.artifact_name, self.run_spec, restart=restart) as build:
+            result = told_again(self.console, build) if isinstance(build, Artifact) else self._mine(build)
+            rows = self.rows_file
+            if output is not None:
+                self._copy(rows, output)
+        return {**result, "output": str(output or rows)}
+
+    @property
+    def rows_file(self) -> Path:
+        """The finished artifact's rows."""
+        return self.workspace.root / "mined" / self.artifact_name / f"rows{output_suffix(self.train)}"
+
+    @cached_property
+    def artifact_name(self) -> str:
+        """``MODEL-INPUT`` unless named."""
+        return self.name or slug(f"{slug(self.finder.name)}-{input_stem(self.train)}", NAME_BYTES)
+
+    @cached_property
+    def run_spec(self) -> RunSpec:
+        """What makes an equal run."""
+        settings = asdict(self.settings) | self.finder.searched | {"model": self.finder.name}
+        return RunSpec(settings, [input_record(file) for file in training_files(self.train)], self.finder.parents)
+
+    def _mine(self, build: Build) -> dict[str, Any]:
+        started = time.monotonic()
+        rows = list(read_raw_rows(self.train, note=self.note))
+        known = known_positives(row for _, row in rows)
+        self.finder.get_ready(margin=self.settings.margin is not None)
+        blocks = build.open_folder() / _BLOCKS
+        blocks.mkdir(exist_ok=True)
+        with self.console.bar("mining", len(rows), unit="queries") as bar:
+            for start in range(0, len(rows), BLOCK):
+                window = [row for _, row in rows[start : start + BLOCK]]
+                self._mine_block(blocks / f"{start // BLOCK:06d}.json", window, known, start)
+                bar.advance(len(window))
+        return self._finish(build, blocks, [fields for fields, _ in rows], started)
+
+    def _mine_block(
+        self, path: Path, rows: Sequence[TrainingRow], known: Mapping[str, KnownPositives], first: int
+    ) -> None:
+        if path.exists():
+            return
+        best: Sequence[float | None] = [None] * len(rows)
+        if self.settings.margin is not None:
+            best = self.finder.best_positives(rows)
+        hits = self.finder.find([row.query for row in rows], self.settings.depth)
+        seeds = [(self.settings.seed, first + at) for at in range(len(rows))]
+        each = zip(rows, hits, seeds, best, strict=True)
+        chosen = [
+            choose_negatives(known[row.query], ranking, self.finder, self.settings, seed, positive)
+            for row, ranking, seed, positive in each
+        ]
+        write_atomically(path, json.dumps(chosen))
+
+    def _finish(self, build: Build, blocks: Path, rows: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
+        chosen = [found for path in sorted(blocks.glob("*.json")) for found in json.loads(path.read_text())]
+        mined = zip(rows, chosen, strict=True)
+        document = self.finder.document
+        write_rows(
+            build.folder / self.rows_file.name,
+            (with_negatives(fields, [document(row) for row in found]) for fields, found in mined),
+        )
+        shutil.rmtree(blocks)
+        sizes = [len(found) for found in chosen]
+        counts = {
+            "rows": len(rows),
+            "negatives": sum(sizes),
+            "short": sum(0 < size < self.settings.per_query for size in sizes),
+            "without": sizes.count(0),
+        }
+        if few := counts["short"] + counts["without"]:
+            told = f"{few} of {len(rows)} rows have fewer than {self.settings.per_query} negatives"
+            told += f", {counts['without']} of them none" if counts["without"] else ""
+            self.console.warn(f"{told}; a greater --depth or a smaller --margin finds more")
+        seconds = round(time.monotonic() - started, 3)
+        result = {"name": build.name, "path": str(build.target), **counts, "model": self.finder.name}
+        result |= {"depth": self.settings.depth, "seconds": seconds}
+        build.finish(counts, result)
+        return result
+
+    def _check_output(self, output: Path, restart: bool) -> None:
+        check_place(output, self.workspace, self.train)
+        if not restart:
+            _refuse_another(output, [self.rows_file])
+
+    def _copy(self, rows: Path, output: Path) -> None:
+        with rows.open("rb") as source, open_output(output) as file:
+            shutil.copyfileobj(source, file)

@@ -1,0 +1,243 @@
+"""What is measured: a dense model, BM25, or a run that somebody else made. All answer the same question alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from llara_cli.core import registry
+from llara_cli.core.artifacts import sha256_file
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import input_stem
+from llara_cli.core.protocols import EncoderBackend, IndexBackend, IndexOptions, Role
+from llara_cli.core.workspace import CACHE, Workspace
+from llara_cli.data.documents import read_documents
+from llara_cli.data.eval_dataset import EvalDataset
+from llara_cli.data.runs import read_run
+from llara_cli.model.architecture import dtype_name
+from llara_cli.model.decoder import choose_device, choose_dtype
+from llara_cli.model.source import ModelSource
+from llara_cli.pipelines.encode import EncodeConfig, Encoding, encoded
+from llara_cli.pipelines.index import Watched
+from llara_cli.retrieval import bm25
+from llara_cli.retrieval.bm25 import Bm25
+from llara_cli.retrieval.ranking import Ranking, Shortfall, rank
+from llara_cli.retrieval.vector_store import VectorStore
+
+QUERIES = f"{CACHE}/queries"
+"""Where, in the workspace, the judged queries of a data set are put to be encoded."""
+QUERIES_SECONDS = 30
+"""How long to wait for another process that puts queries there: far more than that takes."""
+Answers = Iterator[tuple[str, Ranking]]
+
+
+class Retriever(Protocol):
+    """Finds documents for the judged queries of a data set."""
+
+    @property
+    def name(self) -> str:
+        """What tables and results call it."""
+
+    def fingerprint(self, data: EvalDataset) -> str:
+        """Tells it from any other."""
+
+    def settings(self) -> dict[str, Any]:
+        """What its answers depend on, besides the data."""
+
+    def check(self) -> None:
+        """Raise ``UserError`` for what can be told before any work."""
+
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+        """Every judged query with its k best; ``drop``: without the document that has the query's own id."""
+
+
+@dataclass(frozen=True)
+class Bm25Retriever:
+    """BM25, built anew for each data set."""
+
+    console: Console
+    name: str = "bm25"
+
+    def fingerprint(self, data: EvalDataset) -> str:
+        """The library that computes it."""
+        return f"bm25s {version('bm25s')}"
+
+    def settings(self) -> dict[str, Any]:
+        """The formula and how text becomes words."""
+        return {"method": bm25.METHOD, "k1": bm25.K1, "b": bm25.B, "stemmer": bm25.STEMMER, "words": bm25.WORD}
+
+    def check(self) -> None:
+        """Raise ``UserError`` where the extra is not installed."""
+        bm25.check_installed()
+
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+        """One query after the other."""
+        with self.console.bar(f"indexing {data.name}", None, unit="texts") as bar:
+            index = Bm25.over(_told(read_documents(data.folder.corpus), bar.advance))
+        data.warn_of_missing(index.ids, self.console.warn)
+        found = index.search(data.queries.values(), k + drop)
+        with self.console.bar(f"searching {data.name}", len(data.queries), unit="queries") as bar:
+            for query, hits in zip(data.queries, _told(found, bar.advance), strict=True):
+                yield query, [hit for hit in hits if not (drop and hit[0] == query)][:k]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """How a model encodes and searches; lengths None: 512, limited to the model's positions."""
+
+    max_length: int | None = None
+    query_length: int | None = None
+    dtype: str = "auto"
+    index_backend: str = "exact"
+    encoder: str = "torch"
+    batch_tokens: int | None = None
+    dim: int | None = None
+    attention: str = "auto"
+
+
+@dataclass(frozen=True)
+class DenseRetriever:
+    """A dense model, through the vector store of the workspace."""
+
+    workspace: Workspace
+    console: Console
+    source: ModelSource
+    dense: Dense
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.source.name
+
+    def fingerprint(self, data: EvalDataset) -> str:
+        """Of the model's files."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    def settings(self) -> dict[str, Any]:
+        """Lengths and dtype as they turn out for this model on this machine."""
+        return self._settings
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        backend: type[EncoderBackend] = registry.load("encoder", self.dense.encoder)
+        return {
+            "max_length": backend.choose_length(self.source, self.dense.max_length),
+            "query_length": backend.choose_length(self.source, self.dense.query_length),
+            "dtype": dtype_name(choose_dtype(self.dense.dtype, choose_device())),
+            "encoder": self.dense.encoder,
+            "index_backend": self.dense.index_backend,
+            "dim": self.dense.dim,
+        }
+
+    def check(self) -> None:
+        """Raise ``UserError`` for unknown backends, and for lengths and widths that the model does not have."""
+        registry.load("index", self.dense.index_backend)
+        for role in ("passage", "query"):
+            self._encode_settings(role).check()
+        with self.console.status(f"reading the configuration of {self.source.name}"):
+            self.settings()
+
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+        """Encode corpus and judged queries (or find them encoded) and search; nothing is held but a block."""
+        corpus = self._encoded(data.folder.path, "passage")
+        data.warn_of_missing(corpus.ids, self.console.warn)
+        with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
+            judged = data.write_queries(self.workspace.root / QUERIES)
+        queries = self._encoded(judged, "query")
+        backend: type[IndexBackend] = registry.load("index", self.dense.index_backend)
+        with self.console.bar(f"indexing {data.name}", corpus.count, unit="vectors") as bar:
+            index = backend.build(Watched(corpus, bar.advance), IndexOptions())
+        with self.console.bar(f"searching {data.name}", queries.count, unit="queries") as bar:
+            start, shortfall = 0, Shortfall()
+            for block in queries:
+                names = queries.ids[start : start + len(block)]
+                start += len(block)
+                ranked = rank(index, block, corpus.ids, k, drop=names if drop else None, shortfall=shortfall)
+                yield from zip(names, _told(ranked, bar.advance), strict=True)
+        if shortfall.queries:
+            self.console.warn(f"{data.name}: {shortfall.message(queries.count)}; --index-backend exact looks at all")
+
+    def _encoded(self, collection: Path, role: Role) -> VectorStore:
+        settings = self._encode_settings(role)
+        return VectorStore(
+            encoded(Encoding(self.workspace, self.console, self.source, collection, settings), "evaluate")
+        )
+
+    def _encode_settings(self, role: Role) -> EncodeConfig:
+        dense = self.dense
+        length = dense.query_length if role == "query" else dense.max_length
+        return EncodeConfig(
+            role, length, dense.dtype, encoder=dense.encoder, batch_tokens=dense.batch_tokens, dim=dense.dim,
+            attention=dense.attention,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunRetriever:
+    """Somebody else's run: a file for one data set, or a folder with a file for each, called like it."""
+
+    path: Path
+    given_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.given_name or input_stem(self.path)
+
+    def fingerprint(self, data: EvalDataset) -> str:
+        """Of the file."""
+        return f"run {sha256_file(self._file(data))}"
+
+    def settings(self) -> dict[str, Any]:
+        """None: the run is what it is."""
+        return {}
+
+    def check(self) -> None:
+        """Raise ``UserError`` where there is nothing at the path."""
+        if not self.path.exists():
+            raise UserError(f"no such file: {self.path}")
+
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+        """The run's hits of the judged queries, best first."""
+        run = read_run(self._file(data))
+        if not run.keys() & data.queries.keys():
+            raise UserError(f"{self._file(data)}: no query of it has judgments in {data.name}")
+        for query in data.queries:
+            hits = sorted(run.get(query, {}).items(), key=lambda hit: (-hit[1], hit[0]))
+            yield query, [hit for hit in hits if not (drop and hit[0] == query)][:k]
+
+    def _file(self, data: EvalDataset) -> Path:
+        if not self.path.is_dir():
+            return self.path
+        stem = data.name.replace("/", "-")
+        found = sorted(file for file in self.path.rglob(f"{data.name}.*") if file.is_file()) or sorted(
+            file for file in self.path.glob(f"{stem}.*") if file.is_file()
+        )
+        runs = [file for file in found if file.suffix != ".json"]
+        if not runs:
+            raise UserError(f"{self.path}: no run of {data.name} in it (looked for {data.name}.* and {stem}.*)")
+        return runs[0]
+
+
+def check_is_one(retriever: Retriever, data_sets: Sequence[EvalDataset]) -> None:
+    """Raise ``UserError`` where one run file should serve for several data sets."""
+    if isinstance(retriever, RunRetriever) and not retriever.path.is_dir() and len(data_sets) > 1:
+        names = ", ".join(data.name for data in data_sets)
+        raise UserError(
+            f"--run {retriever.path} is the run of one data set, not of {names}: name a folder with one each"
+        )
+
+
+def _told(items: Any, progress: Any) -> Iterator[Any]:
+    for item in items:
+        progress()
+        yield item

@@ -1,0 +1,130 @@
+"""Adding vectors to an index and removing some: a new index is made beside the old one and takes its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.core.artifacts import Artifact, Build, RunSpec, emptied
+from llara_cli.core.console import Console
+from llara_cli.core.errors import UserError
+from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.pipelines.index import FILES, Watched, finish, open_index
+from llara_cli.retrieval.index_rows import REMOVED, IndexRows, named_embeddings, read_id_file
+from llara_cli.retrieval.vector_store import VectorStore
+
+
+@dataclass
+class Changing:
+    """A finished index, to be replaced by one of other rows. ``before``: its fingerprint when the change began."""
+
+    workspace: Workspace
+    console: Console
+    index: Artifact
+    before: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.index.fingerprint
+        self.index = replace(self.index)  # reads its manifest anew: one read before may be of an older index
+
+    def append(self, embeddings: Artifact) -> dict[str, Any]:
+        """Add the vectors of ``embeddings``; nothing is done where the index has them already.
+
+        Raises ``UserError`` where they are of another model or width, where an id is there already, and where the
+        backend cannot add.
+        """
+        mark = (embeddings.name, embeddings.fingerprint)
+        if mark in named_embeddings(self.index):
+            return told_again(self.console, self.index, f"has embeddings {embeddings.name!r} already")
+        index_rows = self._fitting(embeddings)
+        with self._building([*index_rows.named, mark], index_rows.removed) as build:
+            started, store = time.monotonic(), VectorStore(embeddings)
+            index = open_index(self.index)
+            with self.console.bar("adding", store.count, unit="vectors") as bar:
+                index.append(Watched(store, bar.advance))
+                index.save(emptied(build.folder / FILES))
+            return self._finish(build, index.count, started)
+
+    def remove(self, file: Path) -> dict[str, Any]:
+        """Let no search find the ids in ``file`` any more; their vectors stay where they are until the next build.
+
+        Raises ``UserError`` for an id that the index does not have.
+        """
+        wanted = read_id_file(file)
+        index_rows = IndexRows(self.workspace, self.index)
+        rows = {name: row for row, name in index_rows.living() if name in wanted}
+        before = {index_rows.ids[row] for row in index_rows.removed.tolist()}
+        if unknown := next((name for name in wanted if name not in rows and name not in before), None):
+            raise UserError(f"{file}:{wanted[unknown]}: index {self.index.name!r} has no id {unknown!r}")
+        if not rows:
+            return told_again(self.console, self.index, "has none of these ids any more")
+        removed = np.union1d(index_rows.removed, np.array(list(rows.values()), np.int64))
+        if len(removed) == len(index_rows.ids):
+            raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")
+        with self._building(index_rows.named, removed) as build:
+            started = time.monotonic()
+            _link(self.index.path / FILES, emptied(build.folder / FILES))
+            return self._finish(build, len(index_rows.ids), started)
+
+    def _fitting(self, embeddings: Artifact) -> IndexRows:
+        """What the index has. Raises ``UserError`` where the embeddings do not go with it."""
+        mine, theirs = self.index.manifest, embeddings.manifest
+        if mine["parents"]["model"] != theirs["parents"]["model"]:
+            raise UserError(
+                f"embeddings {embeddings.name!r} are of model {theirs['settings']['model']!r}, "
+                f"index {self.index.name!r} of {mine['settings']['model']!r}"
+            )
+        if embeddings.name in dict(named_embeddings(self.index)):
+            raise UserError(f"embeddings {embeddings.name!r} have changed since they were indexed; index again")
+        index_rows, fresh = IndexRows(self.workspace, self.index), set(VectorStore(embeddings).ids)
+        if known := next((name for _, name in index_rows.living() if name in fresh), None):
+            raise UserError(f"index {self.index.name!r} has an id {known!r} already: --remove it first")
+        return index_rows
+
+    @contextmanager
+    def _building(self, index_rows: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
+        """The index to come, in a folder of its own. Raises ``UserError`` where the old one changed meanwhile."""
+        with self.workspace.build(
+            "indexes", self.index.name, self._run_spec(index_rows, removed), restart=True
+        ) as build:
+            assert isinstance(build, Build)
+            if self.index.fingerprint != self.before:
+                raise UserError(f"index {self.index.name!r} was changed by another process meanwhile: run this again")
+            build.open_folder()
+            (build.folder / REMOVED).unlink(missing_ok=True)
+            if len(removed):
+                np.save(build.folder / REMOVED, removed, allow_pickle=False)
+            try:
+                yield build
+            except UserError:  # such as that of a backend that cannot add
+                shutil.rmtree(build.folder)
+                raise
+
+    def _run_spec(self, index_rows: list[tuple[str, str]], removed: NDArray[np.int64]) -> RunSpec:
+        made = self.index.manifest
+        parents = {"model": made["parents"]["model"]} | {f"embeddings/{name}": mark for name, mark in index_rows}
+        settings = {**made["settings"], "embeddings": [name for name, _ in index_rows], "removed": len(removed)}
+        return RunSpec(settings, (), parents)
+
+    def _finish(self, build: Build, rows: int, started: float) -> dict[str, Any]:
+        living = rows - build.run_spec.settings["removed"]
+        counts = {"count": living, "dim": self.index.manifest["counts"]["dim"], "rows": rows}
+        return finish(build, counts, started)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The files of a folder in another one: the same bytes on disk where the file system can, which nobody changes."""
+    for file in source.iterdir():
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copy2(file, target / file.name)

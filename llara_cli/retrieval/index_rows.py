@@ -1,0 +1,90 @@
+"""What an index was made of: one embeddings artifact or several, and the rows that were removed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.core.artifacts import Artifact
+from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.workspace import Workspace
+from llara_cli.data.id_list import Joined
+from llara_cli.data.text_files import read_lines
+from llara_cli.retrieval.vector_store import VectorStore
+
+REMOVED = "removed.npy"
+"""Sorted row numbers, in an index artifact's folder."""
+
+
+def named_embeddings(index: Artifact) -> list[tuple[str, str]]:
+    """Name and fingerprint of each embeddings artifact in an index, in the order of its rows."""
+    settings, parents = index.manifest["settings"], index.manifest["parents"]
+    names = settings["embeddings"]
+    if isinstance(names, str):
+        return [(names, parents["embeddings"])]
+    return [(name, parents[f"embeddings/{name}"]) for name in names]
+
+
+class IndexRows:
+    """The vector stores behind an index: ids and texts of its rows."""
+
+    def __init__(self, workspace: Workspace, index: Artifact) -> None:
+        """Raises ``UserError`` where a store is gone, or was made anew since."""
+        self.index = index
+        self.named = named_embeddings(index)
+        self.stores = [_store(workspace, index, *member) for member in self.named]
+
+    @cached_property
+    def ids(self) -> Joined:
+        """The id of each row, of removed ones too."""
+        return Joined([store.ids for store in self.stores])
+
+    @cached_property
+    def removed(self) -> NDArray[np.int64]:
+        """Rows that no search may find, sorted. Raises ``LlaraError`` where the file that holds them is damaged."""
+        wanted = self.index.manifest["settings"].get("removed", 0)
+        if not wanted:
+            return np.zeros(0, np.int64)
+        path = self.index.path / REMOVED
+        try:
+            rows: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise LlaraError(f"{path}: missing or damaged: build index {self.index.name!r} anew") from error
+        if rows.shape != (wanted,) or rows.dtype != np.int64 or not _rising(rows, len(self.ids)):
+            raise LlaraError(f"{path}: damaged: not {wanted} rising rows: build index {self.index.name!r} anew")
+        return rows
+
+    def living(self) -> Iterator[tuple[int, str]]:
+        """Row and id of what a search may find."""
+        gone = set(self.removed.tolist())
+        return ((row, name) for row, name in enumerate(self.ids) if row not in gone)
+
+    def text(self, row: int) -> dict[str, Any]:
+        """``title`` and ``text`` of a row; nothing else is read."""
+        part, place = self.ids.place(row)
+        return self.stores[part].texts[place]
+
+
+def _rising(rows: NDArray[np.int64], count: int) -> bool:
+    """Whether these are numbers of ``count`` rows, each once, in order."""
+    return bool(rows[0] >= 0 and rows[-1] < count and (np.diff(rows) > 0).all())
+
+
+def _store(workspace: Workspace, index: Artifact, name: str, fingerprint: str) -> VectorStore:
+    artifact = workspace.get("embeddings", name)
+    if artifact.fingerprint != fingerprint:
+        raise UserError(f"embeddings {name!r} have changed since index {index.name!r} was built; index again")
+    return VectorStore(artifact)
+
+
+def read_id_file(path: Path) -> dict[str, int]:
+    """Ids, one a line, with their line numbers. Raises ``UserError`` where the file cannot be read or is empty."""
+    found = {line: number for number, line in read_lines(path) if line}
+    if not found:
+        raise UserError(f"{path}: no id in it")
+    return found
