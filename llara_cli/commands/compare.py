@@ -47,7 +47,7 @@ def compare(
     check_format(format_, as_json=as_json)
     if plot is not None:
         check_chart(plot, session.workspace)
-    comparing = Comparing(session.workspace, session.console, models, benchmark, metric, test)
+    comparing = Comparing(session.workspace, models, benchmark, metric, test)
     result = comparing.run()
     stem = comparison_path(session.workspace, comparing.benchmark, comparing.names)
     paths = [plot] if plot is not None else [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]

@@ -84,9 +84,9 @@ def encode(
     )
     run: Encoding | Importing
     if corpus is not None:
-        run = Encoding(session.workspace, session.console, source, corpus, settings, name or "")
+        run = Encoding(session.workspace, source, corpus, settings, name or "")
     elif file is not None:
         from llara_cli.pipelines.import_vectors import Importing
 
-        run = Importing(session.workspace, session.console, source, file, settings, name or "")
+        run = Importing(session.workspace, source, file, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

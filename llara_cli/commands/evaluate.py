@@ -153,7 +153,7 @@ def _measure(session: o.Session, asked: _Asked, retriever: Retriever, settings: 
     settings.check()
     retriever.check()
     name, found = _found(session, asked)
-    result = Evaluating(session.workspace, session.console, name, retriever, settings).run(found)
+    result = Evaluating(session.workspace, name, retriever, settings).run(found)
     beside = leaderboard(session.workspace, result, {task.group: data.split for task, data in found})
     grids = [grid for grid in (own_grid(result), beside_grid(result, beside)) if grid is not None]
     show_grids(session.console, result, grids, format_, lambda: figures_csv(result, beside))
@@ -190,10 +190,10 @@ def _retriever(
     if name is not None:
         raise UserError("--name is for --run: a model goes by its own name")
     if model == "bm25":
-        return Bm25Retriever(session.console)
+        return Bm25Retriever(session.workspace.reporter)
     source = model_to_use(session, model, remote_code)
     dense = replace(dense, encoder=chosen_encoder(session, encoder, source))
-    return DenseRetriever(session.workspace, session.console, source, dense)
+    return DenseRetriever(session.workspace, source, dense)
 
 
 def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
@@ -204,7 +204,7 @@ def _found(session: o.Session, asked: _Asked) -> tuple[str, Found]:
     from llara_cli.evaluation.datasets import Finder
 
     if asked.benchmark in BENCHMARKS:
-        finder = Finder(session.workspace, session.console, asked.root, asked.split, _consent(asked.yes))
+        finder = Finder(session.workspace, asked.root, asked.split, _consent(asked.yes))
         return asked.benchmark, finder.find(BENCHMARKS[asked.benchmark], asked.datasets)
     data = EvalDataset(BeirFolder(Path(asked.benchmark)), asked.split or "test")
     return data.name, [(own_task(data.name, data.split), data)]

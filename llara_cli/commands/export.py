@@ -29,4 +29,4 @@ def export(
     from llara_cli.retrieval.vector_store import VectorStore
 
     store = VectorStore(session.workspace.get("embeddings", embeddings))
-    show_facts(session.console, Exporting(session.workspace, store, file, session.console, force).run())
+    show_facts(session.console, Exporting(session.workspace, store, file, force).run())

@@ -141,7 +141,7 @@ def finetune(
     dev_set = _dev_set(session, dev) if dev else None
 
     def make(sets: Sequence[TrainingSet], called: str | None) -> Finetuning:
-        return Finetuning.of(session.workspace, session.console, source, sets, settings, called, dev_set)
+        return Finetuning.of(session.workspace, source, sets, settings, called, dev_set)
 
     run = make(sets, name)
     if rounds > 1 and name is None:  # a model of one round has the name without
@@ -150,7 +150,9 @@ def finetune(
     if dry_run:
         show_plan(session.console, run.name, run.plan())
     elif corpus is not None:
-        show_training(session.console, run_rounds(session, make, run.name, sets, rounds, corpus, restart=restart))
+        show_training(
+            session.console, run_rounds(session.workspace, make, run.name, sets, rounds, corpus, restart=restart)
+        )
     else:
         show_training(session.console, run.run(restart=restart))
 

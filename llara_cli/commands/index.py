@@ -52,7 +52,7 @@ def index(
     known = registry.load("index", backend)
     accepted = {**known.build_parameters, **known.search_parameters}
     settings = IndexOptions(spec, parse_parameters(set_ or [], accepted, backend), device)
-    run = Indexing(session.workspace, session.console, artifact, backend, settings, name or "")
+    run = Indexing(session.workspace, artifact, backend, settings, name or "")
     show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))
 
 
@@ -87,7 +87,7 @@ def _change(session: o.Session, embeddings: str | None, remove: Path | None, nam
     if name is None and len(there) != 1:
         raise UserError(f"--name the index to change: there are {', '.join(index.name for index in there) or 'none'}")
     index = workspace.get("indexes", name) if name else there[0]
-    changing = Changing(workspace, session.console, index)
+    changing = Changing(workspace, index)
     if embeddings is not None:
         return changing.append(workspace.get("embeddings", embeddings))
     assert remove is not None

@@ -63,10 +63,11 @@ def mine(
     words = model == "bm25"
     if words and (max_length is not None or query_length is not None):
         session.console.note("--max-length and --query-length are for a model: BM25 reads whole texts")
-    from llara_cli.commands.select import chosen_encoder, corpus_index, model_to_use
+    from llara_cli.commands.select import chosen_encoder, model_to_use
     from llara_cli.data.training_rows import training_files
     from llara_cli.pipelines.encode import EncodeConfig
     from llara_cli.pipelines.hard_negatives import Bm25Finder, DenseFinder
+    from llara_cli.pipelines.index import index_corpus
     from llara_cli.pipelines.mine import MineConfig, Mining, check_request
     from llara_cli.pipelines.search import Searching
 
@@ -89,11 +90,11 @@ def mine(
             source = model_to_use(session, model, trust_remote_code)
             encoder = chosen_encoder(session, encoder, source)
             encode = EncodeConfig(max_length=max_length, dtype=dtype, encoder=encoder)
-            artifact, model = corpus_index(session, source, corpus, encode, "mine"), None
-        searching = Searching(session.workspace, session.console, artifact, query_length, (), model, trust_remote_code)
+            artifact, model = index_corpus(session.workspace, source, corpus, encode, "mine"), None
+        searching = Searching(session.workspace, artifact, query_length, (), model, trust_remote_code)
         searching.check(depth)
         finder = DenseFinder(searching)
-    run = Mining(session.workspace, session.console, train, finder, settings, name or "", session.console.note)
+    run = Mining(session.workspace, train, finder, settings, name or "", session.console.note)
     result = run.run(output=output, restart=restart)
     if searching is not None:
         searching.warn_of_shortfall(result["rows"])

@@ -204,7 +204,8 @@ def open_session(ctx: typer.Context, workspace: Path | None, as_json: bool, quie
     if launched_processes() > 1 and ctx.info_name not in SHARED:
         raise UserError(f"{ctx.info_name} runs in one process; {', '.join(SHARED)} run in several")
     root = workspace_path(workspace, ctx)
-    return Session(Workspace(root), Console(as_json, quiet, verbose, muted=is_follower()))
+    console = Console(as_json, quiet, verbose, muted=is_follower())
+    return Session(Workspace(root, console), console)
 
 
 def yield_standard_output(console: Console, output: Path | None) -> None:

@@ -80,7 +80,7 @@ def pretrain(
         backend, recipe, max_length, dtype, chosen, drop_stop_words, layout, adapter, optimizer_config
     )
     source = model_to_pretrain(session, model, trust_remote_code)
-    run = Pretraining.of(session.workspace, session.console, source, corpus, apply_preset(settings, preset), name)
+    run = Pretraining.of(session.workspace, source, corpus, apply_preset(settings, preset), name)
     if dry_run:
         show_plan(session.console, run.name, run.plan())
     else:

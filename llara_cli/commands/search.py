@@ -53,9 +53,7 @@ def search(
     if queries is not None and output is not None:
         check_output(output, session.workspace.root, [queries])
     artifact = session.workspace.get("indexes", index) if index else newest(session, "indexes", "run llara index first")
-    searching = Searching(
-        session.workspace, session.console, artifact, query_length, set_ or (), model, trust_remote_code, device
-    )
+    searching = Searching(session.workspace, artifact, query_length, set_ or (), model, trust_remote_code, device)
     searching.check(top_k)
     session.console.note(f"index: {artifact.name}, model: {searching.source.name}")
     if queries is not None and output is not None:

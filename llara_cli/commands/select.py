@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 from llara_cli.commands.options import Session, default_model
 from llara_cli.core.artifacts import Artifact, Kind
 from llara_cli.core.config import DEFAULT_MODEL
 from llara_cli.core.errors import UserError
-from llara_cli.core.names import NAME_BYTES, slug
 from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_recorded
-from llara_cli.pipelines.encode import EncodeConfig, Encoding, encoded
-from llara_cli.pipelines.index import Indexing
 from llara_cli.retrieval.vector_files import VectorFile
 
 DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
@@ -104,12 +98,12 @@ def newest(session: Session, kind: Kind, otherwise: str) -> Artifact:
 
 def users_own(session: Session, kind: Kind) -> list[Artifact]:
     """Sound artifacts that the user asked for, oldest first: not those that a stage made for itself."""
-    return [artifact for artifact in session.workspace.sound(kind, session.console) if artifact.is_users_own]
+    return [artifact for artifact in session.workspace.sound(kind) if artifact.is_users_own]
 
 
 def _nothing(session: Session, kind: Kind, what: str, otherwise: str) -> UserError:
     """The error where the user made none, which names those that stages made for themselves."""
-    others = [artifact.name for artifact in session.workspace.sound(kind, session.console) if not artifact.is_users_own]
+    others = [artifact.name for artifact in session.workspace.sound(kind) if not artifact.is_users_own]
     named = f". Other commands made these for themselves; to use one, name it: {', '.join(others)}" if others else ""
     return UserError(f"no {what} in {session.workspace.root} yet: {otherwise}{named}")
 
@@ -121,18 +115,3 @@ def newest_passages(session: Session) -> Artifact:
         raise _nothing(session, "embeddings", "embeddings of passages", "run llara encode first")
     session.console.note(f"embeddings: {found[-1].name} (the newest of passages)")
     return found[-1]
-
-
-def corpus_index(
-    session: Session, source: ModelSource, corpus: Path, settings: EncodeConfig, made_for: str
-) -> Artifact:
-    """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
-    made = encoded(Encoding(session.workspace, session.console, source, corpus, settings), made_for)
-    workspace = session.workspace
-    indexing = Indexing(workspace, session.console, made, made_for=made_for)
-    run_spec = indexing.run_spec()
-    if found := workspace.find_equal("indexes", run_spec, session.console):
-        return found
-    name = f"{slug(made.name, NAME_BYTES - 9)}-{run_spec.fingerprint[:8]}"  # not one that `llara index` gives
-    replace(indexing, name=name).run(restart=workspace.is_damaged("indexes", name))
-    return workspace.get("indexes", name)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
+
+from llara_cli.core.reporter import Bar, Reporter
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.progress import Progress, Task, TaskID
-
-_MOVE_SECONDS = 0.1
-ItemT = TypeVar("ItemT")
+    from rich.progress import Progress as RichProgress
+    from rich.progress import Task, TaskID
 
 
 def _can_hold(stream: TextIO, text: str) -> bool:
@@ -26,57 +24,38 @@ def _can_hold(stream: TextIO, text: str) -> bool:
     return True
 
 
-@dataclass
-class Bar:
-    """One running progress bar; ``advance`` moves it, ``show`` sets the text at its end."""
+class RichBar(Bar):
+    """A progress bar on the screen."""
 
-    progress: Progress
-    task: TaskID
+    def __init__(self, progress: RichProgress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
 
     def advance(self, amount: float = 1) -> None:
-        self.progress.advance(self.task, amount)
-
-    def over(self, items: Iterable[ItemT]) -> Iterator[ItemT]:
-        """The items, counted as they pass; the bar moves some times a second, as each move takes a while."""
-        waiting, moved = 0, time.monotonic()
-        try:
-            for item in items:
-                waiting += 1
-                if time.monotonic() - moved > _MOVE_SECONDS:
-                    self.advance(waiting)
-                    waiting, moved = 0, time.monotonic()
-                yield item
-        finally:
-            self.advance(waiting)
+        self._progress.advance(self._task, amount)
 
     def show(self, text: str) -> None:
-        self.progress.update(self.task, detail=text)
+        self._progress.update(self._task, detail=text)
 
     def finish(self) -> None:
-        """What is done is all there was: the total was unknown, or an estimate. A bar that did nothing goes away."""
-        (task,) = (task for task in self.progress.tasks if task.id == self.task)
+        """A bar that did nothing goes away."""
+        (task,) = (task for task in self._progress.tasks if task.id == self._task)
         seconds = task.elapsed
-        self.progress.update(self.task, total=task.completed, visible=task.completed > 0)
+        self._progress.update(self._task, total=task.completed, visible=task.completed > 0)
         task.finished_speed = task.completed / seconds if seconds else None  # another total makes rich forget it
 
 
-@dataclass
-class Console:
+class Console(Reporter):
     """Where a command prints.
 
     ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere; ``taken``: stdout is the user's
     ``--output``, so no result is printed there.
     """
 
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    muted: bool = False
-    taken: bool = False
-    _warned: set[str] = field(default_factory=set, init=False)
-
-    def __post_init__(self) -> None:
-        self.quiet |= self.muted
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False, muted: bool = False) -> None:
+        super().__init__()
+        self.as_json, self.verbose, self.muted = as_json, verbose, muted
+        self.quiet = quiet or muted
+        self.taken = False
 
     def result(self, payload: Mapping[str, Any], render: Callable[[], RenderableType]) -> None:
         """Print the command's result: ``payload`` under ``--json``, else what ``render`` draws."""
@@ -109,12 +88,6 @@ class Console:
         self._rich(stderr=True).print(
             f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )
-
-    def warn_once(self, message: str) -> None:
-        """``warn``, but of each message only the first time."""
-        if message not in self._warned:
-            self._warned.add(message)
-            self.warn(message)
 
     def detail(self, message: str) -> None:
         """A line that only ``--verbose`` shows."""
@@ -171,7 +144,7 @@ class Console:
             TextColumn("{task.fields[detail]}", style="dim", markup=False),
         ]
         with Progress(*columns, console=self._rich(stderr=True), disable=self.quiet) as progress:
-            bar = Bar(progress, progress.add_task(label, total=total, detail=""))
+            bar = RichBar(progress, progress.add_task(label, total=total, detail=""))
             yield bar
             if total is None:
                 bar.finish()

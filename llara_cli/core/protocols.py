@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Role = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
-"""(rows, dim), C order, L2-normalised."""
+"""(rows, dim), C order, L2-normalized."""
 Progress = Callable[[int], None]
 """Told how many more are done."""
 
@@ -76,7 +76,7 @@ class IndexOptions:
 
 
 class IndexBackend(ABC):
-    """Stores L2-normalised vectors and finds the nearest by inner product."""
+    """Stores L2-normalized vectors and finds the nearest by inner product."""
 
     name: ClassVar[str]
     build_parameters: ClassVar[Mapping[str, type]] = {}
@@ -147,7 +147,7 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class Encoded:
-    """``vectors``: (texts, dim) float32, L2-normalised, in the order given; the rest counts what happened."""
+    """``vectors``: (texts, dim) float32, L2-normalized, in the order given; the rest counts what happened."""
 
     vectors: Vectors
     tokens: int

@@ -27,9 +27,9 @@ from llara_cli.core.artifacts import (
     old_folder,
     read_json,
 )
-from llara_cli.core.console import Console
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.names import check_name, is_name, normal
+from llara_cli.core.reporter import Reporter
 
 CACHE = "cache"
 """Folder of what a workspace can make again: tokenized corpora, queries that are put to be encoded."""
@@ -45,10 +45,11 @@ RESUMED: tuple[Kind, ...] = ("models", "embeddings", "mined")
 
 
 class Workspace:
-    """One directory that holds every artifact."""
+    """One directory that holds every artifact; ``reporter`` is told what is done in it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reporter: Reporter | None = None) -> None:
         self.root = root
+        self.reporter = reporter or Reporter()
 
     def create(self) -> None:
         """Make the directory. Raises ``UserError`` where that is not possible."""
@@ -87,20 +88,20 @@ class Workspace:
         made = [Artifact(kind, name, self.root / kind / name) for name in names]
         return sorted(made, key=lambda artifact: (artifact.finished, artifact.name))
 
-    def sound(self, kind: Kind, console: Console) -> list[Artifact]:
+    def sound(self, kind: Kind) -> list[Artifact]:
         """Finished artifacts whose manifests can be read, oldest first; a damaged file is warned of, once."""
-        return [artifact for artifact in self.artifacts(kind) if self._is_sound(artifact, console)]
+        return [artifact for artifact in self.artifacts(kind) if self._is_sound(artifact)]
 
-    def _is_sound(self, artifact: Artifact, console: Console) -> bool:
+    def _is_sound(self, artifact: Artifact) -> bool:
         try:
             _ = artifact.manifest
         except LlaraError as error:
-            console.warn_once(f"{error}; left out")
+            self.reporter.warn_once(f"{error}; left out")
             return False
         try:
             _ = artifact.run
         except LlaraError as error:
-            console.warn_once(f"{error}; taken for the oldest")
+            self.reporter.warn_once(f"{error}; taken for the oldest")
         return True
 
     def is_damaged(self, kind: Kind, name: str) -> bool:
@@ -111,10 +112,10 @@ class Workspace:
         except LlaraError:
             return True
 
-    def find_equal(self, kind: Kind, run_spec: RunSpec, console: Console) -> Artifact | None:
+    def find_equal(self, kind: Kind, run_spec: RunSpec) -> Artifact | None:
         """A finished artifact of any name that an equal run made; damaged ones are warned of and left out."""
         wanted = run_spec.as_json()
-        for artifact in self.sound(kind, console):
+        for artifact in self.sound(kind):
             made = artifact.manifest
             if all(made.get(part) == value for part, value in wanted.items()):
                 return artifact
@@ -166,6 +167,13 @@ class Workspace:
         if old_folder(target).exists():
             with suppress(UserError, OSError), self.lock(f"{kind}/{name}", wait=_SWAP_SECONDS):
                 finish_swap(target)
+
+    def result_again(
+        self, artifact: Artifact, why: str = "is finished already; --restart builds it anew"
+    ) -> dict[str, Any]:
+        """The result of a job whose work is done already, and ``why`` nothing was to do."""
+        self.reporter.note(f"nothing to do: {artifact.kind}/{artifact.name} {why}")
+        return artifact.result
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -245,11 +253,3 @@ def _refuse_difference(path: Path, made: Mapping[str, Any], run_spec: RunSpec) -
             f"{path} was built with other settings: {'; '.join(differing)}."
             " Choose another --name, or --restart to build it anew"
         )
-
-
-def told_again(
-    console: Console, artifact: Artifact, why: str = "is finished already; --restart builds it anew"
-) -> dict[str, Any]:
-    """The result of a command whose work is done already, and ``why`` nothing was to do."""
-    console.note(f"nothing to do: {artifact.kind}/{artifact.name} {why}")
-    return artifact.result

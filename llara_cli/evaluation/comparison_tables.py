@@ -7,10 +7,12 @@ from typing import Any
 
 from llara_cli.evaluation.result_tables import Grid, Row, compared_row
 from llara_cli.evaluation.table_formats import as_csv
-from llara_cli.pipelines.compare import MEAN
 
 SIGNIFICANT = 0.05
 _NAMES = {"t-test": "paired t-test", "randomisation": "paired randomisation test"}
+
+MEAN = "mean"
+"""What the mean of the data sets is called among them."""
 
 
 def comparison_grids(result: Mapping[str, Any]) -> list[Grid]:

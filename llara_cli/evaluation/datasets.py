@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder, is_beir_folder
@@ -24,7 +23,6 @@ class Finder:
     """Looks for data sets; ``consent``: asked before anything is downloaded."""
 
     workspace: Workspace
-    console: Console
     root: Path | None
     split: str | None
     consent: Consent
@@ -60,9 +58,9 @@ class Finder:
     def _is_usable(self, task: Task, folder: Path, split: str) -> bool:
         """Whether a set of ``all`` can be read; told where it cannot."""
         if not is_beir_folder(folder):
-            self.console.warn(f"not one folder in BEIR layout, skipped: {task.name}")
+            self.workspace.reporter.warn(f"not one folder in BEIR layout, skipped: {task.name}")
         elif split not in BeirFolder(folder).splits():
-            self.console.warn(f"no split {split!r}, skipped: {task.name}")
+            self.workspace.reporter.warn(f"no split {split!r}, skipped: {task.name}")
         else:
             return True
         return False
@@ -76,9 +74,9 @@ class Finder:
         if private and named:
             raise UserError(f"{_names(private)}: no public download: name a folder that holds it with --data-root")
         if private:
-            self.console.note(f"no public download, skipped: {_names(private)}")
+            self.workspace.reporter.note(f"no public download, skipped: {_names(private)}")
         if missing:
-            self.console.warn(f"missing: {', '.join(task.name for task in missing)}")
+            self.workspace.reporter.warn(f"missing: {', '.join(task.name for task in missing)}")
         if wanted := [task for task in absent if task not in missing and task not in private]:
             self._download(wanted, optional=bool(there) and not named)
 
@@ -86,7 +84,7 @@ class Finder:
         """Ask, and bring the data of all tasks. Raises ``UserError`` where they are needed and not wanted."""
         collections = list(dict.fromkeys(task.collection for task in tasks if task.collection is not None))
         try:
-            downloads = Downloads(self.workspace, self.console)
+            downloads = Downloads(self.workspace)
             size = _readable(downloads.size(collections))
             terms = ", ".join(dict.fromkeys(item.terms for item in collections if item.terms))
             agreed = self.consent(f"download {size} ({_names(tasks)})" + (f"; terms of use: {terms}" if terms else ""))
@@ -97,7 +95,7 @@ class Finder:
             for collection in collections:
                 downloads.bring(collection)
         elif optional:
-            self.console.note(f"not there, skipped: {_names(tasks)}; {hint}")
+            self.workspace.reporter.note(f"not there, skipped: {_names(tasks)}; {hint}")
         else:
             raise UserError(f"--data-root is needed: a folder that holds {_names(tasks)} in BEIR layout; {hint}")
 

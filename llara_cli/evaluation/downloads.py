@@ -13,7 +13,6 @@ from typing import IO, Any
 from zipfile import ZipFile
 
 from llara_cli.core.artifacts import Artifact, Build, Kind, RunSpec
-from llara_cli.core.console import Console
 from llara_cli.core.errors import LlaraError
 from llara_cli.core.registry import missing_extra
 from llara_cli.core.workspace import Workspace
@@ -44,7 +43,7 @@ class Listed:
 class Downloads:
     """What ir_datasets offers for the collections. Raises ``UserError`` where it is not installed."""
 
-    def __init__(self, workspace: Workspace, console: Console) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         # its bars and notes would mix with ours
         os.environ.setdefault("IR_DATASETS_DL_DISABLE_PBAR", "true")
         try:
@@ -55,7 +54,6 @@ class Downloads:
         logging.getLogger("ir_datasets").setLevel(logging.ERROR)
         self._library = ir_datasets
         self._workspace = workspace
-        self._console = console
 
     def size(self, collections: Iterable[Collection]) -> int:
         """Bytes that have to be transferred."""
@@ -90,7 +88,7 @@ class Downloads:
         kept = [listed for listed in files if listed.path is not None]
         missing = sum(listed.missing for listed in kept)
         source = self._source(collection)
-        with self._console.bar(f"downloading {collection.name}", missing / 1e6, unit="MB") as bar:
+        with self._workspace.reporter.bar(f"downloading {collection.name}", missing / 1e6, unit="MB") as bar:
             for listed in kept:
                 assert listed.path is not None
                 fetch(source[listed.key], listed.path, lambda count: bar.advance(count / 1e6))
@@ -105,7 +103,7 @@ class Downloads:
             if not members:
                 raise LlaraError(f"{listed.path}: not an archive in BEIR layout")
             total = sum(item.file_size for item, _ in members) / 1e6
-            with self._console.bar(f"unpacking {collection.name}", total, unit="MB") as bar:
+            with self._workspace.reporter.bar(f"unpacking {collection.name}", total, unit="MB") as bar:
                 for item, name in members:
                     path = folder / name
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +116,7 @@ class Downloads:
     def _convert(self, collection: Collection, folder: Path) -> int:
         """Write what ir_datasets reads as a folder in BEIR layout; how many documents there are."""
         documents = self._library.load(collection.docs)
-        with self._console.bar(f"converting {collection.name}", None, unit="documents") as bar:
+        with self._workspace.reporter.bar(f"converting {collection.name}", None, unit="documents") as bar:
             count = _write_lines(folder / "corpus.jsonl", map(_document, _told(documents.docs_iter(), bar.advance)))
         (folder / "qrels").mkdir(exist_ok=True)
         queries: dict[str, str] = {}

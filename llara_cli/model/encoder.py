@@ -1,4 +1,4 @@
-"""Texts to embeddings: one prompt a role, hidden states at its slots, pooled and L2-normalised."""
+"""Texts to embeddings: one prompt a role, hidden states at its slots, pooled and L2-normalized."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Encoder:
         self.batching = text_batching(decoder, layout, batch_tokens or BATCH_TOKENS[decoder.device.type])
 
     def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
-        """Vectors (texts, dim) float32, L2-normalised, in the order of ``texts``; ``progress`` counts texts done."""
+        """Vectors (texts, dim) float32, L2-normalized, in the order of ``texts``; ``progress`` counts texts done."""
         return self.compute(self.sequencer.trees(texts, role), progress)
 
     def encode_each(

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.workspace import Workspace
 from llara_cli.evaluation.benchmarks import BENCHMARKS
+from llara_cli.evaluation.comparison_tables import MEAN
 from llara_cli.evaluation.metrics import DEFAULT_METRICS
 from llara_cli.evaluation.results import FOLDER, Result, find_name, kept, of_folder
 from llara_cli.evaluation.significance import Stratum, figure, holm, interval, named_test, wins
-
-MEAN = "mean"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ class Comparing:
     """One run of ``compare``; ``metric`` None: the main one of each data set."""
 
     workspace: Workspace
-    console: Console
     given_names: Sequence[str]
     given_benchmark: str | None = None
     metric: str | None = None
@@ -106,7 +103,7 @@ class Comparing:
         if not shared:
             raise UserError(f"{' and '.join(self.names)} have no data set of {self.benchmark} in common")
         if left := [name for name in every if name not in shared]:
-            self.console.warn(f"not measured for all, left out: {', '.join(left)}")
+            self.workspace.reporter.warn(f"not measured for all, left out: {', '.join(left)}")
         tasks = [task.name for task in self._tasks]
         order = [name for name in tasks if name in shared] + [name for name in shared if name not in tasks]
         return {name: self._same_data(name, {model: found[model][name] for model in self.names}) for name in order}

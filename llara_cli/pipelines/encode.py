@@ -18,12 +18,11 @@ import torch
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, input_record
 from llara_cli.core.config import LAYOUTS, refuse_nonpositive, refuse_unknown_attention
-from llara_cli.core.console import Console
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.names import input_stem, slug
 from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
-from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.core.workspace import Workspace
 from llara_cli.cpu.allocator import give_back_memory, resident_memory
 from llara_cli.data.arrow_table import Table
 from llara_cli.data.beir import BeirFolder
@@ -96,7 +95,6 @@ class Encoding:
     """One run of ``encode``."""
 
     workspace: Workspace
-    console: Console
     source: ModelSource
     collection: Path
     settings: EncodeConfig
@@ -115,14 +113,14 @@ class Encoding:
         process_group = ProcessGroup.join(device)
         with process_group.share(lambda: self._building(restart)) as build:
             if isinstance(build, Artifact):
-                return told_again(self.console, build)
+                return self.workspace.result_again(build)
             return self._encode(build, process_group)
 
     @contextmanager
     def _building(self, restart: bool) -> Iterator[Build | Artifact]:
         """The artifact under construction, its collection checked; a caller's mistake leaves none without a shard."""
         name = self.name or self.derived_name()
-        with self.console.status(f"checking {self.source.name} and {self.file.name}"):
+        with self.workspace.reporter.status(f"checking {self.source.name} and {self.file.name}"):
             _ = self.run_spec
         with self.workspace.build("embeddings", name, self.run_spec, restart=restart) as build:
             if isinstance(build, Build):
@@ -137,8 +135,8 @@ class Encoding:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
         self.settings.check()
-        with self.console.bar("reading", None, unit="texts") as bar:
-            count, sample = _sampled(bar.over(read_documents(self.file, self.console.note)))
+        with self.workspace.reporter.bar("reading", None, unit="texts") as bar:
+            count, sample = _sampled(bar.over(read_documents(self.file, self.workspace.reporter.note)))
         self._check_dim()
         facts = self.backend.facts(self.source)
         dim = self.settings.dim or facts.dim
@@ -224,7 +222,7 @@ class Encoding:
         started = time.monotonic()
         dim = self.settings.dim or encoder.dim
         total, waiting = (sum(_rows_in(texts, number, size) for number in numbers) for numbers in (mine, left))
-        with self.console.bar(self._doing, total, unit="texts") as bar:
+        with self.workspace.reporter.bar(self._doing, total, unit="texts") as bar:
             bar.advance(total - waiting)
             passages = (_passages(texts.rows(number * size, (number + 1) * size)) for number in left)
             vectors = encoder.encode_each(passages, self.settings.role, bar.advance)
@@ -243,8 +241,8 @@ class Encoding:
         if (build.folder / IDS).exists():
             return
         with build.staging() as staging:
-            with self.console.bar("reading", None, unit="texts") as bar:
-                write_documents(staging, bar.over(read_documents(self.file, self.console.note)))
+            with self.workspace.reporter.bar("reading", None, unit="texts") as bar:
+                write_documents(staging, bar.over(read_documents(self.file, self.workspace.reporter.note)))
             build.open_folder()
             (staging / TEXTS).replace(build.folder / TEXTS)
             (staging / IDS).replace(build.folder / IDS)
@@ -258,9 +256,9 @@ class Encoding:
             layout=self.settings.layout,
             attention=self.settings.attention,
             compile=self.settings.compile,
-            note=self.console.warn_once,
+            note=self.workspace.reporter.warn_once,
         )
-        with self.console.status(f"loading {self.source.name}"):
+        with self.workspace.reporter.status(f"loading {self.source.name}"):
             return self.backend.load(self.source, options)
 
     def _checked(self, encoded: Encoded) -> Encoded:
@@ -277,14 +275,15 @@ class Encoding:
             raise UserError(f"--dim {dim} is above the model's width of {width}")
         if dim not in (width, *self.source.recipe.dims):
             told = ", ".join(map(str, self.source.recipe.dims)) or "its whole width only"
-            self.console.warn(f"{self.source.name} was trained for {told} (finetune --dims), not for {dim}")
+            self.workspace.reporter.warn(f"{self.source.name} was trained for {told} (finetune --dims), not for {dim}")
 
     def _finish(self, build: Build, shards: Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
         totals = shards.totals()
         if totals["empty"]:
-            self.console.warn(f"{totals['empty']} of {count} texts are empty: encoded as the bare prompt")
+            self.workspace.reporter.warn(f"{totals['empty']} of {count} texts are empty: encoded as the bare prompt")
         if totals["cut"]:
-            self.console.note(f"{totals['cut']} of {count} texts are longer than {self.max_length} tokens and were cut")
+            cut_texts = f"{totals['cut']} of {count} texts"
+            self.workspace.reporter.note(f"{cut_texts} are longer than {self.max_length} tokens and were cut")
         shards.discard()
         result = {
             "name": build.name,
@@ -302,7 +301,7 @@ class Encoding:
 def encoded(encoding: Encoding, made_for: str) -> Artifact:
     """The embeddings of an equal run, whatever their name; made now where there are none, or damaged ones."""
     workspace = encoding.workspace
-    if made := workspace.find_equal("embeddings", encoding.run_spec, encoding.console):
+    if made := workspace.find_equal("embeddings", encoding.run_spec):
         return made
     name = f"{encoding.derived_name()}-{encoding.run_spec.fingerprint[:8]}"
     replace(encoding, name=name, made_for=made_for).run(restart=workspace.is_damaged("embeddings", name))

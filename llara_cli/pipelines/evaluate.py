@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llara_cli.core.config import refuse_nonpositive
-from llara_cli.core.console import Console
 from llara_cli.core.names import input_stem
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.eval_dataset import EvalDataset
@@ -78,7 +77,6 @@ class Evaluating:
     """One run of ``evaluate``."""
 
     workspace: Workspace
-    console: Console
     benchmark: str
     retriever: Retriever
     settings: EvaluateConfig
@@ -87,7 +85,7 @@ class Evaluating:
         """Evaluate each data set that has no result yet that still holds; the command's result."""
         check_is_one(self.retriever, [data for _, data in found])
         for task, data in found:
-            with self.console.status(f"reading the queries of {data.name}"):
+            with self.workspace.reporter.status(f"reading the queries of {data.name}"):
                 _ = data.queries
             self._check(task, data)
         self.workspace.create()
@@ -104,7 +102,7 @@ class Evaluating:
     def _check(self, task: Task, data: EvalDataset) -> None:
         """Raise ``UserError`` for a bad file, or one that a metric is not for, before any model is loaded."""
         check_judgments(data.qrels, self.settings.metrics or task.metrics)
-        data.warn_of_lost(self.console.warn)
+        data.warn_of_lost(self.workspace.reporter.warn)
 
     def _evaluate(self, results: Results, task: Task, data: EvalDataset) -> Evaluation:
         """The figures on a data set, while no other process measures the same model on it."""
@@ -113,16 +111,16 @@ class Evaluating:
 
     def _evaluate_alone(self, results: Results, task: Task, data: EvalDataset) -> Evaluation:
         metrics = self.settings.metrics or task.metrics
-        with self.console.status(f"checking {self.retriever.name} and {data.name}"):
+        with self.workspace.reporter.status(f"checking {self.retriever.name} and {data.name}"):
             identity, made = self._identity(task, data), results.load(data.name)
         why = "--restart" if self.settings.restart else made.differs(identity) if made else ""
         if made is None or why:
             if made is not None:
-                self.console.note(f"{data.name}: evaluated again ({why})")
+                self.workspace.reporter.note(f"{data.name}: evaluated again ({why})")
             return self._measure(results, identity, data, metrics)
         missing = [name for name in metrics if name not in made.metrics]
         if not missing:
-            self.console.note(f"nothing to do: {made.path} has the figures of {data.name} already")
+            self.workspace.reporter.note(f"nothing to do: {made.path} has the figures of {data.name} already")
             return made.narrowed(metrics)
         return self._add(results, identity, made, data, metrics)
 
@@ -153,20 +151,20 @@ class Evaluating:
         """Further metrics of a run that is there; without it, the search is done again."""
         every = list(dict.fromkeys((*made.metrics, *metrics)))
         if (run := made.run) is None:
-            self.console.note(f"{data.name}: the run beside {made.path} is gone or changed: evaluated again")
+            self.workspace.reporter.note(f"{data.name}: the run beside {made.path} is gone or changed: evaluated again")
             return self._measure(results, identity, data, every)
         self._warn_of_depth(metrics)
         scoring = Scoring(data.qrels, every)
         for _ in scoring.watch(read_answers(run)):
             pass
         saved = results.save(identity, scoring.finish(), run, {"seconds": made.fields.get("seconds")})
-        self.console.note(f"{data.name}: computed from {run}")
+        self.workspace.reporter.note(f"{data.name}: computed from {run}")
         return saved.narrowed(metrics)
 
     def _warn_of_depth(self, metrics: Sequence[str]) -> None:
         deep = [name for name in metrics if (cutoff(name) or 0) > self.settings.top_k]
         if deep:
-            self.console.warn(f"{', '.join(deep)} look deeper than --top-k {self.settings.top_k}")
+            self.workspace.reporter.warn(f"{', '.join(deep)} look deeper than --top-k {self.settings.top_k}")
 
 
 def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str], name: str | None = None) -> dict[str, Any]:

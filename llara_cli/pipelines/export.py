@@ -17,28 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.core.artifacts import sha256_file
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.output_files import check_output, is_stream, open_output
 from llara_cli.core.protocols import Progress
 from llara_cli.core.workspace import Workspace
-from llara_cli.retrieval.vector_origin import METADATA, Origin, origin_path
+from llara_cli.retrieval.vector_origin import METADATA, Origin, ids_path, origin_path, refuse_ending
 from llara_cli.retrieval.vector_store import IDS, VectorStore
 
-ENDINGS = (".npy", ".parquet")
 ROW_GROUP = 4096
 """Rows of a .parquet file that are written together."""
-
-
-def ids_path(file: Path) -> Path:
-    """Where the ids of a ``.npy`` file lie, one a line."""
-    return file.with_name(file.name + ".ids.txt")
-
-
-def refuse_ending(file: Path) -> None:
-    """Raise ``UserError`` for a file that is named neither ``.npy`` nor ``.parquet``."""
-    if file.suffix.lower() not in ENDINGS:
-        raise UserError(f"{file}: name it {' or '.join(ENDINGS)}: the ending says in which format the vectors are")
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,6 @@ class Exporting:
     workspace: Workspace
     store: VectorStore
     file: Path
-    console: Console
     force: bool = False
 
     def run(self) -> dict[str, Any]:
@@ -58,7 +44,7 @@ class Exporting:
         written = [self.file, *([ids_path(self.file), origin_path(self.file)] if is_npy else [])]
         self._refuse_place(written)
         started = time.monotonic()
-        with self.console.bar("exporting", self.store.count, unit="vectors") as bar:
+        with self.workspace.reporter.bar("exporting", self.store.count, unit="vectors") as bar:
             (self._write_npy if is_npy else self._write_parquet)(bar.advance)
         return {
             "embeddings": self.store.artifact.name,

@@ -15,7 +15,6 @@ from accelerate import DistributedType
 
 from llara_cli.core.artifacts import input_record
 from llara_cli.core.config import FinetuneConfig
-from llara_cli.core.console import Console
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.workspace import Workspace
@@ -89,7 +88,6 @@ class Finetuning(TrainingRun[Group]):
     def of(
         cls,
         workspace: Workspace,
-        console: Console,
         source: ModelSource,
         train: Sequence[TrainingSet],
         settings: FinetuneConfig,
@@ -101,7 +99,7 @@ class Finetuning(TrainingRun[Group]):
         recipe = choose_recipe(settings, source)
         for each in train:
             training_files(each.path)
-        with console.status(f"reading the configuration of {source.name}"):
+        with workspace.reporter.status(f"reading the configuration of {source.name}"):
             facts = ModelFacts.of(source)
         recipe = choose_roles(recipe, settings, facts.hidden_size)
         settings = replace(settings.fitted(facts.parameters), set_weights=tuple(each.weight for each in train))
@@ -109,7 +107,7 @@ class Finetuning(TrainingRun[Group]):
         refuse_length(settings.passage_length, facts.max_positions, "--passage-length")
         inputs = [str(each.path) for each in train]
         name = name or derived_name(source.name, recipe.name, inputs, settings, "-ft")
-        return cls(workspace, console, source, settings, recipe, facts, name, train, dev)
+        return cls(workspace, source, settings, recipe, facts, name, train, dev)
 
     @property
     def inputs(self) -> Sequence[dict[str, Any]]:
@@ -121,13 +119,13 @@ class Finetuning(TrainingRun[Group]):
     def sets(self) -> list[list[TrainingRow]]:
         """The rows of each set. Raises ``UserError`` naming file and line of a bad one."""
         scored = self.settings.distillation > 0
-        note = self.console.note
+        note = self.workspace.reporter.note
         found = [list(read_training_rows(each.path, scored=scored, note=note)) for each in self.train]
         rows = [row for rows in found for row in rows]
         self._check_negatives(rows)
         texts = [text for row in rows for text in (row.query, *row.positives, *row.negatives)]
         if empty := sum(not text.strip() for text in texts):
-            self.console.warn(f"{empty} of {len(texts)} texts are empty: embedded as the bare prompt")
+            self.workspace.reporter.warn(f"{empty} of {len(texts)} texts are empty: embedded as the bare prompt")
         return found
 
     def _check_negatives(self, rows: Sequence[TrainingRow]) -> None:
@@ -142,7 +140,8 @@ class Finetuning(TrainingRun[Group]):
                 f"no row has hard negatives, and {why} leaves no others to contrast with: llara mine finds some"
             )
         if alone:
-            self.console.warn(f"{alone} of {len(rows)} rows have no hard negatives, and teach nothing with {why}")
+            without = f"{alone} of {len(rows)} rows have no hard negatives"
+            self.workspace.reporter.warn(f"{without}, and teach nothing with {why}")
 
     def _check_contrast(self) -> None:
         """Raise ``UserError`` where no batch has a passage that a query is contrasted with."""
@@ -218,7 +217,7 @@ class Finetuning(TrainingRun[Group]):
             return None
         if self.accelerator.distributed_type == DistributedType.FSDP:
             raise UserError("--dev is for weights that are whole in every process, not sharded ones (FSDP)")
-        encoder = Encoder(prepared.decoder, self.recipe, self.sequencer, self.budget, note=self.console.warn)
+        encoder = Encoder(prepared.decoder, self.recipe, self.sequencer, self.budget, note=self.workspace.reporter.warn)
 
         def encode(texts: Sequence[str], role: Role) -> Vectors:
             with autocast(self.device, self.dtype):
@@ -250,7 +249,7 @@ class Finetuning(TrainingRun[Group]):
 
     def objective(self, prepared: Prepared) -> ContrastiveObjective:
         """InfoNCE over cosine / temperature."""
-        chunk, note = self.settings.chunk_size, self.console.warn
+        chunk, note = self.settings.chunk_size, self.workspace.reporter.warn
         return ContrastiveObjective(
             prepared.decoder, self.recipe, self.sequencer, self.budget, self._loss, chunk, note=note
         )

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import EncoderBackend
-from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.core.workspace import Workspace
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.encode import EncodeConfig, derived_name
 from llara_cli.retrieval.vector_files import VectorFile
@@ -40,7 +39,6 @@ class Importing:
     """One run of ``encode --from``; queries will be encoded with ``source``."""
 
     workspace: Workspace
-    console: Console
     source: ModelSource
     file: VectorFile
     settings: EncodeConfig
@@ -51,7 +49,7 @@ class Importing:
         self._check()
         with self.workspace.build("embeddings", self._name, self.run_spec, restart=restart) as build:
             if isinstance(build, Artifact):
-                return told_again(self.console, build)
+                return self.workspace.result_again(build)
             return self._import(build)
 
     def plan(self) -> dict[str, Any]:
@@ -130,7 +128,7 @@ class Importing:
 
     def _write_shards(self, folder: Path, tally: Tally) -> None:
         size, seen = self.settings.shard_size, 0
-        with self.console.bar("importing", self.file.count, unit="vectors") as bar:
+        with self.workspace.reporter.bar("importing", self.file.count, unit="vectors") as bar:
             for number, shard in enumerate(_resized(self.file.blocks(self.dim, size), size)):
                 vectors = self._normalized(shard, seen, tally)
                 with (folder / shard_name(number)).open("wb") as file:
@@ -160,9 +158,9 @@ class Importing:
     def _finish(self, build: Build, tally: Tally, seconds: float) -> dict[str, Any]:
         count = self.file.count
         if tally.scaled:
-            self.console.note(f"{tally.scaled} of {count} vectors were not of length 1: L2-normalised")
+            self.workspace.reporter.note(f"{tally.scaled} of {count} vectors were not of length 1: L2-normalized")
         if tally.zero:
-            self.console.warn(f"{tally.zero} of {count} vectors are zero: they score 0 for every query")
+            self.workspace.reporter.warn(f"{tally.zero} of {count} vectors are zero: they score 0 for every query")
         result = {
             "name": build.name,
             "path": str(build.target),
@@ -172,7 +170,7 @@ class Importing:
             "seconds": round(seconds, 3),
             "model": self.source.name,
         }
-        counts = {"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}
+        counts = {"count": count, "dim": self.dim, "normalized": tally.scaled, "zero": tally.zero}
         said_by = "--model" if self.file.origin is None else self.file.origin_file.name
         claim = {"model": self.source.name, "fingerprint": self._fingerprint, "said_by": said_by}
         build.finish(counts, result, measured={"claim": claim})

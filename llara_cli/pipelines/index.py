@@ -6,16 +6,18 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, size_on_disk
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import NAME_BYTES, slug
 from llara_cli.core.protocols import IndexBackend, IndexOptions, Parameters, Vectors
-from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.core.workspace import Workspace
+from llara_cli.model.source import ModelSource
+from llara_cli.pipelines.encode import EncodeConfig, Encoding, encoded
 from llara_cli.retrieval.vector_store import VectorStore
 
 FILES = "backend"
@@ -47,7 +49,6 @@ class Indexing:
     """One run of ``index``."""
 
     workspace: Workspace
-    console: Console
     embeddings: Artifact
     backend: str = "exact"
     options: IndexOptions = field(default_factory=IndexOptions)
@@ -59,7 +60,7 @@ class Indexing:
         backend: type[IndexBackend] = registry.load("index", self.backend)
         with self.workspace.build("indexes", self.artifact_name, self.run_spec(), restart=restart) as build:
             if isinstance(build, Artifact):
-                return told_again(self.console, build)
+                return self.workspace.result_again(build)
             return self._build(backend, build)
 
     def plan(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Indexing:
     def _build(self, backend: type[IndexBackend], build: Build) -> dict[str, Any]:
         store = VectorStore(self.embeddings)
         started = time.monotonic()
-        with self.console.bar(f"indexing ({self.backend})", store.count, unit="vectors") as bar:
+        with self.workspace.reporter.bar(f"indexing ({self.backend})", store.count, unit="vectors") as bar:
             index = backend.build(Watched(store, bar.advance), self.options)
             with build.staging() as aside:
                 index.save(aside)
@@ -108,6 +109,20 @@ class Indexing:
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.replace(folder)
         return finish(build, {"count": index.count, "dim": index.dim}, started, self.made_for)
+
+
+def index_corpus(
+    workspace: Workspace, source: ModelSource, corpus: Path, settings: EncodeConfig, made_for: str
+) -> Artifact:
+    """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
+    made = encoded(Encoding(workspace, source, corpus, settings), made_for)
+    indexing = Indexing(workspace, made, made_for=made_for)
+    run_spec = indexing.run_spec()
+    if found := workspace.find_equal("indexes", run_spec):
+        return found
+    name = f"{slug(made.name, NAME_BYTES - 9)}-{run_spec.fingerprint[:8]}"  # not one that `llara index` gives
+    replace(indexing, name=name).run(restart=workspace.is_damaged("indexes", name))
+    return workspace.get("indexes", name)
 
 
 def finish(build: Build, counts: Mapping[str, int], started: float, made_for: str = "user") -> dict[str, Any]:

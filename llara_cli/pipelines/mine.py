@@ -23,11 +23,10 @@ from llara_cli.core.artifacts import (
     write_atomically,
 )
 from llara_cli.core.config import refuse_nonpositive
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import NAME_BYTES, input_stem, slug
 from llara_cli.core.output_files import check_output, is_stream, open_output
-from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import Document
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
@@ -164,7 +163,6 @@ class Mining:
     """One run of ``mine``; ``note`` is told how the training rows are read, unless the caller has told before."""
 
     workspace: Workspace
-    console: Console
     train: Path
     finder: Finder
     settings: MineConfig
@@ -181,7 +179,7 @@ class Mining:
         if output is not None:
             self._check_output(output, restart)
         with self.workspace.build("mined", self.artifact_name, self.run_spec, restart=restart) as build:
-            result = told_again(self.console, build) if isinstance(build, Artifact) else self._mine(build)
+            result = self.workspace.result_again(build) if isinstance(build, Artifact) else self._mine(build)
             rows = self.rows_file
             if output is not None:
                 self._copy(rows, output)
@@ -210,7 +208,7 @@ class Mining:
         self.finder.get_ready(margin=self.settings.margin is not None)
         blocks = build.open_folder() / _BLOCKS
         blocks.mkdir(exist_ok=True)
-        with self.console.bar("mining", len(rows), unit="queries") as bar:
+        with self.workspace.reporter.bar("mining", len(rows), unit="queries") as bar:
             for start in range(0, len(rows), BLOCK):
                 window = [row for _, row in rows[start : start + BLOCK]]
                 self._mine_block(blocks / f"{start // BLOCK:06d}.json", window, known, start)
@@ -253,7 +251,7 @@ class Mining:
         if few := counts["short"] + counts["without"]:
             told = f"{few} of {len(rows)} rows have fewer than {self.settings.per_query} negatives"
             told += f", {counts['without']} of them none" if counts["without"] else ""
-            self.console.warn(f"{told}; a greater --depth or a smaller --margin finds more")
+            self.workspace.reporter.warn(f"{told}; a greater --depth or a smaller --margin finds more")
         seconds = round(time.monotonic() - started, 3)
         result = {"name": build.name, "path": str(build.target), **counts, "model": self.finder.name}
         result |= {"depth": self.settings.depth, "seconds": seconds}

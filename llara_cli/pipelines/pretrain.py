@@ -11,7 +11,6 @@ import torch
 
 from llara_cli.core.artifacts import input_record
 from llara_cli.core.config import MAX_STEPS, PretrainConfig
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.corpus import corpus_files
@@ -41,7 +40,6 @@ class Pretraining(TrainingRun[Example]):
     def of(
         cls,
         workspace: Workspace,
-        console: Console,
         source: ModelSource,
         corpus: Sequence[str],
         settings: PretrainConfig,
@@ -50,8 +48,8 @@ class Pretraining(TrainingRun[Example]):
         """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
         settings.check()
         recipe = choose_recipe(settings, source)
-        corpus_files(corpus, console.note)
-        with console.status(f"reading the configuration of {source.name}"):
+        corpus_files(corpus, workspace.reporter.note)
+        with workspace.reporter.status(f"reading the configuration of {source.name}"):
             facts = ModelFacts.of(source)
         settings = settings.fitted(facts.parameters, facts.max_positions)
         refuse_length(settings.max_length or 0, facts.max_positions, "--max-length")
@@ -59,7 +57,7 @@ class Pretraining(TrainingRun[Example]):
         recipe = replace(recipe, targets=settings.targets or recipe.targets, drop_stop_words=drop)
         settings = replace(settings, targets=recipe.targets, drop_stop_words=drop)
         name = name or derived_name(source.name, recipe.name, corpus, settings)
-        return cls(workspace, console, source, settings, recipe, facts, name, corpus)
+        return cls(workspace, source, settings, recipe, facts, name, corpus)
 
     @property
     def inputs(self) -> Sequence[dict[str, Any]]:
@@ -83,7 +81,7 @@ class Pretraining(TrainingRun[Example]):
     def texts(self) -> Corpus:
         """The corpus and how it becomes examples."""
         builder = ExampleBuilder(self.tokenizer, self.recipe, self.prompts, self.settings.max_length)
-        return Corpus(builder, self.corpus, self.console)
+        return Corpus(builder, self.corpus, self.workspace.reporter)
 
     @property
     def needed(self) -> int | None:
@@ -146,7 +144,7 @@ class Pretraining(TrainingRun[Example]):
         super().check(decoder)
         if lacks_projection(decoder.model):
             raise self._no_projection()
-        self.console.detail(f"logits: {decoder.logits}")
+        self.workspace.reporter.detail(f"logits: {decoder.logits}")
 
     def _static_bytes(self, decoder: Decoder) -> float:
         """Also the sum of the projection's gradients, and what of it is handed over with the last forward."""
@@ -159,9 +157,11 @@ class Pretraining(TrainingRun[Example]):
         """EBAE and EBAR in one forward where the model honors a mask and positions, else in two."""
         joint = prepared.decoder.runs_jointly()
         if not joint:
-            self.console.note(f"{self.source.name} takes no custom mask or positions: SELF and NEXT run as two passes")
+            self.workspace.reporter.note(
+                f"{self.source.name} takes no custom mask or positions: SELF and NEXT run as two passes"
+            )
             if self.settings.layout == "packed":
-                self.console.warn("--layout packed needs a model that takes masks: bucketed it is")
+                self.workspace.reporter.warn("--layout packed needs a model that takes masks: bucketed it is")
         batching = prepared.decoder.batching(self.settings.layout if joint else "bucketed", self.budget)
-        self.console.detail(f"layout: {batching}")
+        self.workspace.reporter.detail(f"layout: {batching}")
         return PretextObjective(prepared.decoder, self.recipe, self.prompts, batching, joint)

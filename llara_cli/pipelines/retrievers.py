@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import sha256_file
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import input_stem
 from llara_cli.core.protocols import EncoderBackend, IndexBackend, IndexOptions, Role
+from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.documents import read_documents
 from llara_cli.data.eval_dataset import EvalDataset
@@ -60,7 +60,7 @@ class Retriever(Protocol):
 class Bm25Retriever:
     """BM25, built anew for each data set."""
 
-    console: Console
+    reporter: Reporter
     name: str = "bm25"
 
     def fingerprint(self, data: EvalDataset) -> str:
@@ -77,11 +77,11 @@ class Bm25Retriever:
 
     def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
         """One query after the other."""
-        with self.console.bar(f"indexing {data.name}", None, unit="texts") as bar:
+        with self.reporter.bar(f"indexing {data.name}", None, unit="texts") as bar:
             index = Bm25.over(_told(read_documents(data.folder.corpus), bar.advance))
-        data.warn_of_missing(index.ids, self.console.warn)
+        data.warn_of_missing(index.ids, self.reporter.warn)
         found = index.search(data.queries.values(), k + drop)
-        with self.console.bar(f"searching {data.name}", len(data.queries), unit="queries") as bar:
+        with self.reporter.bar(f"searching {data.name}", len(data.queries), unit="queries") as bar:
             for query, hits in zip(data.queries, _told(found, bar.advance), strict=True):
                 yield query, [hit for hit in hits if not (drop and hit[0] == query)][:k]
 
@@ -105,7 +105,6 @@ class DenseRetriever:
     """A dense model, through the vector store of the workspace."""
 
     workspace: Workspace
-    console: Console
     source: ModelSource
     dense: Dense
 
@@ -143,20 +142,20 @@ class DenseRetriever:
         registry.load("index", self.dense.index_backend)
         for role in ("passage", "query"):
             self._encode_settings(role).check()
-        with self.console.status(f"reading the configuration of {self.source.name}"):
+        with self.workspace.reporter.status(f"reading the configuration of {self.source.name}"):
             self.settings()
 
     def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
         """Encode corpus and judged queries (or find them encoded) and search; nothing is held but a block."""
         corpus = self._encoded(data.folder.path, "passage")
-        data.warn_of_missing(corpus.ids, self.console.warn)
+        data.warn_of_missing(corpus.ids, self.workspace.reporter.warn)
         with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
             judged = data.write_queries(self.workspace.root / QUERIES)
         queries = self._encoded(judged, "query")
         backend: type[IndexBackend] = registry.load("index", self.dense.index_backend)
-        with self.console.bar(f"indexing {data.name}", corpus.count, unit="vectors") as bar:
+        with self.workspace.reporter.bar(f"indexing {data.name}", corpus.count, unit="vectors") as bar:
             index = backend.build(Watched(corpus, bar.advance), IndexOptions())
-        with self.console.bar(f"searching {data.name}", queries.count, unit="queries") as bar:
+        with self.workspace.reporter.bar(f"searching {data.name}", queries.count, unit="queries") as bar:
             start, shortfall = 0, Shortfall()
             for block in queries:
                 names = queries.ids[start : start + len(block)]
@@ -164,13 +163,12 @@ class DenseRetriever:
                 ranked = rank(index, block, corpus.ids, k, drop=names if drop else None, shortfall=shortfall)
                 yield from zip(names, _told(ranked, bar.advance), strict=True)
         if shortfall.queries:
-            self.console.warn(f"{data.name}: {shortfall.message(queries.count)}; --index-backend exact looks at all")
+            told = shortfall.message(queries.count)
+            self.workspace.reporter.warn(f"{data.name}: {told}; --index-backend exact looks at all")
 
     def _encoded(self, collection: Path, role: Role) -> VectorStore:
         settings = self._encode_settings(role)
-        return VectorStore(
-            encoded(Encoding(self.workspace, self.console, self.source, collection, settings), "evaluate")
-        )
+        return VectorStore(encoded(Encoding(self.workspace, self.source, collection, settings), "evaluate"))
 
     def _encode_settings(self, role: Role) -> EncodeConfig:
         dense = self.dense

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llara_cli.commands.options import Session
-from llara_cli.commands.select import corpus_index
 from llara_cli.core.config import FinetuneConfig
 from llara_cli.core.errors import UserError
 from llara_cli.core.launcher import launched_processes
 from llara_cli.core.names import NAME_BYTES, check_name, is_name
+from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import read_documents
 from llara_cli.model.source import resolve
 from llara_cli.pipelines.encode import EncodeConfig
 from llara_cli.pipelines.finetune import Finetuning, TrainingSet
 from llara_cli.pipelines.hard_negatives import DenseFinder
+from llara_cli.pipelines.index import index_corpus
 from llara_cli.pipelines.mine import MineConfig, Mining
 from llara_cli.pipelines.search import Searching
 
@@ -57,7 +57,7 @@ def check_names(name: str, rounds: int, sets: int) -> None:
 
 
 def run_rounds(
-    session: Session,
+    workspace: Workspace,
     make: Callable[[Sequence[TrainingSet], str], Finetuning],
     name: str,
     train: Sequence[TrainingSet],
@@ -73,26 +73,24 @@ def run_rounds(
     """
     sets = train
     for number in range(1, rounds + 1):
-        session.console.note(f"round {number} of {rounds}")
+        workspace.reporter.note(f"round {number} of {rounds}")
         run = make(sets, _model_name(name, number, rounds))
         # the models before the last are not what the user asked for, and never taken for the newest
         result = run.run(restart=restart, made_for="user" if number == rounds else "finetune")
         if number < rounds:
-            sets = _mined(session, run, train, corpus, restart=restart)
+            sets = _mined(workspace, run, train, corpus, restart=restart)
     return result
 
 
 def _mined(
-    session: Session, run: Finetuning, train: Sequence[TrainingSet], corpus: Path, *, restart: bool
+    workspace: Workspace, run: Finetuning, train: Sequence[TrainingSet], corpus: Path, *, restart: bool
 ) -> list[TrainingSet]:
     """The training sets with the negatives that the model of ``run`` finds hard."""
     settings = run.settings
-    source = resolve(run.name, session.workspace, remote_code=run.source.remote_code)
+    source = resolve(run.name, workspace, remote_code=run.source.remote_code)
     encode = EncodeConfig(max_length=settings.passage_length, dtype=settings.dtype)
-    index = corpus_index(session, source, corpus, encode, "finetune")
-    searching = Searching(
-        session.workspace, session.console, index, settings.query_length, remote_code=source.remote_code
-    )
+    index = index_corpus(workspace, source, corpus, encode, "finetune")
+    searching = Searching(workspace, index, settings.query_length, remote_code=source.remote_code)
     finder = DenseFinder(searching)
     wanted = max(MINED, settings.negatives)
     depth, seed = max(MineConfig.depth, wanted), settings.optimizer.seed
@@ -100,7 +98,7 @@ def _mined(
     made = []
     for number, each in enumerate(train, 1):
         name = _mined_name(run.name, number, len(train))
-        mining = Mining(session.workspace, session.console, each.path, finder, mine, name)
+        mining = Mining(workspace, each.path, finder, mine, name)
         mining.run(restart=restart)
         made.append(replace(each, path=mining.rows_file))
     return made

@@ -14,7 +14,6 @@ import numpy as np
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact
 from llara_cli.core.config import refuse_nonpositive
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.output_files import check_output, open_output
 from llara_cli.core.protocols import EncoderBackend, EncoderOptions, IndexBackend, Role, Vectors
@@ -38,7 +37,6 @@ class Searching:
     """An index opened for search, with the model that its vectors came from."""
 
     workspace: Workspace
-    console: Console
     index: Artifact
     query_length: int | None = None
     parameters: Sequence[str] = ()
@@ -91,8 +89,8 @@ class Searching:
     @cached_property
     def backend(self) -> IndexBackend:
         """The opened index."""
-        with self.console.status(f"opening index {self.index.name}"):
-            return open_index(self.index, self.device, self.console.warn_once)
+        with self.workspace.reporter.status(f"opening index {self.index.name}"):
+            return open_index(self.index, self.device, self.workspace.reporter.warn_once)
 
     @cached_property
     def encoder(self) -> EncoderBackend:
@@ -102,9 +100,9 @@ class Searching:
         dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
         cut_at = self.index_rows.stores[0].artifact.manifest["settings"].get("max_length")
         options = EncoderOptions(
-            dtype=dtype, query_length=self.query_length, passage_length=cut_at, note=self.console.warn_once
+            dtype=dtype, query_length=self.query_length, passage_length=cut_at, note=self.workspace.reporter.warn_once
         )
-        with self.console.status(f"loading {self.source.name}"):
+        with self.workspace.reporter.status(f"loading {self.source.name}"):
             encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
         return encoder
 
@@ -133,10 +131,10 @@ class Searching:
         if form not in RUN_FORMATS:
             raise UserError(f"unknown --format {form!r}: known are {', '.join(RUN_FORMATS)}")
         check_output(output, self.workspace.root, [path, Path(self.source.path)])
-        queries = [(document.id, document.passage) for document in read_documents(path, self.console.note)]
+        queries = [(document.id, document.passage) for document in read_documents(path, self.workspace.reporter.note)]
         started = time.monotonic()
         _ = self.encoder, self.backend  # loading them has a line of its own on the screen
-        with self.console.bar("searching", len(queries), unit="queries") as bar:
+        with self.workspace.reporter.bar("searching", len(queries), unit="queries") as bar:
             RUN_FORMATS[form](output, self._answers(queries, k, bar.advance), self.source.name, open_output)
         self.warn_of_shortfall(len(queries))
         seconds = round(time.monotonic() - started, 3)
@@ -180,7 +178,7 @@ class Searching:
         if self._shortfall.queries and not told:
             raised = " or ".join(f"--set {name}=..." for name in self._shortfall.settings)
             advice = f"; raise {raised}" if raised else ""
-            self.console.warn(f"{self._shortfall.message(queries)}{advice}")
+            self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
 
     def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:
         for position, (document, score, row) in enumerate(hits, 1):

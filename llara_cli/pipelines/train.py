@@ -19,10 +19,9 @@ from transformers import PreTrainedModel
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, write_atomically
 from llara_cli.core.config import as_json
-from llara_cli.core.console import Console
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.protocols import TrainingBackend, TrainingSetup
-from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.core.workspace import Workspace
 from llara_cli.cpu.allocator import give_back_memory, keep_freed_memory, resident_memory
 from llara_cli.data.text_files import ignore
 from llara_cli.model.architecture import dtype_name
@@ -77,7 +76,6 @@ class TrainingRun(ABC, Generic[ItemT]):
     """One run, every setting chosen and everything checked that can be without weights; see the ``of`` of each kind."""
 
     workspace: Workspace
-    console: Console
     source: ModelSource
     settings: Any
     recipe: Recipe
@@ -131,8 +129,8 @@ class TrainingRun(ABC, Generic[ItemT]):
 
         ``made_for``: who needs the model, as ``Build.finish`` has it.
         """
-        self.console.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
-        with self.console.status("checking the model and the data"):
+        self.workspace.reporter.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
+        with self.workspace.reporter.status("checking the model and the data"):
             self._check_device()
             self._check_weights()
             run_spec = self.run_spec
@@ -140,7 +138,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             lambda: self.workspace.build("models", self.name, run_spec, restart=restart)
         ) as build:
             if isinstance(build, Artifact):
-                result = told_again(self.console, build)
+                result = self.workspace.result_again(build)
                 checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
             else:
                 result = self._train(build, made_for)
@@ -166,7 +164,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
         samples = [items[:wanted] for items in sample.batches]
         deep = min(DEPTHS[1], self.facts.layers)
-        with self.console.status("measuring a few steps of models with few layers"):
+        with self.workspace.reporter.status("measuring a few steps of models with few layers"):
             first = cost = self._cost(DEPTHS[0], samples, load.overhead)
             give_back_memory()  # now that all is imported which a step imports, and the model is gone
             runtime = resident_memory() if self.device.type == "cpu" else 0
@@ -215,11 +213,11 @@ class TrainingRun(ABC, Generic[ItemT]):
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The base model's own tokenizer. Raises ``UserError`` where it has tokens that the model does not know."""
-        with self.console.status(f"loading the tokenizer of {self.source.name}"):
+        with self.workspace.reporter.status(f"loading the tokenizer of {self.source.name}"):
             tokenizer = TextTokenizer.load(self.source)
             tokenizer.check_ids(self.recipe, self.facts.embedded_tokens, self.source.path)
         if warning := tokenizer.contradiction():
-            self.console.warn_once(f"{self.source.path}: {warning}")
+            self.workspace.reporter.warn_once(f"{self.source.path}: {warning}")
         return tokenizer
 
     @cached_property
@@ -263,7 +261,13 @@ class TrainingRun(ABC, Generic[ItemT]):
 
         return self._process_group.decide(
             lambda: fit_forwards(
-                least, count, self.facts.layers, self.console, longest=self.longest, tokens=tokens, recompute=recompute
+                least,
+                count,
+                self.facts.layers,
+                self.workspace.reporter,
+                longest=self.longest,
+                tokens=tokens,
+                recompute=recompute,
             )
         )
 
@@ -284,8 +288,8 @@ class TrainingRun(ABC, Generic[ItemT]):
     def _train(self, build: Build, made_for: str) -> dict[str, Any]:
         flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
         seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
-        warn_if_long(self.console, seconds, self.schedule.steps)
-        with self.console.status(f"loading {self.source.name}"):
+        warn_if_long(self.workspace.reporter, seconds, self.schedule.steps)
+        with self.workspace.reporter.status(f"loading {self.source.name}"):
             prepared = self._prepare(self.source)
         if self.accelerator.is_main_process:
             build.open_folder()
@@ -303,14 +307,14 @@ class TrainingRun(ABC, Generic[ItemT]):
         trainer.resume()
         self._open_trackers(trainer.resumed_at)
         started = time.monotonic()
-        with self.console.bar(self.task, self.schedule.steps) as bar:
+        with self.workspace.reporter.bar(self.task, self.schedule.steps) as bar:
             history = trainer.train(bar)
         result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
         if trainer.watch is not None:
             result["dev"] = trainer.watch.restore_best()
         trainer.engine.gather(prepared.model)
         if self.accelerator.is_main_process:
-            with self.console.status("saving the model"):
+            with self.workspace.reporter.status("saving the model"):
                 self._finish(build, prepared, result, trainer.objective.execution, made_for)
         self.accelerator.wait_for_everyone()
         return result
@@ -357,7 +361,7 @@ class TrainingRun(ABC, Generic[ItemT]):
         tokenizer = self.tokenizer.with_tokens(())
         adapter, bf16 = self.settings.adapter, optimizer.weights == "bf16"
         # a plan loads models of the same shape: what is to be said of it is said of the model itself
-        note = self.console.note if source is self.source else ignore
+        note = self.workspace.reporter.note if source is self.source else ignore
         setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimizer.seed, adapter, bf16, note)
         torch.manual_seed(optimizer.seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(source, tokenizer, setup)

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, emptied
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
-from llara_cli.core.workspace import Workspace, told_again
+from llara_cli.core.workspace import Workspace
 from llara_cli.pipelines.index import FILES, Watched, finish, open_index
 from llara_cli.retrieval.index_rows import REMOVED, IndexRows, named_embeddings, read_id_file
 from llara_cli.retrieval.vector_store import VectorStore
@@ -28,7 +27,6 @@ class Changing:
     """A finished index, to be replaced by one of other rows. ``before``: its fingerprint when the change began."""
 
     workspace: Workspace
-    console: Console
     index: Artifact
     before: str = field(init=False)
 
@@ -44,12 +42,12 @@ class Changing:
         """
         mark = (embeddings.name, embeddings.fingerprint)
         if mark in named_embeddings(self.index):
-            return told_again(self.console, self.index, f"has embeddings {embeddings.name!r} already")
+            return self.workspace.result_again(self.index, f"has embeddings {embeddings.name!r} already")
         index_rows = self._fitting(embeddings)
         with self._building([*index_rows.named, mark], index_rows.removed) as build:
             started, store = time.monotonic(), VectorStore(embeddings)
             index = open_index(self.index)
-            with self.console.bar("adding", store.count, unit="vectors") as bar:
+            with self.workspace.reporter.bar("adding", store.count, unit="vectors") as bar:
                 index.append(Watched(store, bar.advance))
                 index.save(emptied(build.folder / FILES))
             return self._finish(build, index.count, started)
@@ -66,7 +64,7 @@ class Changing:
         if unknown := next((name for name in wanted if name not in rows and name not in before), None):
             raise UserError(f"{file}:{wanted[unknown]}: index {self.index.name!r} has no id {unknown!r}")
         if not rows:
-            return told_again(self.console, self.index, "has none of these ids any more")
+            return self.workspace.result_again(self.index, "has none of these ids any more")
         removed = np.union1d(index_rows.removed, np.array(list(rows.values()), np.int64))
         if len(removed) == len(index_rows.ids):
             raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")

@@ -19,8 +19,7 @@ from llara_cli.core.errors import UserError
 from llara_cli.data.documents import ID_FIELDS, TEXT_FIELDS, Document, named_records
 from llara_cli.data.records import Record, read_records
 from llara_cli.data.text_files import check_file, one_line, read_lines
-from llara_cli.pipelines.export import ids_path, refuse_ending
-from llara_cli.retrieval.vector_origin import METADATA, Origin, origin_path
+from llara_cli.retrieval.vector_origin import METADATA, Origin, ids_path, origin_path, refuse_ending
 
 VECTOR_FIELDS = ("vector", "embedding", "embeddings")
 

@@ -12,6 +12,20 @@ from llara_cli.core.errors import UserError
 METADATA = b"llara"
 """The key of the origin in the metadata of a ``.parquet`` file's schema."""
 
+ENDINGS = (".npy", ".parquet")
+"""Of the files that vectors are exported to."""
+
+
+def ids_path(file: Path) -> Path:
+    """Where the ids of a ``.npy`` file lie, one a line."""
+    return file.with_name(file.name + ".ids.txt")
+
+
+def refuse_ending(file: Path) -> None:
+    """Raise ``UserError`` for a file that is named neither ``.npy`` nor ``.parquet``."""
+    if file.suffix.lower() not in ENDINGS:
+        raise UserError(f"{file}: name it {' or '.join(ENDINGS)}: the ending says in which format the vectors are")
+
 
 @dataclass(frozen=True)
 class Origin:

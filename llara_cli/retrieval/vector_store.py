@@ -26,7 +26,7 @@ BLOCK_BYTES = 32 * 2**20
 
 
 def cut(vectors: Vectors, dim: int | None) -> Vectors:
-    """The first ``dim`` numbers of each vector, L2-normalised again (Matryoshka); None: the vectors as they are."""
+    """The first ``dim`` numbers of each vector, L2-normalized again (Matryoshka); None: the vectors as they are."""
     if dim is None or dim == vectors.shape[1]:
         return vectors
     short = vectors[:, :dim]

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from llara_cli.core.console import Bar
 from llara_cli.core.errors import UserError
+from llara_cli.core.reporter import Bar
 from llara_cli.core.workspace import lock_place
 from llara_cli.data.arrow_table import BLOCK, Table, write_table
 from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus

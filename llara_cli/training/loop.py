@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from llara_cli.core.config import OptimizerConfig
-from llara_cli.core.console import Bar
 from llara_cli.core.errors import LlaraError
+from llara_cli.core.reporter import Bar
 from llara_cli.training import checkpoints
 from llara_cli.training.early_stopping import Watch
 from llara_cli.training.engine import AcceleratedEngine, local

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara_cli.core.console import Console
+from llara_cli.core.reporter import Reporter
 from llara_cli.data.text_files import one_line
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.sequences import Tree, lay_out
@@ -94,7 +94,7 @@ def choose_forwards(
 
 
 def fit_forwards(
-    free: int, count: Callable[[], Needs], layers: int, console: Console, *, longest: int, tokens: int | None,
+    free: int, count: Callable[[], Needs], layers: int, reporter: Reporter, *, longest: int, tokens: int | None,
     recompute: bool | None,
 ) -> Forwards:  # fmt: skip
     """``choose_forwards`` by what is free and what ``count`` finds, and say what was chosen, or that nothing fits.
@@ -102,11 +102,11 @@ def fit_forwards(
     Where nothing can be counted, it is ``LEAST_TOKENS`` tokens, and nothing computed again that is not asked for.
     """
     try:
-        with console.status("measuring how much memory a layer takes"):
+        with reporter.status("measuring how much memory a layer takes"):
             needs = count()
     except Exception as error:  # nothing that keeps a model from training
         chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
-        console.warn(
+        reporter.warn(
             f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
             " --micro-batch-tokens and --gradient-checkpointing say otherwise"
         )
@@ -114,9 +114,9 @@ def fit_forwards(
     usable = USABLE * free
     chosen = choose_forwards(usable, needs, layers, longest=longest, tokens=tokens, recompute=recompute)
     again = f", {recomputed(layers, chosen.every)} of {layers} layers computed again" if chosen.every else ""
-    console.note(f"{chosen.tokens} tokens a forward{again}")
+    reporter.note(f"{chosen.tokens} tokens a forward{again}")
     if (needed := needs.total(max(chosen.tokens, longest), layers, chosen.every)) > usable:
-        console.warn(
+        reporter.warn(
             f"about {needed / 1e9:.1f} GB of GPU memory are needed, and {usable / 1e9:.1f} GB can be had:"
             " --backend lora or qlora, --weights bf16 or shorter texts take less"
         )

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from llara_cli.core.console import Console
+from llara_cli.core.reporter import Reporter
 from llara_cli.model.model_info import ModelFacts
 from llara_cli.training.memory import Forwards, recomputed
 from llara_cli.training.probe import Cost
@@ -127,7 +127,7 @@ def probed_plan(
     )
 
 
-def warn_if_long(console: Console, seconds: float, steps: int) -> None:
+def warn_if_long(reporter: Reporter, seconds: float, steps: int) -> None:
     """Say so before a run that will take more than an hour."""
     if (hours := seconds / 3600) > 1:
-        console.warn(f"about {hours:.1f} hours expected for {steps} steps; --max-steps shortens the run")
+        reporter.warn(f"about {hours:.1f} hours expected for {steps} steps; --max-steps shortens the run")

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from llara_cli.core.artifacts import write_atomically
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
+from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import lock_place
 from llara_cli.data.corpus import RawDocument, pieces, read_corpus
 from llara_cli.data.hub import PREFIX as HUB
@@ -135,7 +135,7 @@ class Corpus:
 
     builder: ExampleBuilder
     arguments: Sequence[str]
-    console: Console
+    reporter: Reporter
 
     @property
     def is_stream(self) -> bool:
@@ -181,7 +181,7 @@ class Corpus:
         return found
 
     def _surveyed(self, most: int | None) -> Survey:
-        with self.console.bar("reading", None, unit="documents") as bar:
+        with self.reporter.bar("reading", None, unit="documents") as bar:
             return survey(self.builder, bar.over(read_corpus(self.arguments)), most)
 
     def _estimate(self, folder: Path, key: str) -> Estimate:
@@ -211,7 +211,7 @@ class Corpus:
         most: int | None = None,
     ) -> ExampleTable:
         """The examples in ``path``; ``expected``: about how many they will be."""
-        with self.console.bar("tokenizing", expected or most, unit="passages") as bar:
+        with self.reporter.bar("tokenizing", expected or most, unit="passages") as bar:
             table = self.builder.build(self.arguments, path, bar, read, most)
             bar.finish()
         return table

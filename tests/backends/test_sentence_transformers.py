@@ -79,7 +79,7 @@ def test_lengths_are_the_models_own_and_end_at_its_positions(folder: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_gives_normalised_vectors_close_by(folder: Path, dtype: str) -> None:
+def test_half_precision_gives_normalized_vectors_close_by(folder: Path, dtype: str) -> None:
     half, full = load(folder, dtype=dtype), load(folder)
     assert {weight.dtype for weight in half.model.parameters()} == {
         getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[dtype])

@@ -11,7 +11,6 @@ from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
 from llara_cli.core import registry
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import IndexBackend
 from llara_cli.core.workspace import Workspace
@@ -164,7 +163,7 @@ def test_a_lost_list_of_removed_rows_is_no_empty_one(library: Llara, tmp_path: P
 def test_a_change_that_another_one_overtook_is_refused(library: Llara, tmp_path: Path) -> None:
     library("index", "one", "--name", "i")
     workspace = Workspace(tmp_path / "ws")
-    late = Changing(workspace, Console(False, True, False), workspace.get("indexes", "i"))
+    late = Changing(workspace, workspace.get("indexes", "i"))
     assert library("index", "two", "--append", "--name", "i").code == 0
     after = tree(tmp_path / "ws/indexes")
     with pytest.raises(UserError, match="'i' was changed by another process meanwhile"):
@@ -179,7 +178,7 @@ def test_a_change_begins_with_the_index_as_it_is_now(library: Llara, tmp_path: P
     index = workspace.get("indexes", "i")
     assert index.manifest["counts"]["count"] == 3
     assert library("index", "two", "--append", "--name", "i").code == 0
-    made = Changing(workspace, Console(False, True, False), index).remove(ids(tmp_path / "gone", "d4"))
+    made = Changing(workspace, index).remove(ids(tmp_path / "gone", "d4"))
     assert made["count"] == 4
     assert found(library).keys() == {"d0", "d1", "d2", "d3"}
 

@@ -77,7 +77,7 @@ HITS = [(str(n), 1.0 - n / 10, n) for n in range(10)]
     ],
 )
 def test_what_becomes_a_negative(settings: dict[str, Any], best: float | None, wanted: list[int] | None) -> None:
-    finder, known = Listed(t1="p", t3="q"), mine.known_answers([row()])["q"]
+    finder, known = Listed(t1="p", t3="q"), mine.known_positives([row()])["q"]
     made = mine.MineConfig(**settings)
     chosen = mine.choose_negatives(known, HITS, finder, made, (1, 2), best)
     if wanted is not None:
@@ -290,7 +290,7 @@ def test_no_positive_of_any_row_of_the_query_is_a_negative(
 
 
 def test_a_positive_is_known_without_its_title_and_with_blanks_around() -> None:
-    known = mine.known_answers([row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())])["q"]
+    known = mine.known_positives([row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())])["q"]
     for document, is_known in (
         (mine.Document("1", "Title", "the text"), True),
         (mine.Document("2", "Title", "body"), True),

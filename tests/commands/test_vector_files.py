@@ -166,7 +166,7 @@ def test_damaged_embeddings_are_not_exported(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_vectors_of_another_tool_are_normalised_and_searched(
+def test_vectors_of_another_tool_are_normalized_and_searched(
     llara: Llara, tiny_model: Path, tmp_path: Path, form: str
 ) -> None:
     vectors, ids = directions(), [f"p{i}" for i in range(5)]
@@ -176,7 +176,7 @@ def test_vectors_of_another_tool_are_normalised_and_searched(
         columns = {"id": ids, "embedding": vectors.tolist(), "text": [f"text {i}" for i in range(5)]}
         file = write_parquet(tmp_path / "theirs.parquet", **columns)
     outcome = llara("encode", "--from", file, "--model", tiny_model, "--shard-size", 2, "--json")
-    assert "5 of 5 vectors were not of length 1: L2-normalised" in outcome.err
+    assert "5 of 5 vectors were not of length 1: L2-normalized" in outcome.err
     assert outcome.json["name"] == "tiny-theirs"
     wanted = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(matrix(outcome.json["path"]), wanted, atol=1e-6)

@@ -44,7 +44,7 @@ class EncoderConformance:
         return case.backend.load(case.source, options(batch_tokens=512))
 
     @pytest.mark.parametrize("role", ["query", "passage"])
-    def test_vectors_are_normalised_rows_of_float32(self, encoder: EncoderBackend, role: Role) -> None:
+    def test_vectors_are_normalized_rows_of_float32(self, encoder: EncoderBackend, role: Role) -> None:
         found = encoder.encode(TEXTS, role)
         assert found.vectors.shape == (len(TEXTS), encoder.dim)
         assert found.vectors.dtype == np.float32

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from llara_cli.core.artifacts import Artifact, Build, RunSpec
-from llara_cli.core.console import Console
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.names import check_name, folder_name, input_stem, slug
 from llara_cli.core.workspace import Workspace
@@ -63,7 +62,7 @@ def test_what_tells_of_an_artifact_is_read_once(workspace: Workspace, monkeypatc
         return read_text(path, **more)
 
     monkeypatch.setattr(Path, "read_text", watched)
-    for artifact in workspace.sound("models", Console(False, True, False)):
+    for artifact in workspace.sound("models"):
         assert artifact.is_users_own
         assert (artifact.manifest["name"], artifact.result["name"]) == (artifact.name, artifact.name)
     assert sorted(read) == ["a/manifest.json", "a/run.json", "b/manifest.json", "b/run.json"]

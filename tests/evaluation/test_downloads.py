@@ -20,7 +20,6 @@ from program import Llara
 from serving import Served, serving
 
 from llara_cli.core.artifacts import sha256_file
-from llara_cli.core.console import Console
 from llara_cli.core.errors import LlaraError
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
@@ -304,7 +303,7 @@ def test_what_ir_datasets_reads_is_written_in_beir_layout(
     space = f"{tmp_path.name}/own"
     splits = {"dev": f"{space}/dev", "more": f"{space}/more"}
     collection = Collection("mine", docs=space, splits=splits, files=())
-    made = Downloads(Workspace(tmp_path / "ws"), Console(quiet=True)).bring(collection)
+    made = Downloads(Workspace(tmp_path / "ws")).bring(collection)
     folder = BeirFolder(made.path)
     assert [(d.id, d.passage) for d in read_documents(folder.corpus)] == [
         ("1", 'The "sea" is salt.'), ("2", "Bees dance."),
@@ -321,7 +320,7 @@ def test_what_ir_datasets_reads_is_written_in_beir_layout(
 def test_every_collection_is_in_ir_datasets_list(library: ModuleType, tmp_path: Path) -> None:
     from llara_cli.evaluation.benchmarks import BENCHMARKS
 
-    downloads = Downloads(Workspace(tmp_path / "ws"), Console(quiet=True))
+    downloads = Downloads(Workspace(tmp_path / "ws"))
     tasks = [task for benchmark in BENCHMARKS.values() for task in benchmark.tasks]
     for collection in {task.collection for task in tasks if task.collection is not None}:
         for file in downloads.files(collection):
@@ -339,4 +338,4 @@ def test_the_missing_extra_is_named(llara: Llara, monkeypatch: pytest.MonkeyPatc
     assert outcome.code == 2
     assert "pip install 'llara[eval]'" in outcome.error
     with pytest.raises(LlaraError, match="eval"):
-        Downloads(Workspace(Path("nowhere")), Console(quiet=True))
+        Downloads(Workspace(Path("nowhere")))

@@ -18,8 +18,8 @@ from tiny import TEXTS, make_tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
+from llara_cli.core.reporter import Reporter
 from llara_cli.data.arrow_table import BLOCK
 from llara_cli.data.corpus import RawDocument
 from llara_cli.data.passages import pair_up, split_document
@@ -175,7 +175,7 @@ def test_the_table_gives_what_was_written(tmp_path: Path) -> None:
     rows = [{"text": " ".join(TEXTS[i % 5 :] + TEXTS[: i % 5])} for i in range(300)]
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     built = builder()
-    with Console(muted=True).bar("reading", None, unit="passages") as bar:
+    with Reporter().bar("reading", None, unit="passages") as bar:
         table = built.build([str(corpus)], tmp_path / "cache" / "a.arrow", bar)
     expected = list(built.document_examples(RawDocument(row["text"], "") for row in rows))
     assert len(table) == len(expected) > BLOCK
@@ -192,7 +192,7 @@ def test_a_corpus_without_a_target_is_a_mistake_and_leaves_nothing(tmp_path: Pat
     corpus, path = tmp_path / "corpus.jsonl", tmp_path / "cache" / "a.arrow"
     corpus.write_text('{"input": "", "output_summarize": ""}\n')
     with (
-        Console(muted=True).bar("reading", None, unit="passages") as bar,
+        Reporter().bar("reading", None, unit="passages") as bar,
         pytest.raises(UserError, match="no text to learn"),
     ):
         builder().build([str(corpus)], path, bar)

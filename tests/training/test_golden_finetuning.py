@@ -44,7 +44,7 @@ def objective(golden: Path, temperature: float, **settings: Any) -> ContrastiveO
 
 @pytest.mark.parametrize("split", [{}, {"budget": 300}, {"chunk": 2}])
 @pytest.mark.parametrize(
-    ("key", "temperature", "normalise"),
+    ("key", "temperature", "normalize"),
     [("own_g4_norm_T0.01", 0.01, True), ("own_g4_norm_T0.05", 0.05, True), ("own_g4_nonorm_T0.01", 1.0, False)],
 )
 def test_losses_and_gradients(

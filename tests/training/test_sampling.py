@@ -14,8 +14,8 @@ import pytest
 from program import Llara, write_jsonl
 from tiny import TEXTS, make_tokenizer
 
-from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
+from llara_cli.core.reporter import Reporter
 from llara_cli.data import hub
 from llara_cli.data.corpus import RawDocument, read_corpus
 from llara_cli.model.recipe import PAPER
@@ -48,7 +48,7 @@ def small_counts_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def table(corpus: Path | str, folder: Path, needed: int | None, seed: int = 1) -> ExampleTable:
     """What a run learns from."""
-    return Corpus(BUILDER, [str(corpus)], Console(quiet=True)).table(folder / "cache", "key", needed, seed)
+    return Corpus(BUILDER, [str(corpus)], Reporter()).table(folder / "cache", "key", needed, seed)
 
 
 def numbers(found: ExampleTable) -> list[int]:
@@ -213,7 +213,7 @@ def test_an_interrupted_tokenization_leaves_nothing_behind(wiki: Path, tmp_path:
         raise KeyboardInterrupt
 
     path = tmp_path / "cache" / "examples-key.arrow"
-    with Console(quiet=True).bar("tokenizing", None) as bar, pytest.raises(KeyboardInterrupt):
+    with Reporter().bar("tokenizing", None) as bar, pytest.raises(KeyboardInterrupt):
         BUILDER.build([str(wiki)], path, bar, interrupted)
     assert not list(path.parent.iterdir())
     assert len(table(wiki, tmp_path, None)) > 2000

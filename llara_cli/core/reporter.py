@@ -1,0 +1,148 @@
+"""What a job tells while it works: notes, warnings and progress. The library prints nothing; a caller may."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+_MOVE_SECONDS = 0.1
+ItemT = TypeVar("ItemT")
+log = logging.getLogger("llara")
+
+
+class LlaraWarning(UserWarning):
+    """The work goes on, but the user should know."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task is.
+
+    Attributes:
+        task: what is being done, as ``encoding passages``.
+        done: how much of it, in ``unit``.
+        total: how much there is; None: unknown.
+        unit: ``texts``, ``vectors``, ``MB`` ...; empty: steps.
+        detail: what else there is to say, as the loss of a step.
+        finished: whether the task is over.
+    """
+
+    task: str
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+    detail: str = ""
+    finished: bool = False
+
+
+class Bar:
+    """One running task; ``advance`` moves it, ``show`` sets what else there is to say."""
+
+    def advance(self, amount: float = 1) -> None:
+        """``amount`` more are done."""
+
+    def show(self, text: str) -> None:
+        """``text`` is what else there is to say."""
+
+    def finish(self) -> None:
+        """What is done is all there was: the total was unknown, or an estimate."""
+
+    def over(self, items: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The items, counted as they pass; the bar moves some times a second, as each move takes a while."""
+        waiting, moved = 0, time.monotonic()
+        try:
+            for item in items:
+                waiting += 1
+                if time.monotonic() - moved > _MOVE_SECONDS:
+                    self.advance(waiting)
+                    waiting, moved = 0, time.monotonic()
+                yield item
+        finally:
+            self.advance(waiting)
+
+
+class Reporter:
+    """Tells a Python program what a job does: notes by ``logging`` (logger ``llara``), warnings by ``warnings``.
+
+    ``progress`` is called with a ``Progress`` whenever a task moves.
+
+    >>> from llara_cli.core.reporter import Reporter
+    >>> seen = []
+    >>> with Reporter(seen.append).bar("encoding", total=2, unit="texts") as bar:
+    ...     bar.advance(2)
+    >>> seen[-1]
+    Progress(task='encoding', done=2, total=2, unit='texts', detail='', finished=True)
+    """
+
+    def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
+        self._progress = progress
+        self._warned: set[str] = set()
+
+    def note(self, message: str) -> None:
+        """Something that the user may want to know."""
+        log.info(message)
+
+    def warn(self, message: str) -> None:
+        """The work goes on, but the user should know."""
+        warnings.warn(message, LlaraWarning, stacklevel=3)
+
+    def warn_once(self, message: str) -> None:
+        """``warn``, but of each message only the first time."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self.warn(message)
+
+    def detail(self, message: str) -> None:
+        """Something that hardly anybody wants to know."""
+        log.debug(message)
+
+    @contextmanager
+    def status(self, doing: str) -> Iterator[None]:
+        """While something takes a while and cannot tell how far it is."""
+        with self.bar(doing, None):
+            yield
+
+    @contextmanager
+    def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
+        """While something is done that can tell how far it is; ``total`` None: unknown."""
+        bar = _ReportedBar(self._progress or _ignore, label, total, unit)
+        bar.tell()
+        yield bar
+        bar.end()
+
+
+class _ReportedBar(Bar):
+    """A bar whose moves a function is told."""
+
+    def __init__(self, tell: Callable[[Progress], None], task: str, total: float | None, unit: str) -> None:
+        self._tell, self._task, self._total, self._unit = tell, task, total, unit
+        self._done: float = 0
+        self._detail = ""
+
+    def advance(self, amount: float = 1) -> None:
+        self._done += amount
+        self.tell()
+
+    def show(self, text: str) -> None:
+        self._detail = text
+        self.tell()
+
+    def finish(self) -> None:
+        self._total = self._done
+
+    def tell(self, *, finished: bool = False) -> None:
+        """Say how far it is."""
+        self._tell(Progress(self._task, self._done, self._total, self._unit, self._detail, finished))
+
+    def end(self) -> None:
+        """Say that it is over."""
+        self.tell(finished=True)
+
+
+def _ignore(progress: Progress) -> None:
+    pass
