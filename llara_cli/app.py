@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llara_cli import __version__
+from llara_cli.commands.session import WORKSPACE_DEFAULT, WORKSPACE_HELP
 from llara_cli.core.errors import FULL, LlaraError, Terminated, is_out_of_memory
 from llara_cli.core.launcher import is_follower
 from llara_cli.core.streams import prepare_streams
@@ -53,10 +55,11 @@ VERBS = {
 
 def load_verb(name: str) -> TyperCommand:
     """The whole command of a verb, from ``llara_cli.commands``."""
-    from llara_cli.commands.defaults import Command
+    from llara_cli.commands.command import Command
+    from llara_cli.commands.flags import as_command
 
     alone = typer.Typer(add_completion=False)
-    function = getattr(import_module(f"llara_cli.commands.{name}"), name)
+    function = as_command(getattr(import_module(f"llara_cli.commands.{name}"), name))
     alone.command(name, cls=Command, help=VERBS[name].summary, context_settings=CONTEXT)(function)
     found: Any = typer.main.get_command(alone)
     command: TyperCommand = found
@@ -72,11 +75,31 @@ class Verbs(TyperGroup):
             name: TyperCommand(name, help=summary, rich_help_panel=panel) for name, (panel, summary) in VERBS.items()
         }
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer does; without arguments the help is shown, which is a mistake of the caller's all the same."""
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that is to run."""
         if args and args[0] in VERBS:
             return args[0], load_verb(args[0]), args[1:]
         return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb with all of its options where a shell completes them; else its name and its line of help."""
+        completes = ctx.resilient_parsing and cmd_name in VERBS
+        return load_verb(cmd_name) if completes else super().get_command(ctx, cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """What the program does, its verbs by panel, and its options."""
+        from llara_cli.commands.help import write_group_help
+
+        about = inspect.cleandoc(top.__doc__ or "")
+        write_group_help(self, ctx, formatter, about, VERBS)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; Typer would turn every interrupt into exit code 130, without a word."""
@@ -93,7 +116,7 @@ class Verbs(TyperGroup):
 
 
 CONTEXT = {"help_option_names": ["--help", "-h"]}
-app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, no_args_is_help=True, context_settings=CONTEXT)
+app = typer.Typer(name="llara", cls=Verbs, help=SUMMARY, context_settings=CONTEXT)
 
 
 def _print_version(asked: bool) -> None:
@@ -109,8 +132,9 @@ def top(
         typer.Option(
             "--workspace",
             "-w",
-            help="Where artifacts live. (env LLARA_WORKSPACE, else ./workspace)",
-            show_default=False,
+            help=WORKSPACE_HELP,
+            show_default=WORKSPACE_DEFAULT,
+            metavar="DIR",
         ),
     ] = None,
     version: Annotated[

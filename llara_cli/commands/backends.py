@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from llara_cli.commands import options as o
+from llara_cli.commands.session import Session
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,14 +13,9 @@ if TYPE_CHECKING:
 
 
 def backends(
-    ctx: typer.Context,
-    workspace: o.Workspace_ = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    session: Session,
 ) -> None:
     """Training, encoder and index backends: usable, or how to make them so."""
-    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from dataclasses import asdict
 
     from llara_cli.core.registry import availability

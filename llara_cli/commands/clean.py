@@ -6,22 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llara_cli.commands import options as o
+from llara_cli.commands.session import Session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 def clean(
-    ctx: typer.Context,
+    session: Session,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and stop.")] = False,
-    workspace: o.Workspace_ = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
 ) -> None:
     """Remove what can be rebuilt: cached corpora and queries, leftovers of interrupted commands."""
-    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from llara_cli.core import cleaning
 
     root = session.workspace.root

@@ -7,49 +7,51 @@ from typing import Annotated
 
 import typer
 
-from llara_cli.commands import options as o
+from llara_cli.commands.completion import completer
+from llara_cli.commands.flags import TableFormat
 from llara_cli.commands.render_tables import show_grids
+from llara_cli.commands.session import Session
 from llara_cli.core.errors import LlaraError
+from llara_cli.evaluation.config import CompareConfig
 
 
 def compare(
-    ctx: typer.Context,
+    session: Session,
     models: Annotated[
-        list[str], typer.Argument(help="Models with results in the workspace; the first is the baseline.")
+        list[str],
+        typer.Argument(
+            help="Models with results in the workspace; the first is the baseline.",
+            show_default=False, autocompletion=completer("results"),
+        ),
     ],
-    benchmark: Annotated[
-        str | None,
-        typer.Option(help="Where they were measured. (default: the one that all have)", show_default=False),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="A metric of the results. (default: each set's main one)", show_default=False),
-    ] = None,
-    test: Annotated[str, typer.Option(help="Paired test: t-test or randomisation.")] = "t-test",
+    config: CompareConfig,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Write the bars here, .png or .svg. (default: both, in results/)", show_default=False),
+        typer.Option(
+            help="Draw the bars into this file, .png or .svg.", metavar="FILE", show_default="both, in results/"
+        ),
     ] = None,
-    format_: o.TableFormat = "table",
-    workspace: o.Workspace_ = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-) -> None:
-    """Hold evaluated models against each other, query by query."""
-    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    format_: TableFormat = "table",
+) -> None:  # fmt: skip
+    """Hold evaluated models against each other, query by query.
+
+    Examples:
+    llara compare bm25 my-model
+    llara compare base tuned --benchmark beir --metric R@100 --format latex
+    """
     from llara_cli.evaluation.comparison_tables import comparison_csv, comparison_grids
     from llara_cli.evaluation.plots import SUFFIXES, check_chart, draw
     from llara_cli.evaluation.results import comparison_path
     from llara_cli.evaluation.table_formats import check_format
     from llara_cli.pipelines.compare import Comparing
 
-    check_format(format_, as_json=as_json)
+    workspace = session.workspace
+    check_format(format_, as_json=session.console.as_json)
     if plot is not None:
-        check_chart(plot, session.workspace)
-    comparing = Comparing(session.workspace, models, benchmark, metric, test)
+        check_chart(plot, workspace)
+    comparing = Comparing(workspace, models, config.benchmark, config.metric, config.test)
     result = comparing.run()
-    stem = comparison_path(session.workspace, comparing.benchmark, comparing.names)
+    stem = comparison_path(workspace, comparing.benchmark, comparing.names)
     paths = [plot] if plot is not None else [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     try:
         if not draw(result, paths):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
 from llara_cli import __version__
-from llara_cli.commands import options as o
+from llara_cli.commands.session import Session
 
 _REQUIRED = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "ir_measures")
 _OPTIONAL = {
@@ -19,14 +17,9 @@ _OPTIONAL = {
 
 
 def doctor(
-    ctx: typer.Context,
-    workspace: o.Workspace_ = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    session: Session,
 ) -> None:
     """Versions, devices, backends: what works here, what would make the rest work."""
-    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from dataclasses import asdict
 
     from llara_cli.commands.backends import backend_table

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llara_cli.commands import options as o
+from llara_cli.commands.flags import DryRun, Name, Restart
 from llara_cli.commands.render import show_facts
+from llara_cli.commands.session import Session
 from llara_cli.core.errors import UserError
+from llara_cli.retrieval.config import EncodeConfig
 
 if TYPE_CHECKING:
     from llara_cli.pipelines.import_vectors import Importing
 
 
 def encode(
-    ctx: typer.Context,
+    session: Session,
+    config: EncodeConfig,
     corpus: Annotated[
         Path | None,
         typer.Argument(help="corpus.jsonl, queries.jsonl, tsv, parquet, or a BEIR folder.", show_default=False),
@@ -25,68 +29,49 @@ def encode(
         Path | None,
         typer.Option(
             "--from",
-            help="Take these vectors in instead: FILE.npy with FILE.npy.ids.txt, or FILE.parquet (id, vector, ...). "
+            help="Import these vectors instead: FILE.npy with FILE.npy.ids.txt, or FILE.parquet (id, vector, ...). "
             "Name their model with --model unless the file records it.",
+            metavar="FILE",
             show_default=False,
+            rich_help_panel="Texts",
         ),
     ] = None,
-    model: o.Model = None,
-    name: o.Name = None,
-    role: Annotated[
-        str | None,
-        typer.Option(
-            "--as", help="passage or query. (default: passage, or what --from FILE records)", show_default=False
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Total tokens, prompt included. (default: 512, or the model's positions)", show_default=False
-        ),
-    ] = None,
-    store: Annotated[str, typer.Option(help="fp32 or fp16 vectors on disk.")] = "fp32",
-    batch_tokens: o.BatchTokens = None,
-    shard_size: Annotated[int, typer.Option(help="Texts of one shard: what a kill can cost.")] = 4096,
-    layout: Annotated[str, typer.Option(help="How texts share forwards: auto, packed or bucketed.")] = "auto",
-    attention: o.Attention = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the layers.")] = False,
-    dim: o.Dim = None,
-    encoder: o.Encoder = None,
-    dtype: o.Dtype = "auto",
-    trust_remote_code: o.RemoteCode = False,
-    restart: o.Restart = False,
-    dry_run: o.DryRun = False,
-    workspace: o.Workspace_ = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    name: Name = None,
+    restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Turn a collection into vectors."""
-    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
+    """Turn a collection into vectors.
+
+    Examples:
+    llara encode corpus.jsonl
+    llara encode scifact/ --model BAAI/LLARA-passage --store fp16
+    llara encode --from vectors.npy --model ./my-model
+    """
     if (corpus is None) == (from_ is None):
         raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
-    if from_ is not None and dim is not None:
+    if from_ is not None and config.dim is not None:
         raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
-    from llara_cli.commands.select import chosen_encoder, model_of_vectors, model_to_use, recorded_choices
-    from llara_cli.pipelines.encode import EncodeConfig, Encoding
+    if from_ is not None:
+        run = _importing(session, from_, config, name)
+        show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))
+        return
+    from llara_cli.pipelines.encode import Encoding
+    from llara_cli.pipelines.select import chosen_encoder, model_to_use
+
+    assert corpus is not None
+    source = model_to_use(session.workspace, config.model, config.trust_remote_code)
+    config = replace(config, encoder=chosen_encoder(session.workspace, config.encoder, source))
+    encoding = Encoding(session.workspace, source, corpus, config, name or "")
+    show_facts(session.console, encoding.plan() if dry_run else encoding.run(restart=restart))
+
+
+def _importing(session: Session, file: Path, config: EncodeConfig, name: str | None) -> Importing:
+    from llara_cli.pipelines.import_vectors import Importing
+    from llara_cli.pipelines.select import chosen_encoder, model_of_vectors, recorded_choices
     from llara_cli.retrieval.vector_files import open_vectors
 
-    file = open_vectors(from_) if from_ is not None else None
-    if file is not None:
-        source = model_of_vectors(session, file, model, trust_remote_code)
-        role, encoder = recorded_choices(session, file, role, encoder)
-    else:
-        source = model_to_use(session, model, trust_remote_code)
-    encoder = chosen_encoder(session, encoder, source)
-    chosen: Any = "passage" if role is None else role
-    settings = EncodeConfig(
-        chosen, max_length, dtype, store, encoder, batch_tokens, shard_size, layout, dim, attention, compile
-    )
-    run: Encoding | Importing
-    if corpus is not None:
-        run = Encoding(session.workspace, source, corpus, settings, name or "")
-    elif file is not None:
-        from llara_cli.pipelines.import_vectors import Importing
-
-        run = Importing(session.workspace, source, file, settings, name or "")
-    show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))
+    vectors, workspace = open_vectors(file), session.workspace
+    source = model_of_vectors(workspace, vectors, config.model, config.trust_remote_code)
+    role, encoder = recorded_choices(workspace, vectors, config.role, config.encoder)
+    config = replace(config, role=role, encoder=chosen_encoder(workspace, encoder, source))
+    return Importing(workspace, source, vectors, config, name or "")

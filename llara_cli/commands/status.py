@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llara_cli.commands import options as o
+from llara_cli.commands.session import Session
 from llara_cli.core.errors import LlaraError
 
 if TYPE_CHECKING:
@@ -16,17 +16,12 @@ if TYPE_CHECKING:
 
 
 def status(
-    ctx: typer.Context,
+    session: Session,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every file against the size and sha256 in its manifest.")
     ] = False,
-    workspace: o.Workspace_ = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
 ) -> None:
     """Artifacts of the workspace, their sizes and where they came from."""
-    session = o.open_session(ctx, workspace, as_json, quiet, verbose)
     from llara_cli.core.artifacts import KINDS, size_on_disk
     from llara_cli.core.verify import damaged_manifests
     from llara_cli.core.workspace import CACHE
@@ -48,7 +43,7 @@ def status(
         raise LlaraError(f"damaged: {', '.join(problem.partition(': ')[0] for problem in damaged)}")
 
 
-def _verified(session: o.Session, artifacts: list[Artifact]) -> list[str]:
+def _verified(session: Session, artifacts: list[Artifact]) -> list[str]:
     """What is wrong with the artifacts' files, a line a file."""
     from llara_cli.core.verify import megabytes, verify
 

@@ -48,11 +48,19 @@ class Console(Reporter):
     """Where a command prints.
 
     ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere; ``taken``: stdout is the user's
-    ``--output``, so no result is printed there.
+    ``--output``, so no result is printed there. Notes and warnings go through ``translate`` before they are shown.
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False, muted: bool = False) -> None:
+    def __init__(
+        self,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        muted: bool = False,
+        translate: Callable[[str], str] = str,
+    ) -> None:
         super().__init__()
+        self._translate = translate
         self.as_json, self.verbose, self.muted = as_json, verbose, muted
         self.quiet = quiet or muted
         self.taken = False
@@ -79,15 +87,13 @@ class Console(Reporter):
     def note(self, message: str) -> None:
         """A line of log on stderr; silent under ``--quiet``."""
         if not self.quiet:
-            self._rich(stderr=True).print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+            self._print(self._translate(message), style="dim")
 
     def warn(self, message: str) -> None:
         """A warning on stderr: the work goes on, but the user should know."""
         if self.muted:
             return
-        self._rich(stderr=True).print(
-            f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        self._print(f"warning: {self._translate(message)}", style="yellow")
 
     def detail(self, message: str) -> None:
         """A line that only ``--verbose`` shows."""
@@ -148,6 +154,9 @@ class Console(Reporter):
             yield bar
             if total is None:
                 bar.finish()
+
+    def _print(self, line: str, *, style: str) -> None:
+        self._rich(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     @staticmethod
     def _rich(*, stderr: bool) -> Any:

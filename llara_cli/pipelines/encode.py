@@ -17,7 +17,6 @@ import torch
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, input_record
-from llara_cli.core.config import LAYOUTS, refuse_nonpositive, refuse_unknown_attention
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.names import input_stem, slug
@@ -32,9 +31,11 @@ from llara_cli.model.decoder import choose_device, choose_dtype, refuse_attentio
 from llara_cli.model.encoder import BATCH_TOKENS
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
+from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.shards import Shards
 from llara_cli.retrieval.vector_store import IDS, STORES, TEXTS, cut, write_documents
 
+SENTENCE_TRANSFORMERS = "sentence-transformers"
 NUMBER_BYTES = 4
 """Of a token's id, and of a number of a vector."""
 SAMPLE = 512
@@ -43,46 +44,23 @@ _DERIVED_BYTES = 180
 """Of a derived name: what is appended to it has room."""
 
 
-@dataclass(frozen=True)
-class EncodeConfig:
-    """``llara encode``; ``max_length`` None: 512, limited to the model's positions; ``dim`` None: the whole width."""
+def recorded(config: EncodeConfig, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
+    """What a manifest says of vectors, wherever they came from."""
+    narrow = {"dim": config.dim} if config.dim is not None else {}
+    return narrow | {
+        "as": config.role or "passage",
+        "dtype": dtype_name(choose_dtype(config.dtype, choose_device())),
+        "store": config.store,
+        "encoder": config.encoder or usual_encoder(source),
+        "shard_size": config.shard_size,
+        "model": source.name,
+        "source": source.argument(workspace),
+    }
 
-    role: Role = "passage"
-    max_length: int | None = None
-    dtype: str = "auto"
-    store: str = "fp32"
-    encoder: str = "torch"
-    batch_tokens: int | None = None
-    shard_size: int = 4096
-    layout: str = "auto"
-    dim: int | None = None
-    attention: str = "auto"
-    compile: bool = False
 
-    def check(self) -> None:
-        """Raise ``UserError`` for a value that cannot be."""
-        if self.role not in ("query", "passage"):
-            raise UserError(f"--as must be passage or query, not {self.role!r}")
-        if self.store not in STORES:
-            raise UserError(f"--store must be fp32 or fp16, not {self.store!r}")
-        if self.layout not in LAYOUTS:
-            raise UserError(f"--layout must be {', '.join(LAYOUTS)}, not {self.layout!r}")
-        refuse_unknown_attention(self.attention)
-        for name in ("max_length", "batch_tokens", "shard_size", "dim"):
-            refuse_nonpositive(f"--{name.replace('_', '-')}", getattr(self, name))
-
-    def recorded(self, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
-        """What a manifest says of vectors, wherever they came from."""
-        narrow = {"dim": self.dim} if self.dim is not None else {}
-        return narrow | {
-            "as": self.role,
-            "dtype": dtype_name(choose_dtype(self.dtype, choose_device())),
-            "store": self.store,
-            "encoder": self.encoder,
-            "shard_size": self.shard_size,
-            "model": source.name,
-            "source": source.argument(workspace),
-        }
+def usual_encoder(source: ModelSource) -> str:
+    """The encoder backend that the model was made for."""
+    return SENTENCE_TRANSFORMERS if source.saved_recipe is None and source.has_modules else "torch"
 
 
 def derived_name(source: ModelSource, path: Path, role: Role) -> str:
@@ -106,7 +84,6 @@ class Encoding:
 
         Where several processes were launched, each encodes its own shards.
         """
-        self.settings.check()
         device = choose_device()
         refuse_attention(self.settings.attention, device, choose_dtype(self.settings.dtype, device))
         self._check_dim()
@@ -134,7 +111,6 @@ class Encoding:
 
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do, without loading the weights."""
-        self.settings.check()
         with self.workspace.reporter.bar("reading", None, unit="texts") as bar:
             count, sample = _sampled(bar.over(read_documents(self.file, self.workspace.reporter.note)))
         self._check_dim()
@@ -154,7 +130,7 @@ class Encoding:
             "shards": -(-count // self.settings.shard_size),
             "disk": count * dim * width,
         }
-        counted = self.backend.count_tokens(self.source, sample, self.settings.role, self.settings.max_length)
+        counted = self.backend.count_tokens(self.source, sample, self.role, self.settings.max_length)
         tokens, seen = (number * count // len(sample) for number in counted) if counted else (None, None)
         if tokens is not None and seen is not None and facts.token_flops is not None:
             flops = facts.token_flops * seen
@@ -187,7 +163,12 @@ class Encoding:
 
     def derived_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""
-        return derived_name(self.source, self.collection, self.settings.role)
+        return derived_name(self.source, self.collection, self.role)
+
+    @property
+    def role(self) -> Role:
+        """What the texts are."""
+        return self.settings.role or "passage"
 
     @cached_property
     def file(self) -> Path:
@@ -195,12 +176,12 @@ class Encoding:
         if not self.collection.is_dir():
             return self.collection
         folder = BeirFolder(self.collection)
-        return folder.queries if self.settings.role == "query" else folder.corpus
+        return folder.queries if self.role == "query" else folder.corpus
 
     @cached_property
     def backend(self) -> type[EncoderBackend]:
         """The encoder's class. Raises ``UserError`` where it is unknown or not installed."""
-        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder)
+        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder or usual_encoder(self.source))
         return found
 
     @cached_property
@@ -211,7 +192,7 @@ class Encoding:
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = self.settings.recorded(self.source, self.workspace) | {"max_length": self.max_length}
+        settings = recorded(self.settings, self.source, self.workspace) | {"max_length": self.max_length}
         return RunSpec(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
 
     def _encode(self, build: Build, process_group: ProcessGroup) -> dict[str, Any]:
@@ -225,7 +206,7 @@ class Encoding:
         with self.workspace.reporter.bar(self._doing, total, unit="texts") as bar:
             bar.advance(total - waiting)
             passages = (_passages(texts.rows(number * size, (number + 1) * size)) for number in left)
-            vectors = encoder.encode_each(passages, self.settings.role, bar.advance)
+            vectors = encoder.encode_each(passages, self.role, bar.advance)
             for number, encoded in zip(left, vectors, strict=True):
                 shards.add(number, self._checked(encoded), self.settings.store)
         process_group.wait()
@@ -234,7 +215,7 @@ class Encoding:
 
     @property
     def _doing(self) -> str:
-        return "encoding queries" if self.settings.role == "query" else "encoding passages"
+        return "encoding queries" if self.role == "query" else "encoding passages"
 
     def _take_in(self, build: Build) -> None:
         """Check the whole collection and copy ids and texts, before any weight is loaded; once."""
@@ -250,8 +231,8 @@ class Encoding:
     def _load(self) -> EncoderBackend:
         options = EncoderOptions(
             dtype=self.settings.dtype,
-            query_length=self.max_length if self.settings.role == "query" else None,
-            passage_length=self.max_length if self.settings.role == "passage" else None,
+            query_length=self.max_length if self.role == "query" else None,
+            passage_length=self.max_length if self.role == "passage" else None,
             batch_tokens=self.settings.batch_tokens,
             layout=self.settings.layout,
             attention=self.settings.attention,
@@ -263,7 +244,7 @@ class Encoding:
 
     def _checked(self, encoded: Encoded) -> Encoded:
         if not np.isfinite(encoded.vectors).all():
-            raise LlaraError(f"{self.source.name} gave NaN or infinite vectors; try --dtype fp32 or bf16")
+            raise LlaraError(f"{self.source.name} gave NaN or infinite vectors; try `dtype='fp32'` or bf16")
         return replace(encoded, vectors=cut(encoded.vectors, self.settings.dim))
 
     def _check_dim(self) -> None:
@@ -272,10 +253,12 @@ class Encoding:
         if dim is None:
             return
         if dim > (width := backend.facts(self.source).dim):
-            raise UserError(f"--dim {dim} is above the model's width of {width}")
+            raise UserError(f"`dim={dim}` is above the model's width of {width}")
         if dim not in (width, *self.source.recipe.dims):
             told = ", ".join(map(str, self.source.recipe.dims)) or "its whole width only"
-            self.workspace.reporter.warn(f"{self.source.name} was trained for {told} (finetune --dims), not for {dim}")
+            self.workspace.reporter.warn(
+                f"{self.source.name} was trained for {told} (`dims` of llara finetune), not for {dim}"
+            )
 
     def _finish(self, build: Build, shards: Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
         totals = shards.totals()

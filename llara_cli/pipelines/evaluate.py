@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llara_cli.core.config import refuse_nonpositive
+from llara_cli.core.errors import UserError
 from llara_cli.core.names import input_stem
 from llara_cli.core.workspace import Workspace
+from llara_cli.data.beir import BeirFolder
 from llara_cli.data.eval_dataset import EvalDataset
 from llara_cli.data.runs import Answers, Qrels, Run, read_answers, read_qrels, read_run, save_run
-from llara_cli.evaluation.benchmarks import Task
-from llara_cli.evaluation.datasets import Found
-from llara_cli.evaluation.metric_names import cutoff
-from llara_cli.evaluation.metrics import Evaluation, PerQuery, averaged, check_judgments, evaluate, score_queries
+from llara_cli.evaluation.benchmarks import BENCHMARKS, Task, own_task
+from llara_cli.evaluation.config import EvaluateConfig
+from llara_cli.evaluation.datasets import Consent, Finder, Found
+from llara_cli.evaluation.metric_names import cutoff, parse_metrics
+from llara_cli.evaluation.metrics import (
+    DEFAULT_METRICS,
+    Evaluation,
+    PerQuery,
+    averaged,
+    check_judgments,
+    evaluate,
+    score_queries,
+)
 from llara_cli.evaluation.results import Identity, Result, Results
 from llara_cli.evaluation.summary import summarize
-from llara_cli.pipelines.retrievers import Retriever, check_is_one
+from llara_cli.pipelines.retrievers import Bm25Retriever, DenseRetriever, Retriever, RunRetriever, check_is_one
+from llara_cli.pipelines.select import chosen_encoder, model_to_use
 
 GROUP_SECONDS = 30
 """How long to wait for another process that writes the figures of a group: far more than that takes."""
 WINDOW = 256
 """Queries whose hits are held and scored together."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """``llara evaluate``, whatever is measured; ``metrics`` None: those customary for each data set."""
-
-    top_k: int = 1000
-    metrics: tuple[str, ...] | None = None
-    drop_identical_ids: bool = False
-    restart: bool = False
-
-    def check(self) -> None:
-        """Raise ``UserError`` for a value that cannot be."""
-        refuse_nonpositive("--top-k", self.top_k)
 
 
 class Scoring:
@@ -80,6 +77,7 @@ class Evaluating:
     benchmark: str
     retriever: Retriever
     settings: EvaluateConfig
+    restart: bool = False
 
     def run(self, found: Found) -> dict[str, Any]:
         """Evaluate each data set that has no result yet that still holds; the command's result."""
@@ -113,7 +111,7 @@ class Evaluating:
         metrics = self.settings.metrics or task.metrics
         with self.workspace.reporter.status(f"checking {self.retriever.name} and {data.name}"):
             identity, made = self._identity(task, data), results.load(data.name)
-        why = "--restart" if self.settings.restart else made.differs(identity) if made else ""
+        why = "`restart=True`" if self.restart else made.differs(identity) if made else ""
         if made is None or why:
             if made is not None:
                 self.workspace.reporter.note(f"{data.name}: evaluated again ({why})")
@@ -164,14 +162,75 @@ class Evaluating:
     def _warn_of_depth(self, metrics: Sequence[str]) -> None:
         deep = [name for name in metrics if (cutoff(name) or 0) > self.settings.top_k]
         if deep:
-            self.workspace.reporter.warn(f"{', '.join(deep)} look deeper than --top-k {self.settings.top_k}")
+            self.workspace.reporter.warn(f"{', '.join(deep)} look deeper than `top_k={self.settings.top_k}`")
 
 
-def evaluate_run(run: Path, qrels: Path, metrics: Sequence[str], name: str | None = None) -> dict[str, Any]:
+def evaluate_benchmark(
+    workspace: Workspace,
+    benchmark: str,
+    config: EvaluateConfig,
+    *,
+    run: Path | None = None,
+    name: str | None = None,
+    restart: bool = False,
+    consent: Consent | None = None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Evaluate a model, BM25 or a run on a benchmark, or on one folder in BEIR layout.
+
+    Args:
+        run: a run to evaluate instead of a model; a folder: one run a data set.
+        name: what the run is called in results.
+        consent: asked before anything is downloaded; None: nothing is.
+
+    Returns:
+        The result, and the split of each data set. Raises ``UserError`` for the caller's mistakes.
+    """
+    if config.metrics is not None:
+        config = replace(config, metrics=parse_metrics(",".join(config.metrics)))
+    if benchmark not in BENCHMARKS and not Path(benchmark).is_dir():
+        known = ", ".join(BENCHMARKS)
+        raise UserError(f"no benchmark or folder {benchmark!r}: known benchmarks are {known}")
+    retriever = choose_retriever(workspace, config, run, name)
+    retriever.check()  # before anything is downloaded
+    called, datasets = _datasets(workspace, benchmark, config, consent or (lambda question: False))
+    result = Evaluating(workspace, called, retriever, config, restart).run(datasets)
+    return result, {task.group: data.split for task, data in datasets}
+
+
+def _datasets(workspace: Workspace, benchmark: str, config: EvaluateConfig, consent: Consent) -> tuple[str, Found]:
+    """The benchmark's name, its data sets and what they are."""
+    if benchmark in BENCHMARKS:
+        finder = Finder(workspace, config.data_root, config.split, consent)
+        return benchmark, finder.find(BENCHMARKS[benchmark], ",".join(config.datasets))
+    data = EvalDataset(BeirFolder(Path(benchmark)), config.split or "test")
+    return data.name, [(own_task(data.name, data.split), data)]
+
+
+def choose_retriever(
+    workspace: Workspace, config: EvaluateConfig, run: Path | None = None, name: str | None = None
+) -> Retriever:
+    """A run, BM25, or a model."""
+    if (run is not None or config.model == "bm25") and (config.max_length or config.query_length or config.dim):
+        workspace.reporter.note("`max_length`, `query_length` and `dim` are for a model: BM25 reads whole texts")
+    if run is not None:
+        return RunRetriever(run, name or "")
+    if name is not None:
+        raise UserError("`name` is for `run`: a model goes by its own name")
+    if config.model == "bm25":
+        return Bm25Retriever(workspace.reporter)
+    source = model_to_use(workspace, config.model, config.trust_remote_code)
+    encoder = chosen_encoder(workspace, config.encoder, source)
+    return DenseRetriever(workspace, source, replace(config, encoder=encoder))
+
+
+def evaluate_run(
+    run: Path, qrels: Path, metrics: Sequence[str] | None = None, name: str | None = None
+) -> dict[str, Any]:
     """``evaluate --run RUN --qrels QRELS``; benchmark and data set are the run file's stem, the model is ``name``.
 
     Without a ``name`` the model is called by the stem, too.
     """
+    metrics = parse_metrics(",".join(metrics)) if metrics is not None else DEFAULT_METRICS
     evaluation = evaluate(read_qrels(qrels), read_run(run), metrics)
     stem = input_stem(run)
     found = {**evaluation.means, "queries": evaluation.queries}

@@ -14,7 +14,6 @@ import torch
 from accelerate import DistributedType
 
 from llara_cli.core.artifacts import input_record
-from llara_cli.core.config import FinetuneConfig
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.workspace import Workspace
@@ -26,6 +25,7 @@ from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.train import Prepared, TrainingRun
 from llara_cli.pipelines.train_choices import choose_recipe, derived_name, refuse_length
 from llara_cli.training import checkpoints
+from llara_cli.training.config import FinetuneConfig
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.early_stopping import PARTS, Validation, Watch
 from llara_cli.training.groups import Group, draw_group
@@ -71,7 +71,7 @@ def choose_roles(recipe: Recipe, settings: FinetuneConfig, hidden_size: int) -> 
     if not settings.dims:
         return recipe
     if max(settings.dims) > hidden_size:
-        raise UserError(f"--dims {max(settings.dims)} is above the model's width of {hidden_size}")
+        raise UserError(f"`dims={max(settings.dims)}` is above the model's width of {hidden_size}")
     return replace(recipe, dims=tuple(sorted({*settings.dims, hidden_size}, reverse=True)))
 
 
@@ -95,16 +95,15 @@ class Finetuning(TrainingRun[Group]):
         dev: Validation | None = None,
     ) -> Finetuning:
         """Choose every open setting; ``dev`` scores the model as it trains. Raises ``UserError`` for bad input."""
-        settings.check()
         recipe = choose_recipe(settings, source)
         for each in train:
             training_files(each.path)
         with workspace.reporter.status(f"reading the configuration of {source.name}"):
             facts = ModelFacts.of(source)
         recipe = choose_roles(recipe, settings, facts.hidden_size)
-        settings = replace(settings.fitted(facts.parameters), set_weights=tuple(each.weight for each in train))
-        refuse_length(settings.query_length, facts.max_positions, "--query-length")
-        refuse_length(settings.passage_length, facts.max_positions, "--passage-length")
+        settings = settings.fitted(facts.parameters)
+        refuse_length("query_length", settings.query_length, facts.max_positions)
+        refuse_length("passage_length", settings.passage_length, facts.max_positions)
         inputs = [str(each.path) for each in train]
         name = name or derived_name(source.name, recipe.name, inputs, settings, "-ft")
         return cls(workspace, source, settings, recipe, facts, name, train, dev)
@@ -114,6 +113,11 @@ class Finetuning(TrainingRun[Group]):
         """The training files, and those of the dev set."""
         files = [input_record(file) for each in self.train for file in training_files(each.path)]
         return files + (self.dev.inputs() if self.dev else [])
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """With the weights of the training sets."""
+        return super().recorded | {"set_weights": tuple(each.weight for each in self.train)}
 
     @cached_property
     def sets(self) -> list[list[TrainingRow]]:
@@ -131,7 +135,7 @@ class Finetuning(TrainingRun[Group]):
     def _check_negatives(self, rows: Sequence[TrainingRow]) -> None:
         """Warn of rows that nothing is contrasted with. Raises ``UserError`` where all are such."""
         settings = self.settings
-        if settings.in_batch_negatives and settings.optimizer.batch_size != 1:
+        if settings.in_batch_negatives and settings.batch_size != 1:
             return
         alone = sum(not row.negatives for row in rows) if settings.negatives else len(rows)
         why = "--batch-size 1" if settings.in_batch_negatives else "--no-in-batch-negatives"
@@ -207,7 +211,7 @@ class Finetuning(TrainingRun[Group]):
 
     def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
         """Each row with the passages drawn for the epoch."""
-        seed, negatives = self.settings.optimizer.seed, self.settings.negatives
+        seed, negatives = self.settings.seed, self.settings.negatives
         return [draw_group(self.rows[number], negatives, (seed, epoch, number)) for number in numbers]
 
     def watch(self, prepared: Prepared, folder: Path) -> Watch | None:

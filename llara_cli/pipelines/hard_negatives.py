@@ -42,6 +42,9 @@ class Finder(Protocol):
     def document(self, row: int) -> Document:
         """The text behind a row."""
 
+    def warn_of_shortfall(self, queries: int) -> None:
+        """Warn of queries, of so many, that got fewer hits than asked for."""
+
 
 class DenseFinder:
     """An index of the workspace."""
@@ -67,6 +70,10 @@ class DenseFinder:
         ends = np.cumsum([len(row.positives) for row in rows])[:-1]
         parts = zip(queries, np.split(passages, ends), strict=True)
         return [float((part @ query).max()) for query, part in parts]
+
+    def warn_of_shortfall(self, queries: int) -> None:
+        """Of an approximate index."""
+        self._searching.warn_of_shortfall(queries)
 
     def document(self, row: int) -> Document:
         """From the embeddings behind the index."""
@@ -103,7 +110,7 @@ class Bm25Finder:
     def get_ready(self, *, margin: bool) -> None:
         """Read the corpus. BM25 scores only what is in it, which a positive need not be."""
         if margin:
-            raise UserError("--margin compares cosines: mine with a dense model, not with bm25")
+            raise UserError("`margin` compares cosines: mine with a dense model, not with bm25")
         _ = self._index
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
@@ -113,6 +120,9 @@ class Bm25Finder:
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
         """None: see ``get_ready``."""
         raise NotImplementedError
+
+    def warn_of_shortfall(self, queries: int) -> None:
+        """BM25 looks at every document."""
 
     def document(self, row: int) -> Document:
         """From memory."""

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import EncoderBackend
+from llara_cli.core.protocols import EncoderBackend, Role
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.source import ModelSource
-from llara_cli.pipelines.encode import EncodeConfig, derived_name
+from llara_cli.pipelines.encode import derived_name, recorded, usual_encoder
+from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.retrieval.vector_store import STORES, shard_name, write_documents, write_shard
 
@@ -69,10 +70,18 @@ class Importing:
         """Where the vectors are."""
         return self.file.path
 
+    @property
+    def _role(self) -> Role:
+        return self.settings.role or "passage"
+
+    @property
+    def _encoder(self) -> str:
+        return self.settings.encoder or usual_encoder(self.source)
+
     @cached_property
     def backend(self) -> type[EncoderBackend]:
         """What queries will be encoded by."""
-        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder)
+        found: type[EncoderBackend] = registry.load("encoder", self._encoder)
         return found
 
     @cached_property
@@ -83,7 +92,7 @@ class Importing:
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = self.settings.recorded(self.source, self.workspace) | {"imported": True}
+        settings = recorded(self.settings, self.source, self.workspace) | {"imported": True}
         return RunSpec(settings, self.file.inputs, {"model": self._fingerprint})
 
     @cached_property
@@ -92,12 +101,11 @@ class Importing:
 
     @property
     def _name(self) -> str:
-        return self.name or derived_name(self.source, self.path, self.settings.role)
+        return self.name or derived_name(self.source, self.path, self._role)
 
     def _check(self) -> None:
-        self.settings.check()
         if self.settings.max_length is not None or self.settings.batch_tokens is not None:
-            raise UserError("--max-length and --batch-tokens have no meaning with --from: nothing is encoded")
+            raise UserError("`max_length` and `batch_tokens` have no meaning with `vectors`: nothing is encoded")
         if self.file.count == 0:
             raise UserError(f"{self.path}: no vector in it")
         self._check_origin()
@@ -111,10 +119,10 @@ class Importing:
         if origin.fingerprint != self._fingerprint:
             other = "which has changed since" if origin.model == self.source.name else f"not by {self.source.name!r}"
             raise UserError(f"{place} says that the vectors were made by model {origin.model!r}, {other}")
-        said = {"--as": (origin.role, self.settings.role), "--encoder": (origin.encoder, self.settings.encoder)}
-        for flag, (told, given) in said.items():
-            if told != given:
-                raise UserError(f"{place} says that the vectors were made with {flag} {told}, not {given}")
+        said = {"role": (origin.role, self._role), "encoder": (origin.encoder, self._encoder)}
+        for name, (recorded_value, given) in said.items():
+            if recorded_value != given:
+                raise UserError(f"{place} says that the vectors were made with `{name}={recorded_value}`, not {given}")
 
     def _import(self, build: Build) -> dict[str, Any]:
         started, tally = time.monotonic(), Tally()

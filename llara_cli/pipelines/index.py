@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,29 @@ from llara_cli.core.names import NAME_BYTES, slug
 from llara_cli.core.protocols import IndexBackend, IndexOptions, Parameters, Vectors
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.source import ModelSource
-from llara_cli.pipelines.encode import EncodeConfig, Encoding, encoded
+from llara_cli.pipelines.encode import Encoding, encoded
+from llara_cli.retrieval.config import EncodeConfig, IndexConfig
 from llara_cli.retrieval.vector_store import VectorStore
 
 FILES = "backend"
 """Folder, inside an index artifact, that holds the backend's own files."""
 
 
-def parse_parameters(given: Sequence[str], known: Mapping[str, type], backend: str) -> dict[str, int | float | str]:
-    """``--set key=value`` flags, typed as the backend declares.
+def parse_parameters(given: Parameters, known: Mapping[str, type], backend: str) -> dict[str, int | float | str]:
+    """Parameters of an index, typed as the backend declares.
 
-    Raises ``UserError`` for a malformed flag, an unknown key (the known ones are named) or a value of another type.
+    Raises ``UserError`` for an unknown name (the known ones are named) or a value of another type.
     """
     parsed: dict[str, int | float | str] = {}
-    for item in given:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item}: write it as key=value")
+    for key, value in given.items():
+        setting = f"`parameters[{key!r}]={value}`"
         if key not in known:
             names = ", ".join(known) or "none"
-            raise UserError(f"--set {item}: the {backend} backend knows no {key!r} here; known are {names}")
+            raise UserError(f"{setting}: the {backend} backend knows no {key!r} here; known are {names}")
         try:
             parsed[key] = known[key](value)
         except ValueError as error:
-            raise UserError(f"--set {item}: {value!r} is no {known[key].__name__}") from error
+            raise UserError(f"{setting}: {value!r} is no {known[key].__name__}") from error
     return parsed
 
 
@@ -109,6 +108,15 @@ class Indexing:
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.replace(folder)
         return finish(build, {"count": index.count, "dim": index.dim}, started, self.made_for)
+
+
+def indexing(workspace: Workspace, embeddings: Artifact, config: IndexConfig, name: str | None = None) -> Indexing:
+    """The index that the settings ask for. Raises ``UserError`` for a backend or parameters that are unknown."""
+    backend: type[IndexBackend] = registry.load("index", config.backend)
+    accepted = {**backend.build_parameters, **backend.search_parameters}
+    parameters = parse_parameters(config.parameters, accepted, config.backend)
+    options = IndexOptions(config.spec, parameters, config.device)
+    return Indexing(workspace, embeddings, config.backend, options, name or "")
 
 
 def index_corpus(

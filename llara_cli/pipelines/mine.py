@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import filecmp
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from llara_cli.core.artifacts import (
     input_record,
     write_atomically,
 )
-from llara_cli.core.config import refuse_nonpositive
+from llara_cli.core.config import recorded
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import NAME_BYTES, input_stem, slug
 from llara_cli.core.output_files import check_output, is_stream, open_output
@@ -32,47 +31,18 @@ from llara_cli.data.documents import Document
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
 from llara_cli.data.text_files import Note, ignore
 from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
-from llara_cli.pipelines.hard_negatives import Finder
+from llara_cli.pipelines.hard_negatives import Bm25Finder, DenseFinder, Finder
+from llara_cli.pipelines.index import index_corpus
+from llara_cli.pipelines.search import Searching
+from llara_cli.pipelines.select import chosen_encoder, model_to_use
+from llara_cli.retrieval.config import EncodeConfig, MineConfig
 from llara_cli.retrieval.ranking import RowRanking
 
+BM25 = "bm25"
+"""What `model` says for a search by words."""
 BLOCK = 512
 """Queries that are searched together; what a kill can cost."""
 _BLOCKS = "blocks"
-
-
-@dataclass(frozen=True)
-class MineConfig:
-    """``llara mine``.
-
-    Attributes:
-        depth: hits of a query that are looked at.
-        per_query: negatives drawn from them.
-        skip_top: of the hits that are no positives, so many are left out at the top.
-        margin: a negative scores at least this much below the best positive; None: whatever it scores.
-    """
-
-    depth: int = 200
-    per_query: int = 15
-    skip_top: int = 0
-    margin: float | None = None
-    seed: int = 42
-    query_length: int | None = None
-
-    def check(self) -> None:
-        """Raise ``UserError`` for a value that cannot be."""
-        refuse_nonpositive("--depth", self.depth)
-        refuse_nonpositive("--per-query", self.per_query)
-        refuse_nonpositive("--query-length", self.query_length)
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed must lie between 0 and {2**31 - 1}, not {self.seed}")
-        if self.margin is not None and not math.isfinite(self.margin):
-            raise UserError(f"--margin must be a finite number, not {self.margin}")
-        if self.skip_top < 0:
-            raise UserError(f"--skip-top must not be negative, not {self.skip_top}")
-        if self.skip_top + self.per_query > self.depth:
-            raise UserError(
-                f"--depth {self.depth} leaves no room for --per-query {self.per_query} after --skip-top {self.skip_top}"
-            )
 
 
 @dataclass(frozen=True)
@@ -175,7 +145,6 @@ class Mining:
         ``output``: where the rows are copied to. Raises ``UserError`` where another file lies there, unless
         ``restart`` is asked for; a training file is never overwritten.
         """
-        self.settings.check()
         if output is not None:
             self._check_output(output, restart)
         with self.workspace.build("mined", self.artifact_name, self.run_spec, restart=restart) as build:
@@ -198,7 +167,7 @@ class Mining:
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = asdict(self.settings) | self.finder.searched | {"model": self.finder.name}
+        settings = recorded(self.settings) | self.finder.searched | {"model": self.finder.name}
         return RunSpec(settings, [input_record(file) for file in training_files(self.train)], self.finder.parents)
 
     def _mine(self, build: Build) -> dict[str, Any]:
@@ -256,6 +225,7 @@ class Mining:
         result = {"name": build.name, "path": str(build.target), **counts, "model": self.finder.name}
         result |= {"depth": self.settings.depth, "seconds": seconds}
         build.finish(counts, result)
+        self.finder.warn_of_shortfall(len(rows))
         return result
 
     def _check_output(self, output: Path, restart: bool) -> None:
@@ -266,3 +236,57 @@ class Mining:
     def _copy(self, rows: Path, output: Path) -> None:
         with rows.open("rb") as source, open_output(output) as file:
             shutil.copyfileobj(source, file)
+
+
+def mining(
+    workspace: Workspace,
+    train: Path,
+    config: MineConfig,
+    *,
+    corpus: Path | None = None,
+    index: str | None = None,
+    output: Path | None = None,
+    name: str | None = None,
+    restart: bool = False,
+) -> Mining:
+    """The mining that the settings ask for: in an index of the workspace, or in a corpus that is encoded first.
+
+    Raises ``UserError`` for the caller's mistakes, before a corpus is encoded.
+    """
+    config = _checked(workspace, config, corpus, index)
+    training_files(train)
+    check_request(workspace, train, corpus, output, restart=restart)
+    finder = _finder(workspace, config, corpus, index)
+    return Mining(workspace, train, finder, config, name or "", workspace.reporter.note)
+
+
+def _checked(workspace: Workspace, config: MineConfig, corpus: Path | None, index: str | None) -> MineConfig:
+    """Settings that go together. Raises ``UserError`` where they do not."""
+    if (corpus is None) == (index is None):
+        raise UserError("give one of: `corpus`, a file to encode and search, or `index`, the name of one")
+    if index is not None and config.model == BM25:
+        raise UserError("`model='bm25'` searches a `corpus`, not an `index`")
+    if config.max_length is not None and corpus is None:
+        raise UserError("`max_length` is for a `corpus` that is to be encoded")
+    if config.model != BM25:
+        return config
+    if config.max_length is not None or config.query_length is not None:
+        workspace.reporter.note("`max_length` and `query_length` are for a model: BM25 reads whole texts")
+    return replace(config, query_length=None)
+
+
+def _finder(workspace: Workspace, config: MineConfig, corpus: Path | None, index: str | None) -> Finder:
+    if corpus is not None and config.model == BM25:
+        return Bm25Finder(corpus, workspace.reporter.note)
+    model = config.model
+    if index is not None:
+        artifact = workspace.get("indexes", index)
+    else:
+        assert corpus is not None
+        source = model_to_use(workspace, model, config.trust_remote_code)
+        encoder = chosen_encoder(workspace, config.encoder, source)
+        encode = EncodeConfig(max_length=config.max_length, dtype=config.dtype, encoder=encoder)
+        artifact, model = index_corpus(workspace, source, corpus, encode, "mine"), None
+    searching = Searching(workspace, artifact, config.query_length, model=model, remote_code=config.trust_remote_code)
+    searching.check(config.depth)
+    return DenseFinder(searching)

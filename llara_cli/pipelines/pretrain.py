@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 
 from llara_cli.core.artifacts import input_record
-from llara_cli.core.config import MAX_STEPS, PretrainConfig
 from llara_cli.core.errors import UserError
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.corpus import corpus_files
@@ -21,11 +20,12 @@ from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import PromptIds
 from llara_cli.pipelines.train import Prepared, TrainingRun
 from llara_cli.pipelines.train_choices import choose_recipe, derived_name, refuse_length
+from llara_cli.training.config import MAX_STEPS, PretrainConfig
 from llara_cli.training.examples import ExampleBuilder, ExampleTable
 from llara_cli.training.plan import SAMPLE_BATCHES, Load, Sample
 from llara_cli.training.pretext import Example, PretextObjective
 from llara_cli.training.sampling import Corpus
-from llara_cli.training.schedule import Schedule, Share
+from llara_cli.training.schedule import Share, schedule_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Pretraining(TrainingRun[Example]):
         name: str | None,
     ) -> Pretraining:
         """Choose every open setting. Raises ``UserError`` for the caller's mistakes."""
-        settings.check()
+        settings = settings.with_preset()
         recipe = choose_recipe(settings, source)
         corpus_files(corpus, workspace.reporter.note)
         with workspace.reporter.status(f"reading the configuration of {source.name}"):
             facts = ModelFacts.of(source)
         settings = settings.fitted(facts.parameters, facts.max_positions)
-        refuse_length(settings.max_length or 0, facts.max_positions, "--max-length")
+        refuse_length("max_length", settings.max_length or 0, facts.max_positions)
         drop = recipe.drop_stop_words if settings.drop_stop_words is None else settings.drop_stop_words
         recipe = replace(recipe, targets=settings.targets or recipe.targets, drop_stop_words=drop)
         settings = replace(settings, targets=recipe.targets, drop_stop_words=drop)
@@ -86,15 +86,15 @@ class Pretraining(TrainingRun[Example]):
     @property
     def needed(self) -> int | None:
         """Texts that the run's steps take; None where that is told in epochs: all of the corpus is needed."""
-        optimizer = self.settings.optimizer
-        return None if optimizer.epochs is not None else (optimizer.max_steps or MAX_STEPS) * optimizer.batch_size
+        settings = self.settings
+        return None if settings.epochs is not None else (settings.max_steps or MAX_STEPS) * settings.batch_size
 
     @cached_property
     def table(self) -> ExampleTable:
         """The corpus, or as much of it as the run needs, as tokenized examples in the workspace's cache."""
         self.workspace.create()
         key = self.texts.builder.key(self.run_spec.inputs)
-        return self.texts.table(self.workspace.root / CACHE, key, self.needed, self.settings.optimizer.seed)
+        return self.texts.table(self.workspace.root / CACHE, key, self.needed, self.settings.seed)
 
     @property
     def items(self) -> int:
@@ -118,10 +118,10 @@ class Pretraining(TrainingRun[Example]):
         """Passages of some documents, and what the whole corpus has by them; nothing is written."""
         found = self.texts.survey(self.needed)
         estimate, examples = found.estimate, found.examples
-        schedule = Schedule.of([Share(0, estimate.passages)], self.settings.optimizer)
+        schedule = schedule_of([Share(0, estimate.passages)], self.settings)
         few = replace(schedule, shares=[Share(0, len(examples))], steps=min(schedule.steps, SAMPLE_BATCHES))
         batches = [[examples[number] for number in numbers] for _, numbers in few.batches()]
-        steps = ["steps"] if self.settings.optimizer.max_steps is None and schedule.steps < MAX_STEPS else []
+        steps = ["steps"] if self.settings.max_steps is None and schedule.steps < MAX_STEPS else []
         estimated = [] if estimate.exact else ["texts", "tokens", *steps]
         return Sample(schedule, self._load(estimate.passages, estimate.tokens), batches, estimated)
 
@@ -161,7 +161,7 @@ class Pretraining(TrainingRun[Example]):
                 f"{self.source.name} takes no custom mask or positions: SELF and NEXT run as two passes"
             )
             if self.settings.layout == "packed":
-                self.workspace.reporter.warn("--layout packed needs a model that takes masks: bucketed it is")
+                self.workspace.reporter.warn("`layout='packed'` needs a model that takes masks: bucketed it is")
         batching = prepared.decoder.batching(self.settings.layout if joint else "bucketed", self.budget)
         self.workspace.reporter.detail(f"layout: {batching}")
         return PretextObjective(prepared.decoder, self.recipe, self.prompts, batching, joint)

@@ -19,13 +19,15 @@ from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.documents import read_documents
 from llara_cli.data.eval_dataset import EvalDataset
 from llara_cli.data.runs import read_run
+from llara_cli.evaluation.config import EvaluateConfig
 from llara_cli.model.architecture import dtype_name
 from llara_cli.model.decoder import choose_device, choose_dtype
 from llara_cli.model.source import ModelSource
-from llara_cli.pipelines.encode import EncodeConfig, Encoding, encoded
+from llara_cli.pipelines.encode import Encoding, encoded, usual_encoder
 from llara_cli.pipelines.index import Watched
 from llara_cli.retrieval import bm25
 from llara_cli.retrieval.bm25 import Bm25
+from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.ranking import Ranking, Shortfall, rank
 from llara_cli.retrieval.vector_store import VectorStore
 
@@ -87,31 +89,22 @@ class Bm25Retriever:
 
 
 @dataclass(frozen=True)
-class Dense:
-    """How a model encodes and searches; lengths None: 512, limited to the model's positions."""
-
-    max_length: int | None = None
-    query_length: int | None = None
-    dtype: str = "auto"
-    index_backend: str = "exact"
-    encoder: str = "torch"
-    batch_tokens: int | None = None
-    dim: int | None = None
-    attention: str = "auto"
-
-
-@dataclass(frozen=True)
 class DenseRetriever:
     """A dense model, through the vector store of the workspace."""
 
     workspace: Workspace
     source: ModelSource
-    dense: Dense
+    dense: EvaluateConfig
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.source.name
+
+    @property
+    def encoder(self) -> str:
+        """What runs the model."""
+        return self.dense.encoder or usual_encoder(self.source)
 
     def fingerprint(self, data: EvalDataset) -> str:
         """Of the model's files."""
@@ -127,12 +120,12 @@ class DenseRetriever:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        backend: type[EncoderBackend] = registry.load("encoder", self.dense.encoder)
+        backend: type[EncoderBackend] = registry.load("encoder", self.encoder)
         return {
             "max_length": backend.choose_length(self.source, self.dense.max_length),
             "query_length": backend.choose_length(self.source, self.dense.query_length),
             "dtype": dtype_name(choose_dtype(self.dense.dtype, choose_device())),
-            "encoder": self.dense.encoder,
+            "encoder": self.encoder,
             "index_backend": self.dense.index_backend,
             "dim": self.dense.dim,
         }
@@ -141,7 +134,7 @@ class DenseRetriever:
         """Raise ``UserError`` for unknown backends, and for lengths and widths that the model does not have."""
         registry.load("index", self.dense.index_backend)
         for role in ("passage", "query"):
-            self._encode_settings(role).check()
+            self._encode_settings(role)
         with self.workspace.reporter.status(f"reading the configuration of {self.source.name}"):
             self.settings()
 
@@ -174,8 +167,8 @@ class DenseRetriever:
         dense = self.dense
         length = dense.query_length if role == "query" else dense.max_length
         return EncodeConfig(
-            role, length, dense.dtype, encoder=dense.encoder, batch_tokens=dense.batch_tokens, dim=dense.dim,
-            attention=dense.attention,
+            role=role, max_length=length, dtype=dense.dtype, encoder=self.encoder, batch_tokens=dense.batch_tokens,
+            dim=dense.dim, attention=dense.attention,
         )  # fmt: skip
 
 

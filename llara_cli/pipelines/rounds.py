@@ -1,47 +1,129 @@
-"""``llara finetune --rounds``: fine-tune, encode, index, mine, and fine-tune again on the harder negatives."""
+"""``finetune`` in one round or several: fine-tune, mine harder negatives with the model, and fine-tune again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llara_cli.core.config import FinetuneConfig
 from llara_cli.core.errors import UserError
 from llara_cli.core.launcher import launched_processes
 from llara_cli.core.names import NAME_BYTES, check_name, is_name
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import read_documents
-from llara_cli.model.source import resolve
-from llara_cli.pipelines.encode import EncodeConfig
+from llara_cli.evaluation.dev_set import DevSet
+from llara_cli.model.source import ModelSource, resolve
 from llara_cli.pipelines.finetune import Finetuning, TrainingSet
 from llara_cli.pipelines.hard_negatives import DenseFinder
 from llara_cli.pipelines.index import index_corpus
-from llara_cli.pipelines.mine import MineConfig, Mining
+from llara_cli.pipelines.mine import Mining
 from llara_cli.pipelines.search import Searching
+from llara_cli.retrieval.config import EncodeConfig, MineConfig
+from llara_cli.training.config import FinetuneConfig
+from llara_cli.training.plan import Plan
 
 MINED = 15
-"""Negatives of a query that a round hands to the next, at least; the next draws ``--negatives`` of them each epoch."""
+"""Negatives per query that a round hands to the next, at least; the next draws ``negatives`` of them each epoch."""
 
 
-def check_rounds(rounds: int, corpus: Path | None, settings: FinetuneConfig) -> None:
-    """Raise ``UserError`` for what cannot be, a bad corpus included: better now than after the first round."""
-    if rounds < 1:
-        raise UserError(f"--rounds must be positive, not {rounds}")
-    if (rounds > 1) != (corpus is not None):
-        raise UserError("--rounds 2 or more and --corpus C, which negatives are mined from, go together")
-    if rounds > 1 and launched_processes() > 1:
-        raise UserError("--rounds runs in one process: launch finetune and mine one after the other instead")
-    if corpus is None:
-        return
-    if settings.distillation:
-        raise UserError("--rounds mines negatives that no teacher has scored, and --distillation follows scores")
-    if not settings.negatives:
-        raise UserError("--rounds mines hard negatives, and --negatives 0 takes none of them")
+def finetuning(
+    workspace: Workspace, source: ModelSource, train: Sequence[str], config: FinetuneConfig, name: str | None = None
+) -> Finetuning | Rounds:
+    """The fine-tuning that the settings ask for, everything checked that can be without weights.
+
+    ``train``: files or BEIR folders, each with a weight after a colon where it is not 1. Raises ``UserError`` for the
+    caller's mistakes.
+    """
+    sets = [TrainingSet.parse(each) for each in train]
+    if config.rounds > 1:
+        _check_corpus(config)
+    job = Rounds(workspace, source, sets, config, name or "", open_dev_set(workspace, config.dev))
+    if config.rounds > 1 and name is None:  # a model of one round has the name without
+        job = replace(job, name=f"{job.round(sets, None).name}-rounds{config.rounds}")
+    single = job.round(sets, job.name or None)
+    check_names(single.name, config.rounds, len(sets))
+    return job if config.rounds > 1 else single
+
+
+def open_dev_set(workspace: Workspace, folder: Path | None) -> DevSet | None:
+    """The dev set in a BEIR folder; what the user should know of it is told."""
+    if folder is None:
+        return None
+    dev_set = DevSet.of(folder)
+    if dev_set.is_test:
+        workspace.reporter.warn(
+            f"{folder} has no split dev: weights chosen on its split test are not to be judged by it"
+        )
+    dev_set.warn_of_gaps(workspace.reporter.warn)
+    return dev_set
+
+
+def _check_corpus(config: FinetuneConfig) -> None:
+    """Raise ``UserError`` for a bad corpus: better now than after the first round."""
+    if launched_processes() > 1:
+        raise UserError("`rounds` runs in one process: launch finetune and mine one after the other instead")
+    corpus = config.corpus
+    assert corpus is not None
     for _ in read_documents(BeirFolder(corpus).corpus if corpus.is_dir() else corpus):
         pass
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Fine-tuning in several rounds. Each starts from the same model, with negatives that the last one finds hard.
+
+    Each step is an artifact: models ``NAME-round1`` ... ``NAME``, the embeddings and index of each but the last, and
+    the mined rows.
+    """
+
+    workspace: Workspace
+    source: ModelSource
+    sets: Sequence[TrainingSet]
+    config: FinetuneConfig
+    name: str
+    dev: DevSet | None = None
+
+    def round(self, sets: Sequence[TrainingSet], name: str | None) -> Finetuning:
+        """One round on ``sets``; its model is called ``name``."""
+        return Finetuning.of(self.workspace, self.source, sets, self.config, name, self.dev)
+
+    def plan(self) -> Plan:
+        """What one round takes."""
+        return self.round(self.sets, self.name).plan()
+
+    def run(self, *, restart: bool) -> dict[str, Any]:
+        """Run all rounds, or go on where an earlier run stopped; the result of the last one."""
+        sets, count = self.sets, self.config.rounds
+        for number in range(1, count + 1):
+            self.workspace.reporter.note(f"round {number} of {count}")
+            run = self.round(sets, _model_name(self.name, number, count))
+            # the models before the last are not what the user asked for, and never taken for the newest
+            result = run.run(restart=restart, made_for="user" if number == count else "finetune")
+            if number < count:
+                sets = self._mined(run, restart=restart)
+        return result
+
+    def _mined(self, run: Finetuning, *, restart: bool) -> list[TrainingSet]:
+        """The training sets with the negatives that the model of ``run`` finds hard."""
+        settings, corpus = self.config, self.config.corpus
+        assert corpus is not None
+        source = resolve(run.name, self.workspace, remote_code=self.source.remote_code)
+        encode = EncodeConfig(max_length=settings.passage_length, dtype=settings.dtype)
+        index = index_corpus(self.workspace, source, corpus, encode, "finetune")
+        searching = Searching(self.workspace, index, settings.query_length, remote_code=source.remote_code)
+        finder = DenseFinder(searching)
+        wanted = max(MINED, settings.negatives)
+        depth, seed = max(MineConfig.depth, wanted), settings.seed
+        mine = MineConfig(depth=depth, per_query=wanted, seed=seed, query_length=settings.query_length)
+        made = []
+        for number, each in enumerate(self.sets, 1):
+            name = _mined_name(run.name, number, len(self.sets))
+            mining = Mining(self.workspace, each.path, finder, mine, name)
+            mining.run(restart=restart)
+            made.append(replace(each, path=mining.rows_file))
+        return made
 
 
 def check_names(name: str, rounds: int, sets: int) -> None:
@@ -51,57 +133,9 @@ def check_names(name: str, rounds: int, sets: int) -> None:
     mined = [_mined_name(model, number, sets) for model in models for number in range(1, sets + 1)]
     if bad := next((each for each in (*models, *mined) if not is_name(each)), None):
         raise UserError(
-            f"name {name!r} is too long for --rounds: {bad!r} is derived from it, and a name has at most"
-            f" {NAME_BYTES} bytes; give a shorter --name"
+            f"name {name!r} is too long for `rounds`: {bad!r} is derived from it, and a name has at most"
+            f" {NAME_BYTES} bytes; give a shorter `name`"
         )
-
-
-def run_rounds(
-    workspace: Workspace,
-    make: Callable[[Sequence[TrainingSet], str], Finetuning],
-    name: str,
-    train: Sequence[TrainingSet],
-    rounds: int,
-    corpus: Path,
-    *,
-    restart: bool,
-) -> dict[str, Any]:
-    """The result of the last round. Every round starts from the same model, with the last round's negatives.
-
-    ``make``: a run on these sets under this name; ``name``: the last round's. Each step is an artifact: models
-    ``NAME-round1`` ... ``NAME``, the embeddings and index of each but the last, and the mined rows.
-    """
-    sets = train
-    for number in range(1, rounds + 1):
-        workspace.reporter.note(f"round {number} of {rounds}")
-        run = make(sets, _model_name(name, number, rounds))
-        # the models before the last are not what the user asked for, and never taken for the newest
-        result = run.run(restart=restart, made_for="user" if number == rounds else "finetune")
-        if number < rounds:
-            sets = _mined(workspace, run, train, corpus, restart=restart)
-    return result
-
-
-def _mined(
-    workspace: Workspace, run: Finetuning, train: Sequence[TrainingSet], corpus: Path, *, restart: bool
-) -> list[TrainingSet]:
-    """The training sets with the negatives that the model of ``run`` finds hard."""
-    settings = run.settings
-    source = resolve(run.name, workspace, remote_code=run.source.remote_code)
-    encode = EncodeConfig(max_length=settings.passage_length, dtype=settings.dtype)
-    index = index_corpus(workspace, source, corpus, encode, "finetune")
-    searching = Searching(workspace, index, settings.query_length, remote_code=source.remote_code)
-    finder = DenseFinder(searching)
-    wanted = max(MINED, settings.negatives)
-    depth, seed = max(MineConfig.depth, wanted), settings.optimizer.seed
-    mine = MineConfig(depth, wanted, seed=seed, query_length=settings.query_length)
-    made = []
-    for number, each in enumerate(train, 1):
-        name = _mined_name(run.name, number, len(train))
-        mining = Mining(workspace, each.path, finder, mine, name)
-        mining.run(restart=restart)
-        made.append(replace(each, path=mining.rows_file))
-    return made
 
 
 def _model_name(name: str, number: int, rounds: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llara_cli.core.artifacts import Artifact
 from llara_cli.core.config import refuse_nonpositive
 from llara_cli.core.errors import UserError
 from llara_cli.core.output_files import check_output, open_output
-from llara_cli.core.protocols import EncoderBackend, EncoderOptions, IndexBackend, Role, Vectors
+from llara_cli.core.protocols import EncoderBackend, EncoderOptions, IndexBackend, Parameters, Role, Vectors
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.documents import read_documents
 from llara_cli.data.runs import write_jsonl_run, write_trec_run
@@ -39,7 +39,7 @@ class Searching:
     workspace: Workspace
     index: Artifact
     query_length: int | None = None
-    parameters: Sequence[str] = ()
+    parameters: Parameters = field(default_factory=dict)
     model: str | None = None
     remote_code: bool = False
     device: str = "cpu"
@@ -108,7 +108,7 @@ class Searching:
 
     def check(self, k: int) -> None:
         """Raise ``UserError`` or ``LlaraError`` for what can be told before the model is loaded."""
-        refuse_nonpositive("--top-k", k)
+        refuse_nonpositive("top_k", k)
         _ = self.source, self.index_rows.removed, self.search_parameters
 
     @cached_property

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, write_atomically
-from llara_cli.core.config import as_json
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.core.workspace import Workspace
@@ -43,7 +42,7 @@ from llara_cli.training.objective import Objective
 from llara_cli.training.optimizers import STATE_BYTES, make_optimizer
 from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
-from llara_cli.training.schedule import Schedule, Share
+from llara_cli.training.schedule import Schedule, Share, schedule_of
 
 CPU_TOKENS = 2048
 """Tokens of one forward on a CPU unless ``--micro-batch-tokens`` says otherwise; benchmarks/*.json have the rates."""
@@ -147,8 +146,8 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     def _check_device(self) -> None:
         """Raise ``UserError`` for what the device cannot compute, before any work."""
-        refuse_attention(self.settings.optimizer.attention, self.device, self.dtype)
-        if self.settings.optimizer.compute == "float8":
+        refuse_attention(self.settings.execution.attention, self.device, self.dtype)
+        if self.settings.execution.compute == "float8":
             refuse_without_float8(self.device, self.dtype)
 
     def _check_weights(self) -> None:
@@ -193,7 +192,7 @@ class TrainingRun(ABC, Generic[ItemT]):
     def accelerator(self) -> Accelerator:
         """The processes that train, one or several."""
         folder = self.workspace.root / "tracking" / self.name
-        return open_accelerator(choose_device(), self.settings.optimizer.track, folder)
+        return open_accelerator(choose_device(), self.settings.track, folder)
 
     @property
     def _process_group(self) -> ProcessGroup:
@@ -223,12 +222,18 @@ class TrainingRun(ABC, Generic[ItemT]):
     @cached_property
     def schedule(self) -> Schedule:
         """Steps and the order of the items."""
-        return Schedule.of(self.shares, self.settings.optimizer)
+        return schedule_of(self.shares, self.settings)
 
     @property
     def shares(self) -> Sequence[Share]:
         """The sets that the items are of: one, unless a kind of training knows several."""
         return [Share(0, self.items)]
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest says of the settings."""
+        settings: dict[str, Any] = self.settings.recorded()
+        return settings
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -239,7 +244,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             "recipe": self.recipe.name,
             "dtype": dtype_name(self.dtype),
         }
-        return RunSpec(as_json(self.settings) | chosen, self.inputs, {"model": self.source.fingerprint()})
+        return RunSpec(self.recorded | chosen, self.inputs, {"model": self.source.fingerprint()})
 
     @property
     def budget(self) -> int:
@@ -249,8 +254,8 @@ class TrainingRun(ABC, Generic[ItemT]):
     @cached_property
     def forwards(self) -> Forwards:
         """What the settings say of a forward; what they leave open is chosen by the memory that a GPU has free."""
-        optimizer = self.settings.optimizer
-        tokens, recompute = optimizer.micro_batch_tokens, optimizer.gradient_checkpointing
+        execution = self.settings.execution
+        tokens, recompute = execution.micro_batch_tokens, execution.gradient_checkpointing
         free = free_memory(self.device)
         if free is None or None not in (tokens, recompute):
             return Forwards(tokens or CPU_TOKENS, int(recompute or False))
@@ -299,7 +304,7 @@ class TrainingRun(ABC, Generic[ItemT]):
             objective=self.objective(prepared),
             schedule=self.schedule,
             pick=self.pick,
-            settings=self.settings.optimizer,
+            config=self.settings,
             folder=build.folder,
             dtype=self.dtype,
             watch=self.watch(prepared, build.folder),
@@ -340,10 +345,9 @@ class TrainingRun(ABC, Generic[ItemT]):
     @property
     def execution(self) -> dict[str, Any]:
         """How it is computed: what changes the result by float noise at most."""
-        optimizer = self.settings.optimizer
         return {
             "gradient_checkpointing": self.forwards.every,
-            "compile": optimizer.compile,
+            "compile": self.settings.execution.compile,
             "micro_batch_tokens": self.budget,
             "processes": self.accelerator.num_processes,
         }
@@ -356,14 +360,14 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     def _loaded(self, source: ModelSource) -> Prepared:
         """Load a model through the training backend and move it to the device."""
-        optimizer = self.settings.optimizer
+        seed = self.settings.seed
         backend: TrainingBackend = registry.load("training", self.settings.backend)()
         tokenizer = self.tokenizer.with_tokens(())
-        adapter, bf16 = self.settings.adapter, optimizer.weights == "bf16"
+        adapter, bf16 = self.settings.lora, self.settings.optimizer.weights == "bf16"
         # a plan loads models of the same shape: what is to be said of it is said of the model itself
         note = self.workspace.reporter.note if source is self.source else ignore
-        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, optimizer.seed, adapter, bf16, note)
-        torch.manual_seed(optimizer.seed)  # adapters start at random: a resumed run must start at the same
+        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, seed, adapter, bf16, note)
+        torch.manual_seed(seed)  # adapters start at random: a resumed run must start at the same
         model = backend.load(source, tokenizer, setup)
         model.to(self.device)
         if self.device.type == "cpu":  # not before: loading frees what is not needed again
@@ -374,17 +378,17 @@ class TrainingRun(ABC, Generic[ItemT]):
 
     def _choose_computation(self, decoder: Decoder) -> None:
         """Let the decoder compute as the settings say. Raises ``UserError`` for what it cannot do."""
-        optimizer, recompute_every = self.settings.optimizer, self.forwards.every
+        execution, recompute_every = self.settings.execution, self.forwards.every
         with autocast(self.device, self.dtype):
-            decoder.use_attention(optimizer.attention)
-        if optimizer.compute == "float8":
+            decoder.use_attention(execution.attention)
+        if execution.compute == "float8":
             decoder.multiply_in_float8()
         if recompute_every:
             decoder.recompute_in_backward(recompute_every)
-        if optimizer.compile:
+        if execution.compile:
             decoder.compile_layers()
         alone = self.accelerator.distributed_type == DistributedType.NO
-        if alone and not (recompute_every or optimizer.compile):
+        if alone and not (recompute_every or execution.compile):
             decoder.train_lean()
 
 

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llara_cli.core import registry
-from llara_cli.core.config import FinetuneConfig, OptimizerConfig, PretrainConfig, refuse_nonpositive
+from llara_cli.core.config import refuse_nonpositive
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import input_stem, slug
 from llara_cli.model.recipe import PAPER, Recipe, by_name
 from llara_cli.model.source import ModelSource
+from llara_cli.training.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 
 
 def choose_recipe(settings: PretrainConfig | FinetuneConfig, source: ModelSource) -> Recipe:
-    """``--recipe``, else the model's own, else the paper's. A saved recipe of that name keeps its own settings.
+    """The recipe asked for, else the model's own, else the paper's. A saved recipe of that name keeps its own settings.
 
     Raises ``UserError`` for an unknown recipe, and for a training backend that is unknown or lacks its library.
     """
@@ -42,8 +43,8 @@ def derived_name(
     return "-".join([slug("-".join(parts)), *(slug(value) for value, usual in chosen if value != usual)]) + suffix
 
 
-def refuse_length(length: int, max_positions: int | None, flag: str) -> None:
-    """Raise ``UserError`` where the model has fewer positions than ``length``."""
-    refuse_nonpositive(flag, length)
+def refuse_length(name: str, length: int, max_positions: int | None) -> None:
+    """Raise ``UserError`` where the model has fewer positions than the setting ``name`` asks for."""
+    refuse_nonpositive(name, length)
     if max_positions is not None and length > max_positions:
-        raise UserError(f"{flag} {length} is above the model's {max_positions} positions")
+        raise UserError(f"`{name}={length}` is above the model's {max_positions} positions")

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from llara_cli.core.config import OptimizerConfig
 from llara_cli.core.errors import LlaraError
 from llara_cli.core.reporter import Bar
 from llara_cli.training import checkpoints
+from llara_cli.training.config import TrainConfig
 from llara_cli.training.early_stopping import Watch
 from llara_cli.training.engine import AcceleratedEngine, local
 from llara_cli.training.history import History
@@ -48,7 +48,7 @@ class Trainer(Generic[ItemT]):
     objective: Objective[ItemT]
     schedule: Schedule
     pick: Callable[[int, Sequence[int]], Sequence[ItemT]]
-    settings: OptimizerConfig
+    config: TrainConfig
     folder: Path
     dtype: torch.dtype
     watch: Watch | None = None
@@ -57,7 +57,7 @@ class Trainer(Generic[ItemT]):
     def __post_init__(self) -> None:
         weights = list(checkpoints.trainable(self.model).values())
         self.device = weights[0].device
-        optimizer, fp16 = make_optimizer(weights, self.settings), self.dtype == torch.float16
+        optimizer, fp16 = make_optimizer(weights, self.config.optimizer), self.dtype == torch.float16
         self.engine = AcceleratedEngine(self.accelerator, self.model, optimizer, fp16=fp16)
         self.history = History(self.folder, self.accelerator)
 
@@ -72,7 +72,7 @@ class Trainer(Generic[ItemT]):
             checkpoints.mend(self.folder)
         self.accelerator.wait_for_everyone()
         self.resumed_at = done = checkpoints.restore(self.folder, self.model, self.engine.optimizer)
-        warmup = int(self.settings.warmup_ratio * self.schedule.steps)
+        warmup = int(self.config.optimizer.warmup_ratio * self.schedule.steps)
         self.rates = get_linear_schedule_with_warmup(
             self.engine.optimizer, warmup, self.schedule.steps, last_epoch=done - 1
         )
@@ -114,9 +114,9 @@ class Trainer(Generic[ItemT]):
 
     def _step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:
         # every step's randomness (dropout) follows from its number, so a resumed run draws what the whole one did
-        seed = (self.settings.seed << 32) + step
+        seed = (self.config.seed << 32) + step
         torch.manual_seed(seed)
-        self.objective.seed = (self.settings.seed << 32) + (step << 16)
+        self.objective.seed = (self.config.seed << 32) + (step << 16)
         terms, norm = self._gradients(items)
         for _ in range(FP16_TRIES):
             if math.isfinite(norm) or not self.engine.scaler.is_enabled():
@@ -138,12 +138,12 @@ class Trainer(Generic[ItemT]):
         self.engine.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
             terms = self.objective.backward(items, self.engine)
-        return terms, self.engine.clip(self.settings.max_grad_norm)
+        return terms, self.engine.clip(self.config.optimizer.max_grad_norm)
 
     def _save_is_due(self, step: int, saved: float) -> bool:
         """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
-        if self.settings.save_every is not None:
-            return step % self.settings.save_every == 0
+        if self.config.save_every is not None:
+            return step % self.config.save_every == 0
         stopped = self.watch is not None and self.watch.exhausted
         last = stopped or step == self.schedule.steps  # saving the model takes a while, too
         return self.engine.agreed(time.monotonic() - saved > (SAVE_SECONDS / 10 if last else SAVE_SECONDS))

@@ -9,31 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from llara_cli.core.config import OptimizerConfig
 from llara_cli.core.registry import missing_extra
+from llara_cli.training.config import OptimizerConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "paged-adamw": 0.0, "paged-adamw-8bit": 0.0}
 """Of a weight's state on the device, by the optimizer; paged ones may leave it."""
 
 
-def make_optimizer(weights: Sequence[nn.Parameter], settings: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(weights: Sequence[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW over ``weights``, whose gradients are summed in fp32 from here on, whatever they are.
 
     Raises ``UserError`` where the library that the chosen form needs is missing.
     """
-    assert settings.learning_rate is not None
+    assert config.learning_rate is not None
     options: dict[str, Any] = {
-        "lr": settings.learning_rate,
+        "lr": config.learning_rate,
         "betas": BETAS,
         "eps": EPSILON,
-        "weight_decay": settings.weight_decay,
+        "weight_decay": config.weight_decay,
     }
-    if settings.weights == "bf16":
+    if config.weights == "bf16":
         return _rounding(weights, options)
-    if settings.name == "adamw":
+    if config.name == "adamw":
         return torch.optim.AdamW(weights, fused=True, **options)
-    lean: torch.optim.Optimizer = _lean(settings.name)(weights, **options)
+    lean: torch.optim.Optimizer = _lean(config.name)(weights, **options)
     return lean
 
 
@@ -47,7 +47,7 @@ def _lean(name: str) -> Any:
     try:
         from bitsandbytes import optim
     except ImportError as error:
-        raise missing_extra(f"bitsandbytes, which --optimizer {name} comes from,", "qlora") from error
+        raise missing_extra(f"bitsandbytes, which `optimizer.name='{name}'` comes from,", "qlora") from error
     classes = {"adamw-8bit": "AdamW8bit", "paged-adamw": "PagedAdamW32bit", "paged-adamw-8bit": "PagedAdamW8bit"}
     return getattr(optim, classes[name])
 
@@ -57,7 +57,7 @@ def _rounding(weights: Sequence[nn.Parameter], options: dict[str, Any]) -> torch
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise missing_extra("torchao, which --weights bf16 needs,", "torchao") from error
+        raise missing_extra("torchao, which `optimizer.weights='bf16'` needs,", "torchao") from error
     for weight in weights:
         weight.grad_dtype = torch.float32  # a sum in bf16 would lose what one of many forwards adds to it
     optimizer: torch.optim.Optimizer = AdamW8bit(weights, bf16_stochastic_round=True, **options)

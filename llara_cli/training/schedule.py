@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from llara_cli.core.config import MAX_STEPS, OptimizerConfig
+from llara_cli.training.config import MAX_STEPS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,24 @@ class Schedule:
     seed: int
 
     @classmethod
-    def of(cls, shares: Sequence[Share], settings: OptimizerConfig) -> Schedule:
-        """``--max-steps``, or ``--epochs``, or an epoch of at most 10,000 steps."""
-        assert settings.batch_size is not None
-        per_epoch = sum(math.ceil(share.quota / settings.batch_size) for share in shares)
-        if settings.max_steps is not None:
-            steps = settings.max_steps
-        elif settings.epochs is not None:
-            steps = max(1, round(settings.epochs * per_epoch))
+    def of(
+        cls,
+        shares: Sequence[Share],
+        *,
+        batch_size: int,
+        seed: int,
+        max_steps: int | None = None,
+        epochs: float | None = None,
+    ) -> Schedule:
+        """A run of ``max_steps``, or of ``epochs``, or of one epoch but at most 10,000 steps."""
+        per_epoch = sum(math.ceil(share.quota / batch_size) for share in shares)
+        if max_steps is not None:
+            steps = max_steps
+        elif epochs is not None:
+            steps = max(1, round(epochs * per_epoch))
         else:
             steps = min(per_epoch, MAX_STEPS)
-        return cls(tuple(shares), settings.batch_size, steps, settings.seed)
+        return cls(tuple(shares), batch_size, steps, seed)
 
     @property
     def items(self) -> int:
@@ -109,3 +116,11 @@ def shuffled(items: int, seed: Sequence[int]) -> NDArray[np.int32]:
     order = np.arange(items, dtype=np.int32)
     np.random.default_rng(seed).shuffle(order)
     return order
+
+
+def schedule_of(shares: Sequence[Share], config: TrainConfig) -> Schedule:
+    """The schedule that the settings ask for; their batch size is chosen."""
+    assert config.batch_size is not None
+    return Schedule.of(
+        shares, batch_size=config.batch_size, seed=config.seed, max_steps=config.max_steps, epochs=config.epochs
+    )

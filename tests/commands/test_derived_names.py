@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from program import Llara
 
-from llara_cli.core.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from llara_cli.pipelines.train_choices import derived_name
+from llara_cli.training.config import ExecutionConfig, FinetuneConfig, OptimizerConfig, PretrainConfig
 
 STEPS = ("--max-steps", 1, "--batch-size", 2)
 
@@ -19,15 +19,15 @@ STEPS = ("--max-steps", 1, "--batch-size", 2)
         (PretrainConfig(), "tiny-paper-wiki"),
         (PretrainConfig(backend="qlora"), "tiny-paper-wiki-qlora"),
         (PretrainConfig(backend="lora", recipe="released"), "tiny-released-wiki-lora"),
-        (PretrainConfig(optimizer=OptimizerConfig("adamw-8bit")), "tiny-paper-wiki-adamw-8bit"),
+        (PretrainConfig(optimizer=OptimizerConfig(name="adamw-8bit")), "tiny-paper-wiki-adamw-8bit"),
         (
-            PretrainConfig(optimizer=OptimizerConfig("adamw-8bit", weights="bf16")),
+            PretrainConfig(optimizer=OptimizerConfig(name="adamw-8bit", weights="bf16")),
             "tiny-paper-wiki-adamw-8bit-bf16",
         ),
-        (PretrainConfig(optimizer=OptimizerConfig(gradient_checkpointing=True)), "tiny-paper-wiki"),
+        (PretrainConfig(execution=ExecutionConfig(gradient_checkpointing=True)), "tiny-paper-wiki"),
         (FinetuneConfig(), "tiny-paper-wiki-ft"),
         (FinetuneConfig(backend="full"), "tiny-paper-wiki-full-ft"),
-        (FinetuneConfig(optimizer=OptimizerConfig("paged-adamw")), "tiny-paper-wiki-paged-adamw-ft"),
+        (FinetuneConfig(optimizer=OptimizerConfig(name="paged-adamw")), "tiny-paper-wiki-paged-adamw-ft"),
     ],
 )
 def test_a_derived_name_tells_how_it_was_trained(settings: PretrainConfig | FinetuneConfig, name: str) -> None:

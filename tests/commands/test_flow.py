@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llara_cli.commands.render import loss_lines
-from llara_cli.core.config import DEFAULT_MODEL
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPES
 from llara_cli.retrieval.shards import Shards
+from llara_cli.training.config import DEFAULT_MODEL
 
 SMALL = ("--max-length", 60, "--batch-size", 4, "--learning-rate", 1e-3)
 
@@ -233,7 +233,7 @@ def test_the_model_that_is_taken_is_said(llara: Llara, corpus: Path, train: Path
     default = f"model: {DEFAULT_MODEL} (the default)"
     for command in (("pretrain", corpus), ("finetune", train)):
         assert default in llara(*command, "--dry-run").err  # which is not on this machine
-        assert f"{DEFAULT_MODEL})" in " ".join(llara(command[0], "--help").out.replace("│", " ").split())
+        assert f"{DEFAULT_MODEL}]" in " ".join(llara(command[0], "--help").out.split())
     pretrain(llara, corpus, tiny_model, "--name", "adapted")
     tuned = llara("finetune", train, "--max-steps", 1, "--lora-rank", 2, "--negatives", 1, "--batch-size", 2)
     assert "model: adapted (the newest pretrained model)" in tuned.err

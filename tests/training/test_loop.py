@@ -18,7 +18,6 @@ from program import Llara
 from tiny import make_model
 from torch._dynamo.utils import counters
 
-from llara_cli.core.config import OptimizerConfig
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder
 from llara_cli.pipelines import train
@@ -32,7 +31,7 @@ SMALL = ("--max-length", 60, "--batch-size", 4, "--max-steps", 10, "--name", "m"
 def test_an_epoch_takes_every_text_once_and_resuming_takes_the_same(
     items: int, batch: int, epochs: int, start: int
 ) -> None:
-    schedule = Schedule.of([Share(0, items)], OptimizerConfig(batch_size=batch, epochs=epochs, seed=3))
+    schedule = Schedule.of([Share(0, items)], batch_size=batch, epochs=epochs, seed=3)
     steps = list(schedule.batches())
     taken = Counter((epoch, number) for epoch, numbers in steps for number in numbers)
     assert taken == Counter({(epoch, number): 1 for epoch in range(epochs) for number in range(items)})

@@ -13,7 +13,6 @@ from tiny import TEXTS
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from llara_cli.core.config import OPTIMIZERS, OptimizerConfig
 from llara_cli.core.errors import UserError
 from llara_cli.cpu.matmul import lean_training
 from llara_cli.model.decoder import Decoder
@@ -21,10 +20,11 @@ from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import checkpoints
-from llara_cli.training.optimizers import make_optimizer
+from llara_cli.training.config import OptimizerConfig, PretrainConfig
+from llara_cli.training.optimizers import STATE_BYTES, make_optimizer
 
 SETTINGS = OptimizerConfig(learning_rate=1e-3)
-CHOICES = [*((name, "fp32") for name in OPTIMIZERS), ("adamw-8bit", "bf16")]
+CHOICES = [*((name, "fp32") for name in STATE_BYTES), ("adamw-8bit", "bf16")]
 
 
 class Run:
@@ -149,9 +149,9 @@ def test_what_many_forwards_add_to_bf16_weights_arrives(tiny_model: Path, how: s
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UserError, match="unknown optimizer 'sgd'"):
-        replace(SETTINGS, name="sgd").check("full")
-    with pytest.raises(UserError, match="only --optimizer adamw-8bit"):
-        replace(SETTINGS, weights="bf16").check("full")
-    with pytest.raises(UserError, match="--backend full"):
-        replace(SETTINGS, weights="bf16", name="adamw-8bit").check("lora")
+    with pytest.raises(UserError, match=r"`optimizer.name` must be adamw, .* or paged-adamw-8bit, not 'sgd'"):
+        PretrainConfig(optimizer=replace(SETTINGS, name="sgd"))
+    with pytest.raises(UserError, match=r"which only `optimizer.name='adamw-8bit'` does"):
+        PretrainConfig(optimizer=replace(SETTINGS, weights="bf16"))
+    with pytest.raises(UserError, match=r"is for `backend='full'`"):
+        PretrainConfig(optimizer=replace(SETTINGS, weights="bf16", name="adamw-8bit"), backend="lora")

@@ -7,7 +7,6 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llara_cli.core.config import OptimizerConfig
 from llara_cli.training.schedule import Schedule, Share
 
 SETS = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.5, 1.0, 2.0, 1.3])), min_size=2, max_size=3)
@@ -19,7 +18,7 @@ def schedule(sets: list[tuple[int, float]], batch: int, epochs: int = 1) -> Sche
     for items, weight in sets:
         shares.append(Share(first, items, weight))
         first += items
-    return Schedule.of(shares, OptimizerConfig(batch_size=batch, epochs=epochs, seed=5))
+    return Schedule.of(shares, batch_size=batch, epochs=epochs, seed=5)
 
 
 @given(sets=SETS, batch=st.integers(1, 9), epochs=st.integers(1, 3), start=st.integers(0, 20))

@@ -10,7 +10,7 @@ import pytest
 from program import Llara
 
 from llara_cli.app import VERBS, load_verb
-from llara_cli.commands.defaults import YIELDS
+from llara_cli.commands.command import YIELDS
 
 
 def parsed(workspace: Path, toml: str, verb: str, *arguments: str) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def plain(value: Any) -> Any:
         (
             "[index]\nbackend = 'faiss'\nspec = 'Flat'\nset = ['nprobe=4']\n",
             ("index", "--backend", "exact"),
-            {"backend": "exact", "spec": None, "set_": []},
+            {"backend": "exact", "spec": None, "parameters": []},
         ),
         (
             "[index]\nbackend = 'faiss'\nspec = 'Flat'\nset = ['nprobe=4']\n",
             ("index", "--backend", "faiss"),
-            {"backend": "faiss", "spec": "Flat", "set_": ["nprobe=4"]},
+            {"backend": "faiss", "spec": "Flat", "parameters": ["nprobe=4"]},
         ),
-        ("[index]\nset = ['M=8']\n", ("index", "--backend", "hnsw"), {"backend": "hnsw", "set_": ["M=8"]}),
+        ("[index]\nset = ['M=8']\n", ("index", "--backend", "hnsw"), {"backend": "hnsw", "parameters": ["M=8"]}),
         (
             "[index]\nbackend = 'faiss'\nspec = 'Flat'\n",
             ("index", "--backend", "exact", "--spec", "SQ8"),
@@ -114,8 +114,8 @@ def test_what_is_excluded_are_parameters() -> None:
 
 
 def test_a_list_is_taken_where_several_are(tmp_path: Path) -> None:
-    assert parsed(tmp_path, "[index]\nset = ['M=8', 'ef=9']\n", "index")["set_"] == ["M=8", "ef=9"]
-    assert parsed(tmp_path, "[index]\nset = 'M=8'\n", "index")["set_"] == ["M=8"]
+    assert parsed(tmp_path, "[index]\nset = ['M=8', 'ef=9']\n", "index")["parameters"] == ["M=8", "ef=9"]
+    assert parsed(tmp_path, "[index]\nset = 'M=8'\n", "index")["parameters"] == ["M=8"]
     assert parsed(tmp_path, "[pretrain]\ncorpus = 'wiki'\n", "pretrain")["corpus"] == ["wiki"]
     assert parsed(tmp_path, "[finetune]\ntemperature = 1\n", "finetune", "t")["temperature"] == 1.0
     assert parsed(tmp_path, "\ufeff[search]\ntop_k = 4\n", "search", "q")["top_k"] == 4

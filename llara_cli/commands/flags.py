@@ -1,0 +1,277 @@
+"""A config dataclass as flags: names, help, choices, defaults and panels come from its fields; and back again.
+
+A verb is a function of a session, its arguments and a config object. ``as_command`` makes of it the function of plain
+values that Typer reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from llara_cli.commands.completion import completer
+from llara_cli.commands.session import GLOBAL_FLAGS, Session, open_session
+from llara_cli.core.config import Field, settings_of
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import check_name
+from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
+from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, SearchConfig
+from llara_cli.training.config import FinetuneConfig, PretrainConfig
+
+CONFIGS: tuple[type, ...] = (
+    PretrainConfig, FinetuneConfig, MineConfig, EncodeConfig, IndexConfig, SearchConfig, EvaluateConfig, CompareConfig
+)  # fmt: skip
+OTHER_FLAGS = {
+    "vectors": "--from", "run": "--run", "qrels": "--qrels", "name": "--name", "restart": "--restart",
+    "output": "--output", "queries": "--queries", "format": "--format", "workspace": "--workspace",
+    "append": "--append", "remove": "--remove", "force": "--force", "plot": "--plot", "yes": "--yes",
+    "index": "--index", "json": "--json", "verify": "--verify", "dry_run": "--dry-run", "interactive": "--interactive",
+}  # fmt: skip
+"""Flags that no config object has: what Python calls them -> what the command line does."""
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_COMMA = re.compile(r",(?![^(]*\))")
+_SETTING = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\[([^`\]]*)\](?:=([^`]*))?)?`")
+
+
+def _checked_name(name: str | None) -> str | None:
+    return None if name is None else check_name(name)
+
+
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="The artifact's name.", show_default="derived from the inputs", metavar="NAME", callback=_checked_name,
+        rich_help_panel="Run",
+    ),
+]  # fmt: skip
+Restart = Annotated[
+    bool,
+    typer.Option("--restart", help="Build anew beside the old artifact and swap when finished.", rich_help_panel="Run"),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan (memory, steps, time, disk) and stop.", rich_help_panel="Run"),
+]
+TableFormat = Annotated[
+    str,
+    typer.Option("--format", help="How tables are written.", metavar="[table|markdown|latex|csv|json]",
+                 autocompletion=completer(choices=("table", "markdown", "latex", "csv", "json"))),
+]  # fmt: skip
+
+
+def as_command(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as a function of plain values, in the form that Typer reads options from."""
+    hints = get_type_hints(verb, include_extras=True)
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for parameter in inspect.signature(verb).parameters.values():
+        hint = hints[parameter.name]
+        if hint in (Session, typer.Context):
+            continue
+        if _is_config(hint):
+            parameters += options(hint)
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+        for name, (hint, default) in GLOBAL_FLAGS.items()
+    ]
+
+    @functools.wraps(verb)
+    def command(ctx: typer.Context, **values: Any) -> None:
+        session = open_session(ctx, with_flags, **{name: values.pop(name) for name in GLOBAL_FLAGS})
+        given: dict[str, Any] = {}
+        for name, hint in hints.items():
+            if hint is Session:
+                given[name] = session
+            elif hint is typer.Context:
+                given[name] = ctx
+            elif _is_config(hint):
+                given[name] = config_of(hint, values)
+            elif name in values:
+                given[name] = values[name]
+        verb(**given)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
+    del command.__wrapped__
+    return command
+
+
+def _is_config(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def options(config: type) -> list[inspect.Parameter]:
+    """One option for each setting of a config class."""
+    return [_option(field) for field in settings_of(config)]
+
+
+def parameter_name(field: Field) -> str:
+    """What Typer calls a setting: ``lora.rank`` is ``lora_rank``."""
+    return field.flag.removeprefix("--").replace("-", "_") if len(field.path) > 1 else field.path[-1]
+
+
+def _option(field: Field) -> inspect.Parameter:
+    setting, kind = field.setting, plain_type(field)
+    flags = field.flag + (f"/{setting.off}" if setting.off else "")
+    names = [flags, *([setting.short] if setting.short else [])]
+    default = _typed_default(field, kind)
+    choices = field.choices or setting.choices or _registered(setting.complete)
+    shown = setting.default or (_shown(field.default) if not _is_empty(field.default) else False)
+    option = typer.Option(
+        *names,
+        help=with_flags(setting.help),
+        metavar=None if kind is bool else setting.metavar or _metavar(kind, choices),
+        show_default=with_flags(shown) if isinstance(shown, str) else shown,
+        rich_help_panel=field.panel or None,
+        autocompletion=completer(setting.complete, tuple(map(str, choices))),
+    )
+    optional = kind if default is not None else kind | None
+    return inspect.Parameter(
+        parameter_name(field), inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[optional, option], default=default
+    )
+
+
+def _registered(complete: str) -> tuple[str, ...]:
+    """The names of the backends there are, for settings that take one."""
+    from llara_cli.core import registry
+
+    kind, _, what = complete.partition(" ")
+    return tuple(registry.names(kind)) if what == "backends" else ()
+
+
+def _metavar(kind: Any, choices: tuple[Any, ...]) -> str:
+    return f"[{'|'.join(map(str, choices))}]" if choices else METAVARS.get(kind, "TEXT")
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or value in ((), {})
+
+
+def _shown(default: Any) -> str | bool:
+    """How a default is shown."""
+    if default is True:
+        return "on"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else True
+
+
+def plain_type(field: Field) -> Any:
+    """The type of the option: of a tuple, one text with commas, or several values; of a mapping, several texts."""
+    kind = field.kind
+    if NoneType in get_args(kind):
+        (kind,) = (each for each in get_args(kind) if each is not NoneType)
+    if get_origin(kind) is tuple:
+        return list[str] if field.setting.repeated else str
+    if _is_mapping(kind):
+        return list[str]
+    return str if field.choices else kind
+
+
+def _is_mapping(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _typed_default(field: Field, kind: Any) -> Any:
+    default = field.default
+    if kind == list[str]:
+        return None
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or None
+    return default
+
+
+def config_of(config: type, values: dict[str, Any]) -> Any:
+    """The config object of what the options say; takes its values out of ``values``.
+
+    Raises ``UserError`` for a value that cannot be.
+    """
+    by_path = {field.path: _value(field, values.pop(parameter_name(field))) for field in settings_of(config)}
+    return _build(config, by_path, ())
+
+
+def _build(config: type, by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
+    given: dict[str, Any] = {}
+    groups = dict.fromkeys(each[: len(path) + 1] for each in by_path if each[: len(path)] == path)
+    hints = get_type_hints(config)
+    for here in groups:
+        name = here[-1]
+        given[name] = by_path[here] if here in by_path else _build(hints[name], by_path, here)
+    return config(**given)
+
+
+def _value(field: Field, told: Any) -> Any:
+    """What an option's value means for the setting."""
+    kind = field.kind
+    inner = [each for each in get_args(kind) if each is not NoneType] if NoneType in get_args(kind) else [kind]
+    if _is_mapping(inner[0]):
+        return dict(_pair(field, item) for item in told or ())
+    if get_origin(inner[0]) is not tuple:
+        return told
+    if told is None:
+        return None if NoneType in get_args(kind) else ()
+    items = told if isinstance(told, list) else [item.strip() for item in _COMMA.split(told)]
+    of_items = get_args(inner[0])[0]
+    if of_items is not int:
+        return tuple(items)
+    try:
+        return tuple(map(int, items))
+    except ValueError as error:
+        raise UserError(f"{field.flag} {told}: write whole numbers, as in 768,256,64") from error
+
+
+def _pair(field: Field, item: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise UserError(f"{field.flag} {item}: write it as key=value")
+    return key, value
+
+
+@cache
+def _flags() -> dict[str, tuple[str, str]]:
+    """What Python calls a setting -> its flag, and the flag that says no."""
+    found = {name: (flag, "") for name, flag in OTHER_FLAGS.items()}
+    for field in (field for config in CONFIGS for field in settings_of(config)):
+        found.setdefault(field.name, (field.flag, field.setting.off))
+    return found
+
+
+def with_flags(text: str) -> str:
+    """The text with each setting that it names, as Python does in backticks, named as the command line does.
+
+    >>> with_flags("`negatives=0` with `in_batch_negatives=False` leaves nothing")
+    '--negatives 0 with --no-in-batch-negatives leaves nothing'
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, value, key, of_key = match.groups()
+        if name not in _flags():
+            return match[0]
+        on, off = _flags()[name]
+        if key is not None:
+            return f"{on} {key.strip(chr(39) + chr(34))}={'...' if of_key is None else _bare(of_key)}"
+        if value is None or value == "True":
+            return on
+        if value == "False":
+            return off or f"no {on}"
+        if value.startswith("{"):
+            pairs = re.findall(r"'([^']*)': ('[^']*'|[^,}]*)", value)
+            return " ".join(f"{on} {inner}={_bare(each)}" for inner, each in pairs)
+        return f"{on} {_bare(value)}"
+
+    return _SETTING.sub(flag, text)
+
+
+def _bare(value: str) -> str:
+    """A value as one types it."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
