@@ -11,7 +11,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 ROOMS = (
-    "llara_cli", "llara_cli/commands", "llara_cli/pipelines", "llara_cli/evaluation", "llara_cli/retrieval",
+    "llara", "llara_cli", "llara_cli/commands", "llara_cli/pipelines", "llara_cli/evaluation", "llara_cli/retrieval",
     "llara_cli/training", "llara_cli/model", "llara_cli/cpu", "llara_cli/data", "llara_cli/core",
     "backends/llara_backends",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import typer
 
 from llara_cli.commands.completion import completer
 from llara_cli.commands.flags import TableFormat
-from llara_cli.commands.render_tables import show_grids
+from llara_cli.commands.render import show_grids
 from llara_cli.commands.session import Session
 from llara_cli.core.errors import UserError
 from llara_cli.evaluation.config import EvaluateConfig

@@ -86,7 +86,7 @@ def _record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
     name, text = record
     if parameter.param_type_name == "argument":
         name = _called(parameter)
-        text = re.sub(r"  \[required\]$", "", text)
+        text = re.sub(r"\s*\[required\]$", "", text)
     # click puts a default that is explained, rather than given, in parentheses of its own
     return name, re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text, flags=re.DOTALL)
 

@@ -138,7 +138,7 @@ class Artifact:
         """The result that was printed when the artifact was made."""
         run = self.run
         if "result" not in run:
-            raise LlaraError(f"{self.path / RUN} is missing or damaged; --restart builds the artifact anew")
+            raise LlaraError(f"{self.path / RUN} is missing or damaged; `restart=True` builds the artifact anew")
         return {**run["result"], **({"path": str(self.path)} if "path" in run["result"] else {})}
 
     @property

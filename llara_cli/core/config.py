@@ -170,7 +170,12 @@ def recorded(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters, with RepLLaMA's values (arXiv 2310.08319)."""
+    """Low-rank adapters, with RepLLaMA's values (arXiv 2310.08319).
+
+    >>> from llara import FinetuneConfig, LoraConfig
+    >>> FinetuneConfig(lora=LoraConfig(rank=16, alpha=32, targets=("q_proj", "v_proj"))).lora.dropout
+    0.1
+    """
 
     rank: Annotated[
         int, Setting("Rank of the adapters.", flag="--lora-rank", recorded="adapter.rank", positive=True)

@@ -58,7 +58,7 @@ class Workspace:
         except OSError as error:
             raise UserError(f"workspace {self.root}: cannot create it: {error.strerror}") from error
         if not os.access(self.root, os.W_OK | os.X_OK):
-            raise UserError(f"workspace {self.root}: not writable; choose another with --workspace")
+            raise UserError(f"workspace {self.root}: not writable; choose another `workspace`")
 
     def find(self, kind: Kind, name: str) -> Artifact | None:
         """The finished artifact of that name, if there is one."""
@@ -149,7 +149,7 @@ class Workspace:
             elif (target / PENDING).is_file():
                 _refuse_difference(target, read_json(target / PENDING), run_spec)
             elif target.exists() and any(target.iterdir()):
-                raise UserError(f"{target} exists and is not an artifact of llara; choose another --name")
+                raise UserError(f"{target} exists and is not an artifact of llara; choose another `name`")
             try:
                 yield Build(kind, name, run_spec, folder, target)
             except KeyboardInterrupt as interrupt:
@@ -169,7 +169,7 @@ class Workspace:
                 finish_swap(target)
 
     def result_again(
-        self, artifact: Artifact, why: str = "is finished already; --restart builds it anew"
+        self, artifact: Artifact, why: str = "is finished already; `restart=True` builds it anew"
     ) -> dict[str, Any]:
         """The result of a job whose work is done already, and ``why`` nothing was to do."""
         self.reporter.note(f"nothing to do: {artifact.kind}/{artifact.name} {why}")
@@ -251,5 +251,5 @@ def _refuse_difference(path: Path, made: Mapping[str, Any], run_spec: RunSpec) -
     if differing:
         raise UserError(
             f"{path} was built with other settings: {'; '.join(differing)}."
-            " Choose another --name, or --restart to build it anew"
+            " Choose another `name`, or `restart=True` to build it anew"
         )

@@ -74,7 +74,12 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Settings of ``compare``."""
+    """Settings of ``compare``.
+
+    >>> from llara import CompareConfig
+    >>> CompareConfig(metric="nDCG@10").test
+    't-test'
+    """
 
     benchmark: Annotated[
         str | None,

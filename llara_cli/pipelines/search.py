@@ -121,10 +121,15 @@ class Searching:
         """Hits of one query, with their texts. Raises ``UserError`` for what a terminal gave that is not UTF-8."""
         if not text.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in text):
             raise UserError("the query is not UTF-8: set the terminal, or the locale, to it")
+        (hits,) = self.hits([text], k)
+        return {"index": self.index.name, "query": text, "hits": hits}
+
+    def hits(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+        """Hits of each query: rank, id, score, title and text."""
         told = self._shortfall.queries > 0
-        (hits,) = self.rank([text], k)
-        self.warn_of_shortfall(1, told=told)
-        return {"index": self.index.name, "query": text, "hits": list(self._described(hits))}
+        found = [list(self._described(hits)) for hits in self.rank(queries, k)]
+        self.warn_of_shortfall(len(queries), told=told)
+        return found
 
     def queries(self, path: Path, output: Path, k: int, form: str) -> dict[str, Any]:
         """Search every query of a file and write a run. Raises ``UserError`` for a bad file or format."""

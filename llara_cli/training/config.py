@@ -36,7 +36,12 @@ _NAMED = "A workspace name, a folder, a hub id or a .gguf file."
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and linear decay."""
+    """AdamW with linear warm-up and linear decay.
+
+    >>> from llara import OptimizerConfig, PretrainConfig
+    >>> PretrainConfig(optimizer=OptimizerConfig(name="adamw-8bit", learning_rate=1e-4)).optimizer.weights
+    'fp32'
+    """
 
     name: Annotated[
         Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"],
@@ -81,7 +86,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How training is computed: speed and memory; results differ by rounding at most, but for ``float8``."""
+    """How training is computed: speed and memory; results differ by rounding at most, but for ``float8``.
+
+    >>> from llara import ExecutionConfig, FinetuneConfig
+    >>> FinetuneConfig(execution=ExecutionConfig(micro_batch_tokens=4096, compile=True)).execution.attention
+    'auto'
+    """
 
     micro_batch_tokens: Annotated[
         int | None,

@@ -16,7 +16,7 @@ from judged_sets import FORUMS, random_set
 from program import Llara
 from rich.console import Console as Screen
 
-from llara_cli.commands.render_tables import drawn, wrapped
+from llara_cli.commands.render import drawn, wrapped
 from llara_cli.evaluation.leaderboard import LeaderboardEntry, means, published
 from llara_cli.evaluation.result_tables import Grid, Row, beside_grid, own_grid
 from llara_cli.evaluation.table_formats import latex, markdown

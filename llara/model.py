@@ -1,0 +1,184 @@
+"""A retriever in memory: texts in, vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llara_cli.core.config import Attention, Dtype, refuse_nonpositive, refuse_unknown
+from llara_cli.core.errors import UserError
+from llara_cli.core.reporter import Progress, Reporter
+from llara_cli.core.workspace import Workspace as Store
+
+if TYPE_CHECKING:
+    from llara_cli.core.protocols import EncoderBackend
+    from llara_cli.model.source import ModelSource
+
+Role = Literal["passage", "query"]
+Vectors = NDArray[np.float32]
+_ROLES: tuple[Role, ...] = ("passage", "query")
+
+
+class Model:
+    """A retriever, loaded: ``Model.load`` makes one.
+
+    >>> import llara
+    >>> model = llara.Model.load("tiny-model", query_length=64)
+    >>> vectors = model.encode(["Bees dance.", "Cats sleep."], role="passage")
+    >>> vectors.shape == (2, model.dim)
+    True
+    >>> scores = model.similarity(["why do bees dance"], ["Bees dance.", "Cats sleep."])
+    >>> scores.shape
+    (1, 2)
+
+    Attributes:
+        name: what artifacts that it makes are named after.
+        dim: width of a vector.
+    """
+
+    def __init__(self, source: ModelSource, encoder: EncoderBackend, reporter: Reporter) -> None:
+        self.source = source
+        self.name: str = source.name
+        self._encoder = encoder
+        self._reporter = reporter
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        workspace: str | Path | None = None,
+        encoder: str | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        query_length: int | None = None,
+        passage_length: int | None = None,
+        batch_tokens: int | None = None,
+        attention: Attention = "auto",
+        trust_remote_code: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Model:
+        """Load a model.
+
+        Args:
+            model: a folder, a hub id, a ``.gguf`` file, or the name of a model of ``workspace``.
+            encoder: backend that runs it. Default: sentence-transformers for its models, else torch.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+            dtype: what it computes in; ``auto``: bf16 on a GPU that has it, else fp32.
+            query_length: total tokens of a query, prompt included. Default: 512, at most the model's positions.
+            passage_length: the same of a passage.
+            batch_tokens: tokens of one forward, padding included.
+            attention: how attention is computed.
+            trust_remote_code: let a checkpoint run Python code of its own.
+            progress: called with a ``Progress`` whenever texts are done.
+
+        Raises:
+            UserError: for a model that is not there or cannot be run, and for lengths that it does not take.
+        """
+        from llara_cli.model.source import resolve
+
+        reporter = Reporter(progress)
+        source = resolve(str(model), Store(Path(workspace or "workspace"), reporter), remote_code=trust_remote_code)
+        return cls.of(
+            source, reporter, encoder=encoder, device=device, dtype=dtype, query_length=query_length,
+            passage_length=passage_length, batch_tokens=batch_tokens, attention=attention,
+        )  # fmt: skip
+
+    @classmethod
+    def of(
+        cls,
+        source: ModelSource,
+        reporter: Reporter,
+        *,
+        encoder: str | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        query_length: int | None = None,
+        passage_length: int | None = None,
+        batch_tokens: int | None = None,
+        attention: Attention = "auto",
+    ) -> Model:
+        """``load`` of a model that has been found already."""
+        from llara_cli.core import registry
+        from llara_cli.core.protocols import EncoderOptions
+        from llara_cli.pipelines.encode import usual_encoder
+
+        for name, value in (("query_length", query_length), ("passage_length", passage_length)):
+            refuse_nonpositive(name, value)
+        refuse_nonpositive("batch_tokens", batch_tokens)
+        backend: type[EncoderBackend] = registry.load("encoder", encoder or usual_encoder(source))
+        options = EncoderOptions(
+            dtype=dtype,
+            device=device,
+            query_length=query_length,
+            passage_length=passage_length,
+            batch_tokens=batch_tokens,
+            attention=attention,
+            note=reporter.warn_once,
+        )
+        with reporter.status(f"loading {source.name}"):
+            return cls(source, backend.load(source, options), reporter)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._encoder.dim
+
+    def encode(self, texts: str | Sequence[str], *, role: Role = "passage", dim: int | None = None) -> Vectors:
+        """Encode texts.
+
+        Args:
+            texts: one text or several; an empty text is the bare prompt, a long one is cut (the prompt never).
+            role: whether they are passages or queries.
+            dim: keep the first dimensions only (Matryoshka) and normalize again. Default: all.
+
+        Returns:
+            float32 (texts, dim), L2-normalized; (dim,) for one text.
+
+        Raises:
+            UserError: for an unknown role, a ``dim`` above the model's, and texts that are no strings.
+
+        >>> import llara
+        >>> model = llara.Model.load("tiny-model")
+        >>> model.encode("Bees dance.", dim=8).shape
+        (8,)
+        """
+        refuse_unknown("role", role, _ROLES)
+        if dim is not None:
+            refuse_nonpositive("dim", dim)
+            if dim > self.dim:
+                raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
+        several = [texts] if isinstance(texts, str) else list(texts)
+        if bad := next((text for text in several if not isinstance(text, str)), None):
+            raise UserError(f"`texts` must be strings, not {type(bad).__name__}")
+        with self._reporter.bar("encoding", len(several), unit="texts") as bar:
+            vectors = self._encoder.encode(several, role, bar.advance).vectors
+        if dim is not None:
+            from llara_cli.retrieval.vector_store import cut
+
+            vectors = np.ascontiguousarray(cut(vectors, dim))
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def similarity(self, queries: Sequence[str] | Vectors, passages: Sequence[str] | Vectors) -> Vectors:
+        """Cosines of queries and passages, each given as texts or as vectors of ``encode``.
+
+        Returns:
+            float32 (queries, passages).
+
+        >>> import llara
+        >>> model = llara.Model.load("tiny-model")
+        >>> passages = model.encode(["Bees dance.", "Cats sleep."])
+        >>> model.similarity(["why do bees dance"], passages).shape
+        (1, 2)
+        """
+        return self._vectors(queries, "query") @ self._vectors(passages, "passage").T
+
+    def _vectors(self, given: Sequence[str] | Vectors, role: Role) -> Vectors:
+        return np.atleast_2d(given) if isinstance(given, np.ndarray) else self.encode(list(given), role=role)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, dim={self.dim})"

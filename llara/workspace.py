@@ -1,0 +1,471 @@
+"""A workspace and its jobs: everything that the command line does, on the same artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llara.model import Model, Vectors
+from llara_cli.core.artifacts import Artifact
+from llara_cli.core.errors import UserError
+from llara_cli.core.names import check_name
+from llara_cli.core.reporter import Progress, Reporter
+from llara_cli.core.workspace import Workspace as Store
+from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
+from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, Parameters
+from llara_cli.training.config import FinetuneConfig, PretrainConfig
+
+if TYPE_CHECKING:
+    from llara_cli.model.source import ModelSource
+    from llara_cli.pipelines.search import Searching
+
+ConfigT = TypeVar("ConfigT")
+Inputs = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of the workspace.
+
+    >>> import llara
+    >>> workspace = llara.Workspace("workspace")
+    >>> trained = workspace.pretrain("wiki.jsonl", model="tiny-model", max_steps=2, batch_size=2, max_length=48)
+    >>> [row["step"] for row in trained.history]
+    [1, 2]
+    >>> trained.load().dim
+    32
+
+    Attributes:
+        name: its name in the workspace.
+        path: its folder, a Hugging Face checkpoint.
+        result: what the command ``llara pretrain --json`` prints.
+    """
+
+    name: str
+    path: Path
+    result: Mapping[str, Any]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row an optimizer step: losses, learning rate, norm of the gradient, texts, tokens."""
+        return list(self.result["history"])
+
+    def load(self, **options: Any) -> Model:
+        """The model in memory; ``options``: those of ``Model.load``."""
+        return Model.load(self.path, **options)
+
+
+class Embeddings:
+    """Vectors of a collection, with its ids and texts, on disk.
+
+    >>> import llara
+    >>> embeddings = llara.Workspace("workspace").encode("corpus.jsonl", model="tiny-model")
+    >>> embeddings.vectors().shape == (embeddings.count, embeddings.dim)
+    True
+    >>> embeddings.ids[0]
+    'd0'
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        from llara_cli.retrieval.vector_store import VectorStore
+
+        self.artifact = artifact
+        self._store = VectorStore(artifact)
+        self.name, self.path = artifact.name, artifact.path
+        self.count, self.dim = self._store.count, self._store.dim
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The documents' ids, in the order of the vectors."""
+        return self._store.ids
+
+    def vectors(self) -> Vectors:
+        """All vectors in memory: float32 (count, dim), L2-normalized."""
+        return self._store.matrix()
+
+    def blocks(self) -> Iterator[Vectors]:
+        """The vectors one block after the other, float32 (rows, dim), for collections larger than memory."""
+        return iter(self._store)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return f"Embeddings({self.name!r}, count={self.count}, dim={self.dim})"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that was found.
+
+    >>> import llara
+    >>> llara.Hit(rank=1, id="d1", score=0.75, title="", text="Bees dance.").score
+    0.75
+
+    Attributes:
+        rank: from 1.
+        score: inner product of the normalized vectors; higher is better.
+    """
+
+    rank: int
+    id: str
+    score: float
+    title: str
+    text: str
+
+
+class Index:
+    """An index of the workspace, which loads its model when it is first searched.
+
+    >>> import llara
+    >>> workspace = llara.Workspace("workspace")
+    >>> index = workspace.index(workspace.encode("corpus.jsonl", model="tiny-model"), backend="exact")
+    >>> hits = index.search("why do bees dance", top_k=2)
+    >>> [hit.rank for hit in hits]
+    [1, 2]
+    >>> several = index.search(["why do bees dance", "do cats sleep"], top_k=2)
+    >>> [len(hits) for hits in several]
+    [2, 2]
+    """
+
+    def __init__(self, workspace: Store, artifact: Artifact) -> None:
+        self._workspace = workspace
+        self.artifact = artifact
+        self.name, self.path = artifact.name, artifact.path
+        self.count: int = artifact.manifest["counts"]["count"]
+        self.dim: int = artifact.manifest["counts"]["dim"]
+
+    @cached_property
+    def _searching(self) -> Searching:
+        from llara_cli.pipelines.search import Searching
+
+        return Searching(self._workspace, self.artifact)
+
+    def search(
+        self, query: str | Sequence[str], top_k: int = 10, *, parameters: Parameters | None = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """The best documents for a query.
+
+        Args:
+            query: one query or several.
+            top_k: hits per query.
+            parameters: of the index's backend, as ``{"ef": 128}``.
+
+        Returns:
+            The hits, best first; a list of them for each of several queries.
+
+        Raises:
+            UserError: where the index's model is gone or has changed, and for unknown parameters.
+        """
+        searching = replace(self._searching, parameters=parameters) if parameters else self._searching
+        searching.check(top_k)
+        found = [
+            [Hit(**hit) for hit in hits] for hits in searching.hits([query] if isinstance(query, str) else query, top_k)
+        ]
+        return found[0] if isinstance(query, str) else found
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return f"Index({self.name!r}, count={self.count}, dim={self.dim})"
+
+
+class Workspace:
+    """A directory of artifacts, and the jobs that make them.
+
+    Each job resumes where an earlier run of it stopped, and gives the finished artifact where it is there already.
+    Its settings are a config object, fields of it given by name, or both: ``pretrain(corpus, config, max_steps=10)``.
+
+    >>> import llara
+    >>> workspace = llara.Workspace("workspace", progress=lambda progress: None)
+    >>> base = workspace.pretrain("wiki.jsonl", llara.PretrainConfig(model="tiny-model", max_steps=2, max_length=48))
+    >>> tuned = workspace.finetune("train.jsonl", model=base, max_steps=2, negatives=1, backend="full")
+    >>> index = workspace.index(workspace.encode("corpus.jsonl", model=tuned))
+    >>> len(index.search("why do bees dance", top_k=3))
+    3
+    >>> result = workspace.evaluate(tuned, "small")
+    >>> sorted(result["datasets"]["small"])
+    ['MRR@10', 'R@100', 'nDCG@10', 'queries']
+
+    Args:
+        path: the directory; created when something is first written.
+        progress: called with a ``Progress`` whenever a task moves. Notes go to the logger ``llara``, warnings are
+            ``LlaraWarning``.
+    """
+
+    def __init__(self, path: str | Path = "workspace", *, progress: Callable[[Progress], None] | None = None) -> None:
+        self.path = Path(path)
+        self._store = Store(self.path, Reporter(progress))
+
+    def pretrain(
+        self,
+        corpus: Inputs,
+        config: PretrainConfig | None = None,
+        *,
+        name: str | None = None,
+        restart: bool = False,
+        **settings: Any,
+    ) -> TrainedModel:
+        """Adapt a language model to dense retrieval on plain text, with EBAE and EBAR (arXiv 2312.15503, section 3).
+
+        Args:
+            corpus: files, folders or ``hf:NAME/CONFIG``.
+            config: the settings; ``settings``: fields of it.
+            name: of the model. Default: derived from the inputs.
+            restart: train anew beside a finished model of that name, and swap when finished.
+
+        Raises:
+            UserError: for a mistake in the settings or the data.
+            LlaraError: where training fails, as by a loss that is not finite.
+        """
+        from llara_cli.pipelines.pretrain import Pretraining
+        from llara_cli.pipelines.select import model_to_pretrain
+
+        config = _config(PretrainConfig, config, settings)
+        source = model_to_pretrain(self._store, _named(config.model), config.trust_remote_code)
+        job = Pretraining.of(self._store, source, _listed(corpus), config, _checked(name))
+        return _trained(job.run(restart=restart))
+
+    def finetune(
+        self,
+        train: Inputs,
+        config: FinetuneConfig | None = None,
+        *,
+        name: str | None = None,
+        restart: bool = False,
+        **settings: Any,
+    ) -> TrainedModel:
+        """Train a retriever on queries with their passages (InfoNCE).
+
+        Args:
+            train: files of rows with a query and passages, or BEIR folders; ``FILE:2`` goes through it twice.
+            config: the settings; ``settings``: fields of it.
+            name: of the model. Default: derived from the inputs.
+            restart: train anew beside a finished model of that name, and swap when finished.
+
+        Raises:
+            UserError: for a mistake in the settings or the data.
+            LlaraError: where training fails, as by a loss that is not finite.
+        """
+        from llara_cli.pipelines.rounds import finetuning
+        from llara_cli.pipelines.select import model_to_finetune
+
+        config = _config(FinetuneConfig, config, settings)
+        source = model_to_finetune(self._store, _named(config.model), config.trust_remote_code)
+        job = finetuning(self._store, source, _listed(train), config, _checked(name))
+        return _trained(job.run(restart=restart))
+
+    def mine(
+        self,
+        train: str | Path,
+        config: MineConfig | None = None,
+        *,
+        corpus: str | Path | None = None,
+        index: Index | str | None = None,
+        output: str | Path | None = None,
+        name: str | None = None,
+        restart: bool = False,
+        **settings: Any,
+    ) -> Path:
+        """Find hard negatives for training rows.
+
+        Args:
+            train: the rows, or a BEIR folder.
+            config: the settings; ``settings``: fields of it.
+            corpus: documents to encode and search.
+            index: an index to search instead.
+            output: where the rows are copied to, in the format of ``train``.
+            name: of the artifact. Default: derived from the inputs.
+            restart: mine anew beside a finished artifact of that name, and swap when finished.
+
+        Returns:
+            The file of training rows with their negatives.
+
+        >>> import llara
+        >>> workspace = llara.Workspace("workspace")
+        >>> workspace.mine("train.jsonl", corpus="corpus.jsonl", model="tiny-model", per_query=2).name
+        'rows.jsonl'
+        """
+        from llara_cli.pipelines.mine import mining
+
+        config = _config(MineConfig, config, settings)
+        config = replace(config, model=_named(config.model))
+        target = None if output is None else Path(output)
+        job = mining(
+            self._store,
+            Path(train),
+            config,
+            corpus=None if corpus is None else Path(corpus),
+            index=index.name if isinstance(index, Index) else index,
+            output=target,
+            name=_checked(name),
+            restart=restart,
+        )
+        return Path(job.run(output=target, restart=restart)["output"])
+
+    def encode(
+        self,
+        corpus: str | Path,
+        config: EncodeConfig | None = None,
+        *,
+        name: str | None = None,
+        restart: bool = False,
+        **settings: Any,
+    ) -> Embeddings:
+        """Turn a collection into vectors.
+
+        Args:
+            corpus: ``corpus.jsonl``, ``queries.jsonl``, tsv, parquet, or a BEIR folder.
+            config: the settings; ``settings``: fields of it. ``model`` may be a ``Model`` or a ``TrainedModel``.
+            name: of the embeddings. Default: derived from model and collection.
+            restart: encode anew beside finished embeddings of that name, and swap when finished.
+
+        Raises:
+            UserError: for a mistake in the settings or the collection, before the model is loaded.
+        """
+        from llara_cli.pipelines.encode import Encoding
+        from llara_cli.pipelines.select import chosen_encoder
+
+        config = _config(EncodeConfig, config, settings)
+        source = self._source(config.model, config.trust_remote_code)
+        config = replace(
+            config, model=_named(config.model), encoder=chosen_encoder(self._store, config.encoder, source)
+        )
+        result = Encoding(self._store, source, Path(corpus), config, _checked(name) or "").run(restart=restart)
+        return Embeddings(self._store.get("embeddings", result["name"]))
+
+    def index(
+        self,
+        embeddings: Embeddings | str | None = None,
+        config: IndexConfig | None = None,
+        *,
+        name: str | None = None,
+        restart: bool = False,
+        **settings: Any,
+    ) -> Index:
+        """Build an index over vectors.
+
+        Args:
+            embeddings: of this workspace. Default: the newest of passages.
+            config: the settings; ``settings``: fields of it.
+            name: of the index. Default: derived from embeddings and backend.
+            restart: build anew beside a finished index of that name, and swap when finished.
+        """
+        from llara_cli.pipelines.index import indexing
+        from llara_cli.pipelines.select import newest_passages
+
+        config = _config(IndexConfig, config, settings)
+        if embeddings is None:
+            artifact = newest_passages(self._store)
+        else:
+            artifact = self._store.get("embeddings", embeddings if isinstance(embeddings, str) else embeddings.name)
+        result = indexing(self._store, artifact, config, _checked(name)).run(restart=restart)
+        return self.load_index(result["name"])
+
+    def evaluate(
+        self,
+        model: Model | TrainedModel | str | Path,
+        benchmark: str | Path,
+        config: EvaluateConfig | None = None,
+        *,
+        restart: bool = False,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Measure a retriever on judged queries. Nothing is downloaded: ``data_root`` says where the data are.
+
+        Args:
+            model: the model, or ``bm25``.
+            benchmark: ``beir``, ``msmarco``, ``trec-dl``, or a folder in BEIR layout.
+            config: the settings; ``settings``: fields of it, as ``datasets=["scifact"]``.
+            restart: measure again what has been measured.
+
+        Returns:
+            ``{"benchmark", "model", "datasets": {name: {metric: value, "queries": n}}, "mean": {...}}``, with metrics
+            from 0 to 1.
+        """
+        from llara_cli.pipelines.evaluate import evaluate_benchmark
+
+        config = _config(EvaluateConfig, config, settings | {"model": model})
+        config = replace(config, model=_named(config.model))
+        result, _ = evaluate_benchmark(self._store, str(benchmark), config, restart=restart)
+        return result
+
+    def compare(
+        self, models: Sequence[TrainedModel | str], config: CompareConfig | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Hold evaluated models against the first of them, query by query, with paired tests and intervals.
+
+        >>> import llara
+        >>> workspace = llara.Workspace("workspace")
+        >>> for model in ("bm25", "tiny-model"):
+        ...     result = workspace.evaluate(model, "small")
+        >>> compared = workspace.compare(["bm25", "tiny-model"])
+        >>> compared["models"]
+        ['bm25', 'tiny-model']
+        """
+        from llara_cli.pipelines.compare import Comparing
+
+        config = _config(CompareConfig, config, settings)
+        names = [model if isinstance(model, str) else model.name for model in models]
+        return Comparing(self._store, names, config.benchmark, config.metric, config.test).run()
+
+    def load_model(self, name: str | None = None, **options: Any) -> Model:
+        """A model of the workspace in memory (default: the newest); ``options``: those of ``Model.load``."""
+        from llara_cli.pipelines.select import model_to_use
+
+        return Model.of(model_to_use(self._store, name), self._store.reporter, **options)
+
+    def load_embeddings(self, name: str) -> Embeddings:
+        """Embeddings of the workspace. Raises ``UserError`` naming those there are."""
+        return Embeddings(self._store.get("embeddings", name))
+
+    def load_index(self, name: str | None = None) -> Index:
+        """An index of the workspace (default: the newest). Raises ``UserError`` naming those there are."""
+        from llara_cli.pipelines.select import newest
+
+        artifact = self._store.get("indexes", name) if name else newest(self._store, "indexes", "build an index first")
+        return Index(self._store, artifact)
+
+    def _source(self, model: Any, remote_code: bool) -> ModelSource:
+        from llara_cli.pipelines.select import model_to_use
+
+        return model.source if isinstance(model, Model) else model_to_use(self._store, _named(model), remote_code)
+
+    def __repr__(self) -> str:
+        return f"Workspace({str(self.path)!r})"
+
+
+def _config(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
+    """The config object with these fields; lists become tuples, as frozen objects have them."""
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return kind(**given) if config is None else replace(config, **given)  # type: ignore[type-var]
+
+
+def _named(model: Any) -> str | None:
+    """What names a model: of a ``Model`` or ``TrainedModel`` the place where it lies."""
+    if model is None:
+        return None
+    if isinstance(model, Model):
+        return model.source.path
+    return str(model.path) if isinstance(model, TrainedModel) else str(model)
+
+
+def _checked(name: str | None) -> str | None:
+    return None if name is None else check_name(name)
+
+
+def _listed(inputs: Inputs) -> list[str]:
+    listed = [str(inputs)] if isinstance(inputs, str | Path) else [str(each) for each in inputs]
+    if not listed:
+        raise UserError("no input: name a file or a folder at least")
+    return listed
+
+
+def _trained(result: Mapping[str, Any]) -> TrainedModel:
+    return TrainedModel(result["name"], Path(result["path"]), result)
