@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import typer
 from rivals import Authors
-from sides import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
+from pretrain_systems import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
 from texts import Kind, Texts
 
 from llara_cli.cpu.allocator import give_back_memory, keep_freed_memory, resident_memory

@@ -3,7 +3,8 @@
     git worktree add OTHER COMMIT
     python benchmarks/versions.py OTHER CORPUS [--rounds 5] [--threads 2] [--json FILE]
 
-Each tree has a process of its own per task, with the same random weights and the same texts of CORPUS (pretrain.py).
+Each tree has a process of its own per task, which runs the tree's own copy of this script, with the same random weights
+and the same texts of CORPUS (pretrain.py).
 Every round both take a step on texts of their own round, each first by turns; ratios are the other's seconds over ours.
 """
 
@@ -44,7 +45,7 @@ def work(task: str, corpus: Path, rounds: int, threads: int) -> None:
 
 def _training(kind: Any, corpus: Path, rounds: int) -> Step:
     """The loss of a batch whose gradients are taken, by the recipe ``paper``."""
-    from sides import model_of, ours
+    from pretrain_systems import model_of, ours
     from texts import Texts
 
     from llara_cli.cpu.allocator import keep_freed_memory
@@ -63,7 +64,7 @@ def _training(kind: Any, corpus: Path, rounds: int) -> Step:
 
 def _encoding(corpus: Path, rounds: int) -> Step:
     """The sum of a shard's vectors."""
-    from sides import model_of
+    from pretrain_systems import model_of
     from texts import Texts
 
     from llara_cli.model.encoder import Encoder, Sequencer
@@ -87,7 +88,7 @@ class Worker:
 
     def __init__(self, tree: Path, task: str, corpus: Path, rounds: int, threads: int) -> None:
         path = os.pathsep.join(map(str, (tree, tree / "backends", tree / "benchmarks")))
-        command = [sys.executable, __file__, "--work", task, str(tree), str(corpus), f"--rounds={rounds}"]
+        command = [sys.executable, str(tree / "benchmarks" / "versions.py"), "--work", task, str(tree), str(corpus), f"--rounds={rounds}"]
         self._process = subprocess.Popen(
             [*command, f"--threads={threads}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
