@@ -25,8 +25,8 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 import typer
-from rivals import Authors
 from pretrain_systems import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, model_of, ours, systems
+from rivals import Authors
 from texts import Kind, Texts
 
 from llara_cli.cpu.allocator import give_back_memory, keep_freed_memory, resident_memory

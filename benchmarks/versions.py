@@ -88,7 +88,8 @@ class Worker:
 
     def __init__(self, tree: Path, task: str, corpus: Path, rounds: int, threads: int) -> None:
         path = os.pathsep.join(map(str, (tree, tree / "backends", tree / "benchmarks")))
-        command = [sys.executable, str(tree / "benchmarks" / "versions.py"), "--work", task, str(tree), str(corpus), f"--rounds={rounds}"]
+        script = str(tree / "benchmarks" / "versions.py")
+        command = [sys.executable, script, "--work", task, str(tree), str(corpus), f"--rounds={rounds}"]
         self._process = subprocess.Popen(
             [*command, f"--threads={threads}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},

@@ -39,7 +39,7 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"--lora-targets {','.join(targets)}: {first_line(error)} ({_linear_names(model)})") from error
+        raise UserError(f"`lora.targets={','.join(targets)}`: {first_line(error)} ({_linear_names(model)})") from error
     # peft makes a set of the names, whose order differs from process to process: equal runs save equal files
     adapted.peft_config["default"].target_modules = sorted(adapted.peft_config["default"].target_modules)
     for weight in adapted.parameters():
@@ -55,10 +55,10 @@ def _chosen_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
     for target in targets:
         layers = [layer for name, layer in found.items() if name == target or name.endswith(f".{target}")]
         if not layers:
-            raise UserError(f"--lora-targets {target}: no layer of that name ({_linear_names(model)})")
+            raise UserError(f"`lora.targets={target}`: no layer of that name ({_linear_names(model)})")
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         if tied and any(layer is model.get_input_embeddings() for layer in layers):
-            raise UserError(f"--lora-targets {target}: these embeddings are the LM head's weights too (tied)")
+            raise UserError(f"`lora.targets={target}`: these embeddings are the LM head's weights too (tied)")
     return targets
 
 
@@ -77,7 +77,7 @@ def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
         setup.note(f"{told} ({model.config.model_type})")
     targets = sorted(name for name in layers if _last(name) not in refused)
     if not targets:
-        raise UserError(f"no linear layer of {model.config.model_type} can have an adapter: use --backend full")
+        raise UserError(f"no linear layer of {model.config.model_type} can have an adapter: use `backend='full'`")
     return targets
 
 

@@ -88,7 +88,7 @@ class SentenceTransformersEncoder(EncoderBackend):
         Raises ``UserError`` for a pickle checkpoint, a length that does not fit, and settings of another encoder.
         """
         if options.attention != "auto" or options.compile:
-            raise UserError("--attention and --compile are for --encoder torch: leave them out")
+            raise UserError("`attention` and `compile` are for `encoder='torch'`: leave them out")
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device)
         model = _load(source, dtype, device).to(dtype).eval()
@@ -163,10 +163,10 @@ def _headers(source: ModelSource) -> dict[str, Header]:
     Raises ``UserError`` for what the library would not load, or load as something else than it is, or by pickle.
     """
     if source.gguf_file or source.is_adapter or source.base is not None:
-        raise UserError(f"{source.path}: a GGUF file or an adapter alone runs with --encoder torch only")
+        raise UserError(f"{source.path}: a GGUF file or an adapter alone runs with `encoder='torch'` only")
     folders = _folders(source)
     if not folders and source.saved_recipe is not None:
-        raise UserError(f"{source.path} was trained with a recipe of llara: encode with --encoder torch")
+        raise UserError(f"{source.path} was trained with a recipe of llara: encode with `encoder='torch'`")
     found = {}
     for folder in dict.fromkeys(["", *folders] if source.is_local or not folders else folders):
         if source.file(f"{folder}/{PEFT_CONFIG}" if folder else PEFT_CONFIG) is not None:
@@ -217,7 +217,7 @@ def _refuse_quantized(source: ModelSource, folder: str) -> None:
     config = _config(source, folder)
     refuse_quantized(source, config)
     if is_quantized(config):
-        raise UserError(f"{source.path}: weights quantized with bitsandbytes run with --encoder torch only")
+        raise UserError(f"{source.path}: weights quantized with bitsandbytes run with `encoder='torch'` only")
 
 
 def _refuse_incomplete(source: ModelSource, model: Any, headers: Iterable[str], weights: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"the exact index runs on cpu and cuda, not on {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda': PyTorch finds no usable GPU here; use --device cpu")
+        raise UserError("device 'cuda': PyTorch finds no usable GPU here; use `device='cpu'`")
     return device
 
 

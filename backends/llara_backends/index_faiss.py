@@ -271,7 +271,7 @@ def _spec_errors(spec: str, count: int) -> Iterator[None]:
     except RuntimeError as error:
         raise UserError(
             f"an index of spec {spec!r} cannot be built from {count} vectors: {_reason(error)}; "
-            f"a small corpus wants fewer lists or bits, or --spec Flat"
+            f"a small corpus wants fewer lists or bits, or `spec='Flat'`"
         ) from error
 
 

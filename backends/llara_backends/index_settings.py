@@ -33,7 +33,7 @@ def check_parameters(given: Parameters, known: Mapping[str, type], backend: str)
 def refuse_spec(spec: str | None, backend: str) -> None:
     """Raise ``UserError`` where a backend that has no specs is given one."""
     if spec is not None:
-        raise UserError(f"the {backend} index takes no spec (it was given {spec!r}); --backend faiss does")
+        raise UserError(f"the {backend} index takes no spec (it was given {spec!r}); `backend='faiss'` does")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ OTHER_FLAGS = {
     "vectors": "--from", "run": "--run", "qrels": "--qrels", "name": "--name", "restart": "--restart",
     "output": "--output", "queries": "--queries", "format": "--format", "workspace": "--workspace",
     "append": "--append", "remove": "--remove", "force": "--force", "plot": "--plot", "yes": "--yes",
-    "index": "--index", "json": "--json", "verify": "--verify", "dry_run": "--dry-run", "interactive": "--interactive",
+    "index": "--index", "file": "FILE",
+    "json": "--json", "verify": "--verify", "dry_run": "--dry-run", "interactive": "--interactive",
 }  # fmt: skip
 """Flags that no config object has: what Python calls them -> what the command line does."""
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

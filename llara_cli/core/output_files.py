@@ -28,13 +28,13 @@ _LINKS = 40
 
 
 def check_output(
-    path: Path, workspace: Path, inputs: Iterable[Path] = (), *, flag: str = "--output", own: Iterable[str] = _OWN
+    path: Path, workspace: Path, inputs: Iterable[Path] = (), *, setting: str = "output", own: Iterable[str] = _OWN
 ) -> None:
     """Raise ``UserError`` where ``path`` cannot be written, or where that would destroy something else.
 
     ``inputs``: files and folders that the command reads; ``own``: folders of the workspace that nobody else writes to.
     """
-    told = f"{flag} {path}"
+    told = f"`{setting}={path}`"
     if is_stream(path):
         return
     target = _checked_place(path, told)

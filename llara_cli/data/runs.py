@@ -144,7 +144,7 @@ def _short(score: float) -> str:
 
 def _check_column(what: str, name: str) -> None:
     if not _fits_column(name):
-        raise UserError(f"{what} id {name!r} is empty or holds white space: a TREC run cannot; take --format jsonl")
+        raise UserError(f"{what} id {name!r} is empty or holds white space: a TREC run cannot; take `format='jsonl'`")
 
 
 def _fits_column(name: str) -> bool:

@@ -27,7 +27,7 @@ QUERY_FIELDS = ("query", "anchor", "question")
 POSITIVE_FIELDS = ("pos", "positive", "answer")
 NEGATIVE_FIELDS = ("neg", "negative")
 NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
-_NO_SCORES = "no pos_scores and neg_scores, which --distillation follows"
+_NO_SCORES = "no pos_scores and neg_scores, which `distillation` follows"
 _LARGEST_SCORE = 3e38
 """Beyond it fp32, in which scores are compared, has infinity only."""
 

@@ -82,9 +82,9 @@ class Benchmark:
         known = {name for task in self.tasks for name in (task.name, task.group)}
         if unknown := [name for name in wanted if name not in known]:
             groups = ", ".join(dict.fromkeys(task.group for task in self.tasks))
-            raise UserError(f"--datasets {', '.join(unknown)}: {self.name} has {groups}")
+            raise UserError(f"`datasets={', '.join(unknown)}`: {self.name} has {groups}")
         if not wanted:
-            raise UserError("--datasets names none")
+            raise UserError("`datasets` names none")
         return list(dict.fromkeys(task for name in wanted for task in self.tasks if name in (task.name, task.group)))
 
     def parts(self, group: str) -> list[str]:

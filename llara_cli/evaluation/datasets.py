@@ -33,14 +33,14 @@ class Finder:
         Raises ``UserError`` for an unknown name, for a named set that is not to be had, and where there is none at all.
         """
         if self.root is not None and not self.root.is_dir():
-            raise UserError(f"--data-root {self.root}: no such folder")
+            raise UserError(f"`data_root={self.root}`: no such folder")
         tasks, named = benchmark.select(listed), listed != "all"
         there = [task for task in tasks if self._look(task)]
         self._complete([task for task in tasks if task not in there], there, named=named)
         places = {task: place for task in tasks if (place := self._look(task))}
         usable = {task: place for task, place in places.items() if named or self._is_usable(task, *place)}
         if not usable:
-            raise UserError(f"none of {benchmark.name}'s data sets is there; --data-root says where they are")
+            raise UserError(f"none of {benchmark.name}'s data sets is there; `data_root` says where they are")
         return [(task, EvalDataset(BeirFolder(folder), split, task.name)) for task, (folder, split) in usable.items()]
 
     def _look(self, task: Task) -> tuple[Path, str] | None:
@@ -72,7 +72,7 @@ class Finder:
         missing = [task for task in absent if task.group in begun]
         private = [task for task in absent if task.collection is None and task not in missing]
         if private and named:
-            raise UserError(f"{_names(private)}: no public download: name a folder that holds it with --data-root")
+            raise UserError(f"{_names(private)}: no public download: name a folder that holds it with `data_root`")
         if private:
             self.workspace.reporter.note(f"no public download, skipped: {_names(private)}")
         if missing:
@@ -88,7 +88,7 @@ class Finder:
             size = _readable(downloads.size(collections))
             terms = ", ".join(dict.fromkeys(item.terms for item in collections if item.terms))
             agreed = self.consent(f"download {size} ({_names(tasks)})" + (f"; terms of use: {terms}" if terms else ""))
-            hint = f"--yes downloads them ({size})"
+            hint = f"`yes=True` downloads them ({size})"
         except UserError as error:
             agreed, hint = False, str(error)
         if agreed:
@@ -97,7 +97,7 @@ class Finder:
         elif optional:
             self.workspace.reporter.note(f"not there, skipped: {_names(tasks)}; {hint}")
         else:
-            raise UserError(f"--data-root is needed: a folder that holds {_names(tasks)} in BEIR layout; {hint}")
+            raise UserError(f"`data_root` is needed: a folder that holds {_names(tasks)} in BEIR layout; {hint}")
 
 
 def _names(tasks: Sequence[Task]) -> str:

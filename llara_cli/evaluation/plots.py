@@ -38,8 +38,8 @@ _BAR, _GAP = 0.24, 0.22
 def check_chart(path: Path, workspace: Workspace) -> None:
     """Raise ``UserError`` where no picture can be written to ``path``."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--plot {path}: write it as {' or '.join(SUFFIXES)}")
-    check_output(path, workspace.root, flag="--plot", own=KINDS)
+        raise UserError(f"`plot={path}`: write it as {' or '.join(SUFFIXES)}")
+    check_output(path, workspace.root, setting="plot", own=KINDS)
 
 
 def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> bool:

@@ -80,7 +80,7 @@ TESTS: Mapping[str, Callable[[Sequence[Stratum]], float | None]] = {"t-test": t_
 def named_test(name: str) -> Callable[[Sequence[Stratum]], float | None]:
     """The test of that name. Raises ``UserError`` for an unknown one."""
     if name not in TESTS:
-        raise UserError(f"unknown --test {name!r}: known are {', '.join(TESTS)}")
+        raise UserError(f"unknown `test={name!r}`: known are {', '.join(TESTS)}")
     return TESTS[name]
 
 

@@ -23,9 +23,9 @@ _SPECIAL = re.compile(r"[\\&%$#_{}~^]")
 def check_format(name: str, *, as_json: bool) -> None:
     """Raise ``UserError`` for an unknown format, and for one beside ``--json``."""
     if name not in FORMATS:
-        raise UserError(f"unknown --format {name!r}: known are {', '.join(FORMATS)}")
+        raise UserError(f"unknown `format={name!r}`: known are {', '.join(FORMATS)}")
     if as_json and name not in ("table", "json"):
-        raise UserError(f"--json and --format {name} exclude each other")
+        raise UserError(f"`json=True` and `format={name}` exclude each other")
 
 
 def markdown(grids: Sequence[Grid]) -> str:

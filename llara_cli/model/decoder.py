@@ -62,9 +62,9 @@ def allow_shapes() -> None:
 def refuse_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raise ``UserError`` for a way to compute attention that the device cannot, or not in ``dtype``."""
     if name == "flex" and device.type != "cuda":
-        raise UserError("--attention flex needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
+        raise UserError("`attention='flex'` needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
     if name == "varlen" and (why := why_no_kernel(device, dtype)) is not None:
-        raise UserError(f"--attention varlen: {why}; use dense")
+        raise UserError(f"`attention='varlen'`: {why}; use dense")
 
 
 class Decoder:
@@ -158,7 +158,7 @@ class Decoder:
     def _use_flex(self) -> None:
         if not self.attend_in_blocks():
             why = "has dropout in attention" if self.drops_attention else "does not support FlexAttention"
-            raise UserError(f"--attention flex: {self.config.model_type} {why}; use dense")
+            raise UserError(f"`attention='flex'`: {self.config.model_type} {why}; use dense")
 
     def attend_in_blocks(self) -> bool:
         """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
@@ -175,7 +175,7 @@ class Decoder:
 
     def _use_varlen(self) -> None:
         if (why := self_test.why_not_varlen(self)) is not None:
-            raise UserError(f"--attention varlen: {why}; use dense")
+            raise UserError(f"`attention='varlen'`: {why}; use dense")
         self.model.set_attn_implementation(VARLEN)
 
     @property
@@ -219,7 +219,7 @@ class Decoder:
         """
         if not self.model.supports_gradient_checkpointing:
             raise UserError(
-                f"{self.config.model_type} has no gradient checkpointing: leave --gradient-checkpointing out"
+                f"{self.config.model_type} has no gradient checkpointing: leave `execution.gradient_checkpointing` out"
             )
         # transformers is renaming the method; 5.17 knows the old name alone
         enable = getattr(self.model, "activation_checkpointing_enable", None)

@@ -17,9 +17,11 @@ MULTIPLE = 16
 def refuse_without_float8(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ``UserError`` for a device that cannot multiply in float8, and for another compute dtype than bf16."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise UserError(f"--compute float8 needs a GPU of compute capability 8.9 or above, not {device}")
+        raise UserError(f"`execution.compute='float8'` needs a GPU of compute capability 8.9 or above, not {device}")
     if dtype != torch.bfloat16:
-        raise UserError("--compute float8 goes with --dtype bf16: products of float8 rows come in no other")
+        raise UserError(
+            "`execution.compute='float8'` goes with `dtype='bf16'`: products of float8 rows come in no other"
+        )
 
 
 def compute_in_float8(body: nn.Module, *, emulate: bool = False) -> None:
@@ -31,9 +33,9 @@ def compute_in_float8(body: nn.Module, *, emulate: bool = False) -> None:
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise missing_extra("torchao, which --compute float8 needs,", "torchao") from error
+        raise missing_extra("torchao, which `execution.compute='float8'` needs,", "torchao") from error
     if not any(_suits(layer) for layer in body.modules()):
-        raise UserError(f"--compute float8: no linear layer has widths that are multiples of {MULTIPLE}")
+        raise UserError(f"`execution.compute='float8'`: no linear layer has widths that are multiples of {MULTIPLE}")
     # the weights' gradients are sums over the tokens of a forward, of which there may be any number
     config = replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=emulate, pad_inner_dim=True)
     convert_to_float8_training(body, config=config, module_filter_fn=lambda layer, name: _suits(layer))

@@ -79,7 +79,7 @@ def load_config(source: ModelSource) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
         raise UserError(
             f"{source.path}: {config.model_type!r} is not a causal language model; "
-            "if it makes embeddings, encode with --encoder sentence-transformers"
+            "if it makes embeddings, encode with `encoder='sentence-transformers'`"
         )
     return config
 

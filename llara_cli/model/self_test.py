@@ -95,7 +95,7 @@ def check(decoder: Decoder, where: str) -> None:
     if not hidden.isfinite().all():
         raise LlaraError(
             f"{where}: {kind} gives NaN or infinite hidden states: its weights are damaged, or too large for "
-            f"{dtype_name(hidden.dtype)}: try --dtype fp32 or bf16"
+            f"{dtype_name(hidden.dtype)}: try `dtype='fp32'` or bf16"
         )
     if hidden.shape != (2 * tokens, decoder.dim):
         raise UserError(f"{where}: {kind} returns hidden states of width {hidden.shape[-1]}, expected {decoder.dim}")
@@ -105,5 +105,5 @@ def check(decoder: Decoder, where: str) -> None:
         why = " (is_decoder: false)" if getattr(decoder.config, "is_decoder", None) is False else ""
         raise UserError(
             f"{where}: {kind}{why} is not a causal decoder: hidden states depend on later tokens;"
-            " encode with --encoder sentence-transformers"
+            " encode with `encoder='sentence-transformers'`"
         )

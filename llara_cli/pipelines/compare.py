@@ -80,11 +80,11 @@ class Comparing:
         if self.given_benchmark is not None:
             if (found := find_name(self.given_benchmark, shared)) is None:
                 have = ", ".join(shared) or "none"
-                raise UserError(f"--benchmark {self.given_benchmark}: not all have results on it; on all: {have}")
+                raise UserError(f"`benchmark={self.given_benchmark}`: not all have results on it; on all: {have}")
             return found
         if len(shared) != 1:
             raise UserError(
-                f"several benchmarks have results of all: choose with --benchmark: {', '.join(shared)}"
+                f"several benchmarks have results of all: choose with `benchmark`: {', '.join(shared)}"
                 if shared
                 else f"{' and '.join(self.names)} have results on no benchmark in common"
             )
@@ -148,7 +148,7 @@ class Comparing:
             if wanted not in result.metrics:
                 there = ", ".join(result.metrics)
                 raise UserError(
-                    f"{dataset}: {name} has no {wanted}, but {there}; llara evaluate --metrics {wanted} adds it"
+                    f"{dataset}: {name} has no {wanted}, but {there}; evaluate with `metrics={wanted}` to add it"
                 )
         return wanted
 

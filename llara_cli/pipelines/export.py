@@ -57,10 +57,10 @@ class Exporting:
 
     def _refuse_place(self, files: list[Path]) -> None:
         for file in files:
-            check_output(file, self.workspace.root, flag="FILE")
+            check_output(file, self.workspace.root, setting="file")
         there = [str(file) for file in files if file.exists() and not is_stream(file)]
         if there and not self.force:
-            raise UserError(f"{', '.join(there)}: there already; --force replaces it")
+            raise UserError(f"{', '.join(there)}: there already; `force=True` replaces it")
 
     def _write_npy(self, progress: Progress) -> None:
         """(count, dim) float32 behind NumPy's header; the ids, and the origin."""

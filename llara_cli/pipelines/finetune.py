@@ -138,7 +138,7 @@ class Finetuning(TrainingRun[Group]):
         if settings.in_batch_negatives and settings.batch_size != 1:
             return
         alone = sum(not row.negatives for row in rows) if settings.negatives else len(rows)
-        why = "--batch-size 1" if settings.in_batch_negatives else "--no-in-batch-negatives"
+        why = "`batch_size=1`" if settings.in_batch_negatives else "`in_batch_negatives=False`"
         if alone == len(rows):
             raise UserError(
                 f"no row has hard negatives, and {why} leaves no others to contrast with: llara mine finds some"
@@ -155,7 +155,7 @@ class Finetuning(TrainingRun[Group]):
         if not any(contrasts(loss.static_mask(self.pick(*batch))) for batch in self.schedule.batches()):
             raise UserError(
                 "no batch has anything to contrast: every passage beside a query's positive is masked as a copy of one "
-                "of its positives, or there is none; give rows with negatives, more rows, or a larger --batch-size"
+                "of its positives, or there is none; give rows with negatives, more rows, or a larger `batch_size`"
             )
 
     @cached_property
@@ -220,7 +220,7 @@ class Finetuning(TrainingRun[Group]):
         if dev is None:
             return None
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise UserError("--dev is for weights that are whole in every process, not sharded ones (FSDP)")
+            raise UserError("`dev` is for weights that are whole in every process, not sharded ones (FSDP)")
         encoder = Encoder(prepared.decoder, self.recipe, self.sequencer, self.budget, note=self.workspace.reporter.warn)
 
         def encode(texts: Sequence[str], role: Role) -> Vectors:
@@ -228,8 +228,8 @@ class Finetuning(TrainingRun[Group]):
                 vectors = encoder.encode(texts, role).vectors
             if not np.isfinite(vectors).all():
                 raise LlaraError(
-                    "the model's vectors of the dev set are not finite; lower --learning-rate and run again with"
-                    " --restart or another --name"
+                    "the model's vectors of the dev set are not finite; lower `optimizer.learning_rate` and run again"
+                    " with `restart=True` or another `name`"
                 )
             return vectors
 
@@ -248,7 +248,7 @@ class Finetuning(TrainingRun[Group]):
         prepared = super()._loaded(source)
         prepared.decoder.freeze_projection()
         if not checkpoints.trainable(prepared.model):
-            raise UserError("nothing would be trained: fine-tuning does not reach the layers of --lora-targets")
+            raise UserError("nothing would be trained: fine-tuning does not reach the layers of `lora.targets`")
         return prepared
 
     def objective(self, prepared: Prepared) -> ContrastiveObjective:

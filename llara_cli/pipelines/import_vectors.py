@@ -179,7 +179,7 @@ class Importing:
             "model": self.source.name,
         }
         counts = {"count": count, "dim": self.dim, "normalized": tally.scaled, "zero": tally.zero}
-        said_by = "--model" if self.file.origin is None else self.file.origin_file.name
+        said_by = "`model`" if self.file.origin is None else self.file.origin_file.name
         claim = {"model": self.source.name, "fingerprint": self._fingerprint, "said_by": said_by}
         build.finish(counts, result, measured={"claim": claim})
         return result

@@ -125,7 +125,7 @@ def _refuse_another(output: Path, copies: Iterable[Path]) -> None:
     if not output.exists() or is_stream(output):
         return
     if not any(path.is_file() and filecmp.cmp(path, output, shallow=False) for path in copies):
-        raise UserError(f"{output} exists; choose another --output, or --restart to replace it")
+        raise UserError(f"{output} exists; choose another `output`, or `restart=True` to replace it")
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Mining:
         if few := counts["short"] + counts["without"]:
             told = f"{few} of {len(rows)} rows have fewer than {self.settings.per_query} negatives"
             told += f", {counts['without']} of them none" if counts["without"] else ""
-            self.workspace.reporter.warn(f"{told}; a greater --depth or a smaller --margin finds more")
+            self.workspace.reporter.warn(f"{told}; a greater `depth` or a smaller `margin` finds more")
         seconds = round(time.monotonic() - started, 3)
         result = {"name": build.name, "path": str(build.target), **counts, "model": self.finder.name}
         result |= {"depth": self.settings.depth, "seconds": seconds}

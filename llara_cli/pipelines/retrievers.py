@@ -157,7 +157,7 @@ class DenseRetriever:
                 yield from zip(names, _told(ranked, bar.advance), strict=True)
         if shortfall.queries:
             told = shortfall.message(queries.count)
-            self.workspace.reporter.warn(f"{data.name}: {told}; --index-backend exact looks at all")
+            self.workspace.reporter.warn(f"{data.name}: {told}; `index_backend='exact'` looks at all")
 
     def _encoded(self, collection: Path, role: Role) -> VectorStore:
         settings = self._encode_settings(role)
@@ -224,7 +224,7 @@ def check_is_one(retriever: Retriever, data_sets: Sequence[EvalDataset]) -> None
     if isinstance(retriever, RunRetriever) and not retriever.path.is_dir() and len(data_sets) > 1:
         names = ", ".join(data.name for data in data_sets)
         raise UserError(
-            f"--run {retriever.path} is the run of one data set, not of {names}: name a folder with one each"
+            f"`run={retriever.path}` is the run of one data set, not of {names}: name a folder with one each"
         )
 
 

@@ -68,7 +68,7 @@ class Searching:
         is_there = Path(model).expanduser().exists() or (self.workspace.root / "models" / model).exists()
         if not is_there and not parents["model"].startswith("hub:"):
             raise UserError(
-                f"--model {model} is not there; index {self.index.name!r} was made with model {settings['model']!r}"
+                f"`model={model}` is not there; index {self.index.name!r} was made with model {settings['model']!r}"
                 " of this machine: bring it back, or encode and index again"
             )
 
@@ -134,7 +134,7 @@ class Searching:
     def queries(self, path: Path, output: Path, k: int, form: str) -> dict[str, Any]:
         """Search every query of a file and write a run. Raises ``UserError`` for a bad file or format."""
         if form not in RUN_FORMATS:
-            raise UserError(f"unknown --format {form!r}: known are {', '.join(RUN_FORMATS)}")
+            raise UserError(f"unknown `format={form!r}`: known are {', '.join(RUN_FORMATS)}")
         check_output(output, self.workspace.root, [path, Path(self.source.path)])
         queries = [(document.id, document.passage) for document in read_documents(path, self.workspace.reporter.note)]
         started = time.monotonic()
@@ -181,7 +181,7 @@ class Searching:
     def warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
         """Warn of queries, of so many, that got too few hits, unless that was ``told`` before."""
         if self._shortfall.queries and not told:
-            raised = " or ".join(f"--set {name}=..." for name in self._shortfall.settings)
+            raised = " or ".join(f"`parameters[{name!r}]`" for name in self._shortfall.settings)
             advice = f"; raise {raised}" if raised else ""
             self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
 

@@ -85,7 +85,7 @@ class Changing:
             raise UserError(f"embeddings {embeddings.name!r} have changed since they were indexed; index again")
         index_rows, fresh = IndexRows(self.workspace, self.index), set(VectorStore(embeddings).ids)
         if known := next((name for _, name in index_rows.living() if name in fresh), None):
-            raise UserError(f"index {self.index.name!r} has an id {known!r} already: --remove it first")
+            raise UserError(f"index {self.index.name!r} has an id {known!r} already: `remove` it first")
         return index_rows
 
     @contextmanager

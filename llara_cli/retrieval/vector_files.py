@@ -95,7 +95,7 @@ class NpyFile:
         if origin.vectors != self._record["sha256"]:
             raise UserError(
                 f"{self.origin_file} is of other vectors than those in {self.path.name}: delete it, and name the model "
-                "that made them with --model"
+                "that made them with `model`"
             )
         return origin
 

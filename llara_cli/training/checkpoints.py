@@ -111,7 +111,8 @@ def what_is_kept(folder: Path) -> str:
 def damaged(file: Path, folder: Path, why: str) -> LlaraError:
     """The error about a file without which the run in ``folder`` cannot go on, with the way out."""
     what = f"is damaged: {why}" if file.exists() else "is missing"
-    restart = "" if folder.name.startswith(".") else ", or use --restart"  # which would only go on in such a folder
+    # a folder of a restart would only be gone on with
+    restart = "" if folder.name.startswith(".") else ", or use `restart=True`"
     return LlaraError(
         f"{file} {what}; delete the folder {folder / FOLDER} to train from the beginning with the same command{restart}"
     )

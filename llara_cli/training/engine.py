@@ -85,7 +85,7 @@ class AcceleratedEngine(Engine):
         self.accelerator = accelerator
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
         if accelerator.distributed_type == DistributedType.FSDP and type(optimizer) is not torch.optim.AdamW:
-            raise UserError("sharded weights (FSDP) train with --optimizer adamw only")
+            raise UserError("sharded weights (FSDP) train with `optimizer.name='adamw'` only")
         self.entry: nn.Module = Entry(model)
         alone = accelerator.distributed_type == DistributedType.NO
         trained = (weight for weight in model.parameters() if weight.requires_grad)
@@ -172,7 +172,7 @@ def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path
     """
     for name in trackers:
         if find_spec(name) is None:
-            raise UserError(f"{name}, which --track asks for, is not installed: pip install {name}")
+            raise UserError(f"{name}, which `track` asks for, is not installed: pip install {name}")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the loop says what is computed in which dtype

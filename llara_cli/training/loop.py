@@ -170,7 +170,7 @@ class Trainer(Generic[ItemT]):
     def _failure(self, step: int, what: str) -> LlaraError:
         return LlaraError(
             f"step {step}: {what}; {checkpoints.what_is_kept(self.folder)};"
-            " lower --learning-rate and run again with --restart or another --name"
+            " lower `optimizer.learning_rate` and run again with `restart=True` or another `name`"
         )
 
 

@@ -108,7 +108,7 @@ def fit_forwards(
         chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
         reporter.warn(
             f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
-            " --micro-batch-tokens and --gradient-checkpointing say otherwise"
+            " `execution.micro_batch_tokens` and `execution.gradient_checkpointing` say otherwise"
         )
         return chosen
     usable = USABLE * free
@@ -118,7 +118,7 @@ def fit_forwards(
     if (needed := needs.total(max(chosen.tokens, longest), layers, chosen.every)) > usable:
         reporter.warn(
             f"about {needed / 1e9:.1f} GB of GPU memory are needed, and {usable / 1e9:.1f} GB can be had:"
-            " --backend lora or qlora, --weights bf16 or shorter texts take less"
+            " `backend='lora'` or qlora, `optimizer.weights='bf16'` or shorter texts take less"
         )
     return chosen
 

@@ -130,4 +130,4 @@ def probed_plan(
 def warn_if_long(reporter: Reporter, seconds: float, steps: int) -> None:
     """Say so before a run that will take more than an hour."""
     if (hours := seconds / 3600) > 1:
-        reporter.warn(f"about {hours:.1f} hours expected for {steps} steps; --max-steps shortens the run")
+        reporter.warn(f"about {hours:.1f} hours expected for {steps} steps; `max_steps` shortens the run")

@@ -112,9 +112,9 @@ def test_code_of_the_checkpoint_does_not_run_unasked(tmp_path: Path) -> None:
 
 def test_what_only_the_other_encoder_can_run_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     options = EncoderOptions()
-    with pytest.raises(UserError, match="--encoder torch"):
+    with pytest.raises(UserError, match="`encoder='torch'`"):
         SentenceTransformersEncoder.load(ModelSource("tiny", str(tiny_model), None, PAPER), options)
-    with pytest.raises(UserError, match="--encoder torch"):
+    with pytest.raises(UserError, match="`encoder='torch'`"):
         load(tiny_model, attention="varlen")
     with pytest.raises(UserError, match="GGUF"):
         SentenceTransformersEncoder.load(ModelSource("tiny", str(tmp_path), "tiny.gguf"), options)

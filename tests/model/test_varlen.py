@@ -156,7 +156,7 @@ def refusal(config: PretrainedConfig, attention: str) -> str:
     with quiet_transformers():
         decoder = Decoder(AutoModelForCausalLM.from_config(config).eval())
     before = decoder.hidden(lay_out([tree_of([5, 2])]))
-    with pytest.raises(UserError, match=f"--attention {attention}") as error:
+    with pytest.raises(UserError, match=f"`attention='{attention}'`") as error:
         decoder.use_attention(attention)
     torch.testing.assert_close(decoder.hidden(lay_out([tree_of([5, 2])])), before)  # nothing was left switched
     return str(error.value)
