@@ -222,12 +222,12 @@ class Workspace:
             UserError: for a mistake in the settings or the data.
             LlaraError: where training fails, as by a loss that is not finite.
         """
-        from llara_cli.pipelines.pretrain import Pretraining
+        from llara_cli.pipelines.pretrain import pretraining
         from llara_cli.pipelines.select import model_to_pretrain
 
         config = _config(PretrainConfig, config, settings)
         source = model_to_pretrain(self._store, _named(config.model), config.trust_remote_code)
-        job = Pretraining.of(self._store, source, _listed(corpus), config, _checked(name))
+        job = pretraining(self._store, source, _listed(corpus), config, _checked(name))
         return _trained(job.run(restart=restart))
 
     def finetune(

@@ -18,12 +18,12 @@ from accelerate.state import AcceleratorState
 from torch.distributed import distributed_c10d
 
 from llara_cli import app
-from llara_cli.pipelines.train import Prepared
 from llara_cli.training.history import History
+from llara_cli.training.trainable_model import TrainableModel
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """What ``accelerate launch`` sets for FSDP2."""
-_init, _add, _save = AcceleratorState.__init__, History.add, Prepared.save
+_init, _add, _save = AcceleratorState.__init__, History.add, TrainableModel.save
 
 
 def sharding_init(state: Any, *args: Any, fsdp_plugin: Any = None, **options: Any) -> None:
@@ -41,8 +41,8 @@ def interrupted_add(history: History, row: dict[str, Any]) -> str:
     return _add(history, row)
 
 
-def slow_save(prepared: Prepared, folder: Path, dtype: torch.dtype) -> None:
-    """In place of ``Prepared.save``, for which the other processes wait."""
+def slow_save(prepared: TrainableModel, folder: Path, dtype: torch.dtype) -> None:
+    """In place of ``TrainableModel.save``, for which the other processes wait."""
     time.sleep(2)
     _save(prepared, folder, dtype)
 
@@ -50,7 +50,7 @@ def slow_save(prepared: Prepared, folder: Path, dtype: torch.dtype) -> None:
 def main(arguments: list[str]) -> int:
     """Run ``llara`` on ``arguments`` twice; the second exit code."""
     AcceleratorState.__init__ = sharding_init
-    Prepared.save = slow_save
+    TrainableModel.save = slow_save
     distributed_c10d.default_pg_timeout = timedelta(seconds=1)
     History.add = interrupted_add
     assert app.run(arguments) == 130

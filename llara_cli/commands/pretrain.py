@@ -27,12 +27,12 @@ def pretrain(
     llara pretrain wiki/
     llara pretrain wiki/ --model Qwen/Qwen2.5-0.5B --max-steps 1000 --dry-run
     """
-    from llara_cli.pipelines.pretrain import Pretraining
+    from llara_cli.pipelines.pretrain import pretraining
     from llara_cli.pipelines.select import model_to_pretrain
 
     workspace = session.workspace
     source = model_to_pretrain(workspace, config.model, config.trust_remote_code, default_model(workspace.root))
-    run = Pretraining.of(workspace, source, corpus, config, name)
+    run = pretraining(workspace, source, corpus, config, name)
     if dry_run:
         show_plan(session.console, run.name, run.plan())
     else:

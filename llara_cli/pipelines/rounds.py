@@ -15,13 +15,15 @@ from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import read_documents
 from llara_cli.evaluation.dev_set import DevSet
 from llara_cli.model.source import ModelSource, resolve
-from llara_cli.pipelines.finetune import Finetuning, TrainingSet
+from llara_cli.pipelines.finetune import TrainingSet, finetuning_round
 from llara_cli.pipelines.hard_negatives import DenseFinder
 from llara_cli.pipelines.index import index_corpus
 from llara_cli.pipelines.mine import Mining
 from llara_cli.pipelines.search import Searching
+from llara_cli.pipelines.train import TrainingRun
 from llara_cli.retrieval.config import EncodeConfig, MineConfig
 from llara_cli.training.config import FinetuneConfig
+from llara_cli.training.groups import Group
 from llara_cli.training.plan import Plan
 
 MINED = 15
@@ -30,7 +32,7 @@ MINED = 15
 
 def finetuning(
     workspace: Workspace, source: ModelSource, train: Sequence[str], config: FinetuneConfig, name: str | None = None
-) -> Finetuning | Rounds:
+) -> TrainingRun[Group] | Rounds:
     """The fine-tuning that the settings ask for, everything checked that can be without weights.
 
     ``train``: files or BEIR folders, each with a weight after a colon where it is not 1. Raises ``UserError`` for the
@@ -85,9 +87,9 @@ class Rounds:
     name: str
     dev: DevSet | None = None
 
-    def round(self, sets: Sequence[TrainingSet], name: str | None) -> Finetuning:
+    def round(self, sets: Sequence[TrainingSet], name: str | None) -> TrainingRun[Group]:
         """One round on ``sets``; its model is called ``name``."""
-        return Finetuning.of(self.workspace, self.source, sets, self.config, name, self.dev)
+        return finetuning_round(self.workspace, self.source, sets, self.config, name, self.dev)
 
     def plan(self) -> Plan:
         """What one round takes."""
@@ -105,7 +107,7 @@ class Rounds:
                 sets = self._mined(run, restart=restart)
         return result
 
-    def _mined(self, run: Finetuning, *, restart: bool) -> list[TrainingSet]:
+    def _mined(self, run: TrainingRun[Group], *, restart: bool) -> list[TrainingSet]:
         """The training sets with the negatives that the model of ``run`` finds hard."""
         settings, corpus = self.config, self.config.corpus
         assert corpus is not None

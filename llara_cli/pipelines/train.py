@@ -1,141 +1,135 @@
-"""A training run as an artifact: what pre-training and fine-tuning share from checked settings to saved model."""
+"""A training run: a base model, data and an objective in, a trained model of the workspace out."""
 
 from __future__ import annotations
 
-import json
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from transformers import PreTrainedModel
 
-from llara_cli.core import registry
-from llara_cli.core.artifacts import Artifact, Build, RunSpec, write_atomically
+from llara_cli.core.artifacts import Artifact, Build, RunSpec
 from llara_cli.core.distributed import ProcessGroup
-from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.core.workspace import Workspace
-from llara_cli.cpu.allocator import give_back_memory, keep_freed_memory, resident_memory
+from llara_cli.cpu.allocator import give_back_memory, resident_memory
 from llara_cli.data.text_files import ignore
 from llara_cli.model.architecture import dtype_name
 from llara_cli.model.decoder import Decoder, choose_device, choose_dtype, refuse_attention
 from llara_cli.model.float8 import refuse_without_float8
-from llara_cli.model.loading import has_projection, quiet_transformers
-from llara_cli.model.model_info import ModelFacts
-from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json
 from llara_cli.model.source import ModelSource
 from llara_cli.model.speed import rough_seconds
-from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import checkpoints
-from llara_cli.training.early_stopping import Watch
+from llara_cli.training.base_model import BaseModel
+from llara_cli.training.config import TrainConfig
+from llara_cli.training.early_stopping import EarlyStopping
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
-from llara_cli.training.memory import Forwards, Needs, count_needs, fit_forwards, free_memory
+from llara_cli.training.memory import Forwards, count_needs, fit_forwards, free_memory
 from llara_cli.training.objective import Objective
 from llara_cli.training.optimizers import STATE_BYTES, make_optimizer
-from llara_cli.training.plan import Load, Plan, Sample, needed_flops, probed_plan, warn_if_long
+from llara_cli.training.plan import Plan, Sample, Workload, needed_flops, probed_plan, warn_if_long
 from llara_cli.training.probe import DEPTHS, Cost, cost_of, peak_memory, shrunken
 from llara_cli.training.schedule import Schedule, Share, schedule_of
+from llara_cli.training.trainable_model import TrainableModel, choose_computation, load_trainable
 
 CPU_TOKENS = 2048
-"""Tokens of one forward on a CPU unless ``--micro-batch-tokens`` says otherwise; benchmarks/*.json have the rates."""
+"""Tokens of one forward on a CPU unless ``micro_batch_tokens`` says otherwise; benchmarks/*.json have the rates."""
 SAMPLE_BUDGETS = 2
 """Full forwards of each step that the plan's probe runs."""
 ItemT = TypeVar("ItemT")
+ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 
-@dataclass
-class Prepared:
-    """A model ready to train."""
+class TrainingData(Protocol[ItemT]):
+    """What is learned from: texts, or queries with their passages."""
 
-    backend: TrainingBackend
-    model: PreTrainedModel
-    decoder: Decoder
-    tokenizer: TextTokenizer
-    recipe: Recipe
+    @property
+    def inputs(self) -> Sequence[dict[str, Any]]:
+        """What is read: names and digests."""
 
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Checkpoint, tokenizer and recipe into ``folder``."""
-        dim = self.decoder.dim
-        with quiet_transformers():
-            self.backend.save(self.model, folder, dtype)
-        self.tokenizer.save(folder)
-        write_atomically(folder / RECIPE_FILE, json.dumps(to_json(self.recipe, dim), indent=1) + "\n")
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, prompts included."""
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        """The sets that the items are of."""
+
+    def workload(self, budget: int) -> Workload:
+        """What one pass over the data takes, in forwards of ``budget`` tokens. Raises ``UserError`` for bad data."""
+
+    def sample(self, budget: int) -> Sample[ItemT]:
+        """What a plan goes by; only as much of the data is prepared for it as it takes."""
+
+    def batch(self, epoch: int, numbers: Sequence[int]) -> Sequence[ItemT]:
+        """The items of a step."""
+
+
+class TrainingTask(Protocol[ItemT_contra]):
+    """What is trained for: the objective, and what a model must have for it."""
+
+    name: ClassVar[str]
+
+    def check_source(self, source: ModelSource) -> None:
+        """Raise ``UserError`` for a checkpoint that cannot be trained so, before any work."""
+
+    def adopt(self, model: TrainableModel) -> None:
+        """Get a loaded model ready. Raises ``UserError`` for one that cannot be trained so."""
+
+    def objective(self, model: TrainableModel, budget: int) -> Objective[ItemT_contra]:
+        """The loss, in forwards of ``budget`` tokens."""
+
+    def extra_bytes(self, decoder: Decoder) -> int:
+        """Memory that the objective takes whatever the number of tokens."""
+
+    def early_stopping(
+        self,
+        model: TrainableModel,
+        accelerator: Accelerator,
+        dtype: torch.dtype,
+        *,
+        folder: Path,
+        budget: int,
+        steps: int,
+    ) -> EarlyStopping | None:
+        """Evaluation on a dev set while it trains; None: there is none."""
 
 
 @dataclass(frozen=True)
-class TrainingRun(ABC, Generic[ItemT]):
-    """One run, every setting chosen and everything checked that can be without weights; see the ``of`` of each kind."""
+class TrainingRun(Generic[ItemT]):
+    """One run, every setting chosen and everything checked that can be without weights.
+
+    ``recorded``: what a manifest says of the settings.
+    """
 
     workspace: Workspace
-    source: ModelSource
-    settings: Any
-    recipe: Recipe
-    facts: ModelFacts
+    base: BaseModel
+    config: TrainConfig
+    recorded: Mapping[str, Any]
     name: str
-
-    task: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def inputs(self) -> Sequence[dict[str, Any]]:
-        """What the run reads: names and digests."""
-
-    @property
-    @abstractmethod
-    def items(self) -> int:
-        """Texts, or queries."""
-
-    @property
-    @abstractmethod
-    def longest(self) -> int:
-        """Tokens that a sequence has at most."""
-
-    @property
-    @abstractmethod
-    def load(self) -> Load:
-        """What one pass over the data is made of."""
-
-    @abstractmethod
-    def sample(self) -> Sample[ItemT]:
-        """What the plan goes by; as little of the data is prepared for it as will do."""
-
-    @abstractmethod
-    def pick(self, epoch: int, numbers: Sequence[int]) -> Sequence[ItemT]:
-        """The items of a step."""
-
-    @abstractmethod
-    def objective(self, prepared: Prepared) -> Objective[ItemT]:
-        """What the gradients are of."""
-
-    def check(self, decoder: Decoder) -> None:
-        """Raise ``UserError`` for a model that cannot be trained."""
-        decoder.check(self.source.path)
-
-    def watch(self, prepared: Prepared, folder: Path) -> Watch | None:
-        """Scores on a dev set while it trains, for kinds of training that have one."""
-        return None
+    data: TrainingData[ItemT]
+    task: TrainingTask[ItemT]
 
     def run(self, *, restart: bool, made_for: str = "user") -> dict[str, Any]:
-        """Train, or take up where an earlier run stopped, or give the finished run's result again.
+        """Train, or go on where an earlier run stopped, or give the finished run's result again.
 
         ``made_for``: who needs the model, as ``Build.finish`` has it.
         """
-        self.workspace.reporter.note(f"model: {self.source.name} ({self.source.path}), recipe {self.recipe.name}")
-        with self.workspace.reporter.status("checking the model and the data"):
+        source, reporter = self.base.source, self.workspace.reporter
+        reporter.note(f"model: {source.name} ({source.path}), recipe {self.base.recipe.name}")
+        with reporter.status("checking the model and the data"):
             self._check_device()
-            self._check_weights()
+            self.task.check_source(source)
             run_spec = self.run_spec
-        with self._process_group.share(
-            lambda: self.workspace.build("models", self.name, run_spec, restart=restart)
-        ) as build:
+        building = partial(self.workspace.build, "models", self.name, run_spec, restart=restart)
+        with self._process_group.share(building) as build:
             if isinstance(build, Artifact):
                 result = self.workspace.result_again(build)
                 checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
@@ -144,55 +138,41 @@ class TrainingRun(ABC, Generic[ItemT]):
         self.accelerator.end_training()
         return result
 
-    def _check_device(self) -> None:
-        """Raise ``UserError`` for what the device cannot compute, before any work."""
-        refuse_attention(self.settings.execution.attention, self.device, self.dtype)
-        if self.settings.execution.compute == "float8":
-            refuse_without_float8(self.device, self.dtype)
-
-    def _check_weights(self) -> None:
-        """Raise ``UserError`` for a checkpoint that is not whole, before any work."""
-        has_projection(self.source)
-
     def plan(self) -> Plan:
-        """What ``run`` would do, from a short probe of models with few layers; the weights are not loaded."""
+        """What ``run`` would take, from a short probe of models with few layers; the weights are not loaded."""
         self._check_device()
-        self._check_weights()
-        sample = self.sample()
-        schedule, load = sample.schedule, sample.load
-        wanted = -(-SAMPLE_BUDGETS * load.budget * schedule.items // load.tokens(schedule.items))
+        self.task.check_source(self.base.source)
+        info, budget = self.base.info, self.forwards.tokens
+        sample = self.data.sample(budget)
+        schedule, workload = sample.schedule, sample.workload
+        wanted = -(-SAMPLE_BUDGETS * budget * schedule.items // workload.tokens(schedule.items))
         samples = [items[:wanted] for items in sample.batches]
-        deep = min(DEPTHS[1], self.facts.layers)
+        deep = min(DEPTHS[1], info.layers)
         with self.workspace.reporter.status("measuring a few steps of models with few layers"):
-            first = cost = self._cost(DEPTHS[0], samples, load.overhead)
+            first = cost = self._cost(DEPTHS[0], samples, workload.overhead)
             give_back_memory()  # now that all is imported which a step imports, and the model is gone
             runtime = resident_memory() if self.device.type == "cpu" else 0
             if deep > DEPTHS[0]:
-                cost = first.at(deep, self._cost(deep, samples, load.overhead), self.facts.layers)
+                cost = first.at(deep, self._cost(deep, samples, workload.overhead), info.layers)
         processes = self.accelerator.num_processes
-        flops = needed_flops(self.facts, schedule, load, frozen_base=self.settings.backend != "full")
-        return probed_plan(self.facts, cost, flops, sample, self.device, self.dtype, runtime, processes, self.forwards)
+        flops = needed_flops(info, schedule, workload, frozen_base=self.config.backend != "full")
+        return probed_plan(info, cost, flops, sample, self.device, self.dtype, runtime, processes, self.forwards)
 
-    def _cost(self, layers: int, samples: Sequence[Sequence[ItemT]], overhead: int) -> Cost:
-        """What a model of so many layers takes for steps of ``samples``, with ``overhead`` tokens around each item."""
-        with TemporaryDirectory() as folder:
-            prepared = self._prepare(shrunken(self.source, layers, Path(folder)))
-        weights = list(checkpoints.trainable(prepared.model).values())
-        optimizer = make_optimizer(weights, self.settings.optimizer)
-        objective = self.objective(prepared)
-        prepared.model.train()
-
-        def gradients(items: Sequence[ItemT]) -> int:
-            return objective.backward(items).tokens + len(items) * overhead
-
-        rounds = [partial(gradients, items) for items in samples]
-        return cost_of(prepared.model, optimizer, rounds, lambda: autocast(self.device, self.dtype))
+    @cached_property
+    def run_spec(self) -> RunSpec:
+        """What makes an equal run."""
+        chosen = {
+            "task": self.task.name,
+            "model": self.base.source.name,
+            "recipe": self.base.recipe.name,
+            "dtype": dtype_name(self.dtype),
+        }
+        return RunSpec({**self.recorded, **chosen}, self.data.inputs, {"model": self.base.source.fingerprint()})
 
     @cached_property
     def accelerator(self) -> Accelerator:
         """The processes that train, one or several."""
-        folder = self.workspace.root / "tracking" / self.name
-        return open_accelerator(choose_device(), self.settings.track, folder)
+        return open_accelerator(choose_device(), self.config.track, self.workspace.root / "tracking" / self.name)
 
     @property
     def _process_group(self) -> ProcessGroup:
@@ -207,189 +187,152 @@ class TrainingRun(ABC, Generic[ItemT]):
     @cached_property
     def dtype(self) -> torch.dtype:
         """Compute dtype."""
-        return choose_dtype(self.settings.dtype, self.device)
-
-    @cached_property
-    def tokenizer(self) -> TextTokenizer:
-        """The base model's own tokenizer. Raises ``UserError`` where it has tokens that the model does not know."""
-        with self.workspace.reporter.status(f"loading the tokenizer of {self.source.name}"):
-            tokenizer = TextTokenizer.load(self.source)
-            tokenizer.check_ids(self.recipe, self.facts.embedded_tokens, self.source.path)
-        if warning := tokenizer.contradiction():
-            self.workspace.reporter.warn_once(f"{self.source.path}: {warning}")
-        return tokenizer
+        return choose_dtype(self.config.dtype, self.device)
 
     @cached_property
     def schedule(self) -> Schedule:
         """Steps and the order of the items."""
-        return schedule_of(self.shares, self.settings)
-
-    @property
-    def shares(self) -> Sequence[Share]:
-        """The sets that the items are of: one, unless a kind of training knows several."""
-        return [Share(0, self.items)]
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What a manifest says of the settings."""
-        settings: dict[str, Any] = self.settings.recorded()
-        return settings
-
-    @cached_property
-    def run_spec(self) -> RunSpec:
-        """What makes an equal run."""
-        chosen = {
-            "task": self.task,
-            "model": self.source.name,
-            "recipe": self.recipe.name,
-            "dtype": dtype_name(self.dtype),
-        }
-        return RunSpec(self.recorded | chosen, self.inputs, {"model": self.source.fingerprint()})
-
-    @property
-    def budget(self) -> int:
-        """Tokens of one forward."""
-        return self.forwards.tokens
+        return schedule_of(self.data.shares, self.config)
 
     @cached_property
     def forwards(self) -> Forwards:
-        """What the settings say of a forward; what they leave open is chosen by the memory that a GPU has free."""
-        execution = self.settings.execution
+        """Tokens of a forward and recomputed layers: as the settings say, else what fits the memory of a GPU."""
+        execution = self.config.execution
         tokens, recompute = execution.micro_batch_tokens, execution.gradient_checkpointing
         free = free_memory(self.device)
         if free is None or None not in (tokens, recompute):
             return Forwards(tokens or CPU_TOKENS, int(recompute or False))
         least = int(self.accelerator.gather(torch.tensor([free], device=self.device)).min())
-
-        def count() -> Needs:
-            return count_needs(self._shallow, self._static_bytes, lambda: autocast(self.device, self.dtype))
-
         return self._process_group.decide(
             lambda: fit_forwards(
                 least,
-                count,
-                self.facts.layers,
+                lambda: count_needs(self._shallow, self._static_bytes, self._autocast),
+                self.base.info.layers,
                 self.workspace.reporter,
-                longest=self.longest,
+                longest=self.data.longest,
                 tokens=tokens,
                 recompute=recompute,
             )
         )
 
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How it is computed: what changes the result by rounding at most."""
+        return {
+            "gradient_checkpointing": self.forwards.every,
+            "compile": self.config.execution.compile,
+            "micro_batch_tokens": self.forwards.tokens,
+            "processes": self.accelerator.num_processes,
+        }
+
+    def _check_device(self) -> None:
+        """Raise ``UserError`` for what the device cannot compute, before any work."""
+        refuse_attention(self.config.execution.attention, self.device, self.dtype)
+        if self.config.execution.compute == "float8":
+            refuse_without_float8(self.device, self.dtype)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device, self.dtype)
+
+    def _loaded(self, source: ModelSource) -> TrainableModel:
+        # a plan loads models of the same shape: what is to be said of it is said of the model itself
+        note = self.workspace.reporter.note if source is self.base.source else ignore
+        model = load_trainable(self.base, self.config, self.device, self.dtype, source=source, note=note)
+        self.task.adopt(model)
+        return model
+
+    def _prepared(self, source: ModelSource) -> TrainableModel:
+        """A model on the device that computes as the settings say."""
+        model, alone = self._loaded(source), self.accelerator.distributed_type == DistributedType.NO
+        every = self.forwards.every
+        choose_computation(model.decoder, self.config.execution, self.device, self.dtype, every=every, alone=alone)
+        return model
+
     def _shallow(self, layers: int) -> Decoder:
         """A model of the same shape with so many layers, whose attention is dense and that is not compiled."""
         with TemporaryDirectory() as folder:
-            return Decoder(self._loaded(shrunken(self.source, layers, Path(folder))).model)
+            return Decoder(self._loaded(shrunken(self.base.source, layers, Path(folder))).model)
 
     def _static_bytes(self, decoder: Decoder) -> float:
-        """Weights, gradients and the optimizer's state, in one process."""
+        """Weights, gradients, the optimizer's state and what the objective holds, in one process."""
         weights = sum(weight.nbytes for weight in decoder.model.parameters())
         trained = sum(weight.numel() for weight in checkpoints.trainable(decoder.model).values())
         kind, single = self.accelerator.distributed_type, torch.float32.itemsize
         of_gradients = single if kind in (DistributedType.NO, DistributedType.FSDP) else 2 * single  # DDP has buckets
-        whole: float = weights + trained * (of_gradients + STATE_BYTES[self.settings.optimizer.name])
-        return whole / (self.accelerator.num_processes if kind == DistributedType.FSDP else 1)
+        whole: float = weights + trained * (of_gradients + STATE_BYTES[self.config.optimizer.name])
+        whole /= self.accelerator.num_processes if kind == DistributedType.FSDP else 1
+        return whole + self.task.extra_bytes(decoder)
+
+    def _cost(self, layers: int, samples: Sequence[Sequence[ItemT]], overhead: int) -> Cost:
+        """What a model of so many layers takes for steps of ``samples``, with ``overhead`` tokens around each item."""
+        with TemporaryDirectory() as folder:
+            model = self._prepared(shrunken(self.base.source, layers, Path(folder)))
+        optimizer = make_optimizer(list(checkpoints.trainable(model.model).values()), self.config.optimizer)
+        objective = self.task.objective(model, self.forwards.tokens)
+        model.model.train()
+
+        def gradients(items: Sequence[ItemT]) -> int:
+            return objective.backward(items).tokens + len(items) * overhead
+
+        return cost_of(model.model, optimizer, [partial(gradients, items) for items in samples], self._autocast)
 
     def _train(self, build: Build, made_for: str) -> dict[str, Any]:
-        flops = needed_flops(self.facts, self.schedule, self.load, frozen_base=self.settings.backend != "full")
-        seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
-        warn_if_long(self.workspace.reporter, seconds, self.schedule.steps)
-        with self.workspace.reporter.status(f"loading {self.source.name}"):
-            prepared = self._prepare(self.source)
+        reporter, budget = self.workspace.reporter, self.forwards.tokens
+        self._warn_if_long(self.data.workload(budget))
+        with reporter.status(f"loading {self.base.source.name}"):
+            model = self._prepared(self.base.source)
         if self.accelerator.is_main_process:
             build.open_folder()
         trainer: Trainer[ItemT] = Trainer(
             accelerator=self.accelerator,
-            model=prepared.model,
-            objective=self.objective(prepared),
+            model=model.model,
+            objective=self.task.objective(model, budget),
             schedule=self.schedule,
-            pick=self.pick,
-            config=self.settings,
+            batch=self.data.batch,
+            config=self.config,
             folder=build.folder,
             dtype=self.dtype,
-            watch=self.watch(prepared, build.folder),
+            early_stopping=self.task.early_stopping(
+                model, self.accelerator, self.dtype, folder=build.folder, budget=budget, steps=self.schedule.steps
+            ),
         )
         trainer.resume()
         self._open_trackers(trainer.resumed_at)
         started = time.monotonic()
-        with self.workspace.reporter.bar(self.task, self.schedule.steps) as bar:
+        with reporter.bar(self.task.name, self.schedule.steps) as bar:
             history = trainer.train(bar)
         result = summary(build, history, time.monotonic() - started, trainer.resumed_at)
-        if trainer.watch is not None:
-            result["dev"] = trainer.watch.restore_best()
-        trainer.engine.gather(prepared.model)
+        if trainer.early_stopping is not None:
+            result["dev"] = trainer.early_stopping.restore_best()
+        trainer.engine.gather(model.model)
         if self.accelerator.is_main_process:
-            with self.workspace.reporter.status("saving the model"):
-                self._finish(build, prepared, result, trainer.objective.execution, made_for)
+            with reporter.status("saving the model"):
+                self._finish(build, model, result, trainer.objective.execution, made_for)
         self.accelerator.wait_for_everyone()
         return result
 
+    def _warn_if_long(self, workload: Workload) -> None:
+        flops = needed_flops(self.base.info, self.schedule, workload, frozen_base=self.config.backend != "full")
+        seconds = rough_seconds(flops, self.device, self.dtype) / self.accelerator.num_processes
+        warn_if_long(self.workspace.reporter, seconds, self.schedule.steps)
+
     def _open_trackers(self, done: int) -> None:
-        """Start what ``--track`` names; TensorBoard forgets what an earlier run logged after its ``done`` steps."""
+        """Start experiment trackers; TensorBoard forgets what an earlier run logged after its ``done`` steps."""
         config = {key: value for key, value in self.run_spec.settings.items() if isinstance(value, int | float | str)}
         options = {"tensorboard": {"purge_step": done + 1}}
         self.accelerator.init_trackers("llara", config=config, init_kwargs=options)
 
     def _finish(
-        self, build: Build, prepared: Prepared, result: dict[str, Any], execution: dict[str, Any], made_for: str
+        self, build: Build, model: TrainableModel, result: dict[str, Any], execution: dict[str, Any], made_for: str
     ) -> None:
         """Save the model, close the artifact, and only then forget the checkpoint."""
-        prepared.save(build.folder, self.dtype)
+        model.save(build.folder, self.dtype)
         draw_curve(result["history"], build.folder / CURVE)
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
         measured = {"peak_memory": peak_memory(self.device)}
-        execution |= self.execution | {"attention": prepared.decoder.attention}
+        execution |= self.execution | {"attention": model.decoder.attention}
         artifact = build.finish(counts, result, made_for, execution=execution, measured=measured)
         checkpoints.discard(artifact.path)
-
-    @property
-    def execution(self) -> dict[str, Any]:
-        """How it is computed: what changes the result by float noise at most."""
-        return {
-            "gradient_checkpointing": self.forwards.every,
-            "compile": self.settings.execution.compile,
-            "micro_batch_tokens": self.budget,
-            "processes": self.accelerator.num_processes,
-        }
-
-    def _prepare(self, source: ModelSource) -> Prepared:
-        """A model on the device that computes as the settings say."""
-        prepared = self._loaded(source)
-        self._choose_computation(prepared.decoder)
-        return prepared
-
-    def _loaded(self, source: ModelSource) -> Prepared:
-        """Load a model through the training backend and move it to the device."""
-        seed = self.settings.seed
-        backend: TrainingBackend = registry.load("training", self.settings.backend)()
-        tokenizer = self.tokenizer.with_tokens(())
-        adapter, bf16 = self.settings.lora, self.settings.optimizer.weights == "bf16"
-        # a plan loads models of the same shape: what is to be said of it is said of the model itself
-        note = self.workspace.reporter.note if source is self.source else ignore
-        setup = TrainingSetup(self.dtype, self.recipe.new_tokens, seed, adapter, bf16, note)
-        torch.manual_seed(seed)  # adapters start at random: a resumed run must start at the same
-        model = backend.load(source, tokenizer, setup)
-        model.to(self.device)
-        if self.device.type == "cpu":  # not before: loading frees what is not needed again
-            keep_freed_memory()
-        decoder = Decoder(model)
-        self.check(decoder)
-        return Prepared(backend, model, decoder, tokenizer, self.recipe)
-
-    def _choose_computation(self, decoder: Decoder) -> None:
-        """Let the decoder compute as the settings say. Raises ``UserError`` for what it cannot do."""
-        execution, recompute_every = self.settings.execution, self.forwards.every
-        with autocast(self.device, self.dtype):
-            decoder.use_attention(execution.attention)
-        if execution.compute == "float8":
-            decoder.multiply_in_float8()
-        if recompute_every:
-            decoder.recompute_in_backward(recompute_every)
-        if execution.compile:
-            decoder.compile_layers()
-        alone = self.accelerator.distributed_type == DistributedType.NO
-        if alone and not (recompute_every or execution.compile):
-            decoder.train_lean()
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A dev set beside training: the best weights are kept, and a run that gets no better stops."""
+"""Early stopping: the model is evaluated on a dev set as it trains, its best weights are kept, and it may stop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from llara_cli.training import checkpoints
 
 Encode = Callable[[Sequence[str], Role], Vectors]
 SCORES = "dev.jsonl"
-PARTS = 10
-"""How often a run is looked at unless ``--dev-every`` says otherwise."""
+EVALUATIONS = 10
+"""How often a run is evaluated unless ``dev_every`` says otherwise."""
 
 
-class Validation(Protocol):
+class JudgedQueries(Protocol):
     """Judged queries and their collection."""
 
     @property
@@ -35,8 +35,17 @@ class Validation(Protocol):
 
 
 @dataclass
-class Watch:
-    """Scores of a run in ``folder`` every so many steps; ``patience`` looks without a better one end it."""
+class EarlyStopping:
+    """Evaluates a run in ``folder`` every so many steps, keeps the best weights, and says when to stop.
+
+    Attributes:
+        metric: the name of the score.
+        score: scores the model as it is, higher is better.
+        every: steps between evaluations.
+        patience: evaluations without a new best after which the run stops; None: it goes on to its end.
+        writes: whether this process writes files.
+        rows: the scores so far: ``{"step", METRIC}``.
+    """
 
     folder: Path
     model: nn.Module
@@ -50,7 +59,7 @@ class Watch:
     """The best step at the last checkpoint, if any: a run that goes on from there needs its weights."""
 
     def resume(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Go on from the scores that the checkpoint holds; what was found after it will be found again.
+        """Go on from the scores that the checkpoint holds; later evaluations will be done again.
 
         Raises ``LlaraError`` where the weights of the best of them are missing or damaged.
         """
@@ -67,18 +76,18 @@ class Watch:
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing got better for as long as one is patient."""
+        """Whether there was no new best for ``patience`` evaluations."""
         if self.patience is None or self.best is None:
             return False
         later = [row for row in self.rows if row["step"] > self.best["step"]]
         return len(later) >= self.patience
 
     def is_due(self, step: int, *, last: bool) -> bool:
-        """Whether to look at the model after ``step``."""
+        """Whether to evaluate the model after ``step``."""
         return last or step % self.every == 0
 
-    def look(self, step: int) -> str:
-        """Score the model, and keep its weights where it is the best so far; what the bar says."""
+    def evaluate(self, step: int) -> str:
+        """Score the model, and keep its weights where it is the best so far; the text for the progress bar."""
         self.rows.append({"step": step, self.metric: self.score()})
         if self.best is self.rows[-1]:
             checkpoints.keep_best(self.folder, self.model, step, writes=self.writes)
@@ -87,7 +96,7 @@ class Watch:
         return f"dev {self.metric} {self.rows[-1][self.metric]:.4f}"
 
     def checkpoint_saved(self) -> None:
-        """Forget the weights that only an earlier checkpoint needed: no run will go on from there any more."""
+        """Forget the weights that only an earlier checkpoint needed: no run will resume from it any more."""
         self._safe = {self.best["step"]} if self.best is not None else set()
         self._keep(self._safe)
 

@@ -18,7 +18,7 @@ from llara_cli.core.errors import LlaraError
 from llara_cli.core.reporter import Bar
 from llara_cli.training import checkpoints
 from llara_cli.training.config import TrainConfig
-from llara_cli.training.early_stopping import Watch
+from llara_cli.training.early_stopping import EarlyStopping
 from llara_cli.training.engine import AcceleratedEngine, local
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
@@ -37,9 +37,9 @@ class Trainer(Generic[ItemT]):
     """Trains ``model`` in ``folder``, from the newest checkpoint there if there is one.
 
     Attributes:
-        pick: the items of a step, from the epoch and their numbers.
+        batch: the items of a step, from the epoch and their numbers.
         dtype: compute dtype; weights that train are fp32 unless the settings say otherwise.
-        watch: scores on a dev set beside it.
+        early_stopping: evaluation on a dev set as it trains; None: there is none.
         resumed_at: steps that earlier runs did.
     """
 
@@ -47,11 +47,11 @@ class Trainer(Generic[ItemT]):
     model: PreTrainedModel
     objective: Objective[ItemT]
     schedule: Schedule
-    pick: Callable[[int, Sequence[int]], Sequence[ItemT]]
+    batch: Callable[[int, Sequence[int]], Sequence[ItemT]]
     config: TrainConfig
     folder: Path
     dtype: torch.dtype
-    watch: Watch | None = None
+    early_stopping: EarlyStopping | None = None
     resumed_at: int = 0
 
     def __post_init__(self) -> None:
@@ -77,8 +77,8 @@ class Trainer(Generic[ItemT]):
             self.engine.optimizer, warmup, self.schedule.steps, last_epoch=done - 1
         )
         self.history.resume(done)
-        if self.watch is not None:
-            self.watch.resume(checkpoints.scores(self.folder))
+        if self.early_stopping is not None:
+            self.early_stopping.resume(checkpoints.scores(self.folder))
 
     def train(self, bar: Bar) -> list[dict[str, Any]]:
         """Run to the last step; the history, one row an optimizer step.
@@ -91,17 +91,17 @@ class Trainer(Generic[ItemT]):
         saved = time.monotonic()
         with self.history, deferred_interrupt(self.engine) as interrupted:
             for step, (epoch, numbers) in enumerate(self.schedule.batches(start), start + 1):
-                if self.watch is not None and self.watch.exhausted:
+                if self.early_stopping is not None and self.early_stopping.exhausted:
                     break
-                row = self._step(step, self.pick(epoch, numbers))
+                row = self._step(step, self.batch(epoch, numbers))
                 bar.show(self.history.add(row))
                 bar.advance(1)
                 last = step == self.schedule.steps
-                scored = self.watch is not None and self.watch.is_due(step, last=last)
+                scored = self.early_stopping is not None and self.early_stopping.is_due(step, last=last)
                 if last or scored:
                     self._check_weights(step)
-                if self.watch is not None and scored:
-                    bar.show(self.watch.look(step))
+                if self.early_stopping is not None and scored:
+                    bar.show(self.early_stopping.evaluate(step))
                 stop = interrupted()
                 if stop or self._save_is_due(step, saved):
                     if not (last or scored):
@@ -144,17 +144,17 @@ class Trainer(Generic[ItemT]):
         """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
         if self.config.save_every is not None:
             return step % self.config.save_every == 0
-        stopped = self.watch is not None and self.watch.exhausted
+        stopped = self.early_stopping is not None and self.early_stopping.exhausted
         last = stopped or step == self.schedule.steps  # saving the model takes a while, too
         return self.engine.agreed(time.monotonic() - saved > (SAVE_SECONDS / 10 if last else SAVE_SECONDS))
 
     def _save(self, step: int) -> None:
         self.history.sync()  # a checkpoint must never be ahead of the history
-        scores = self.watch.rows if self.watch is not None else None
+        scores = self.early_stopping.rows if self.early_stopping is not None else None
         writes = self.engine.rank == 0
         checkpoints.save(self.folder, self.model, self.engine.optimizer, step, writes=writes, scores=scores)
-        if self.watch is not None:
-            self.watch.checkpoint_saved()
+        if self.early_stopping is not None:
+            self.early_stopping.checkpoint_saved()
         self.accelerator.wait_for_everyone()
 
     def _check_weights(self, step: int) -> None:

@@ -48,7 +48,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What one pass over the data is made of.
 
     Attributes:
@@ -72,22 +72,22 @@ class Load:
 
 @dataclass(frozen=True)
 class Sample(Generic[ItemT]):
-    """What a plan goes by: the run's ``schedule`` and ``load``, and the items of a few steps.
+    """What a plan goes by: the run's ``schedule`` and ``workload``, and the items of a few steps.
 
     ``estimated``: counts of the plan that are known from a part of the data only.
     """
 
     schedule: Schedule
-    load: Load
+    workload: Workload
     batches: Sequence[Sequence[ItemT]]
     estimated: Sequence[str]
 
 
-def needed_flops(facts: ModelFacts, schedule: Schedule, load: Load, *, frozen_base: bool) -> float:
+def needed_flops(facts: ModelFacts, schedule: Schedule, workload: Workload, *, frozen_base: bool) -> float:
     """6 FLOPs a weight and token (4 where the base is frozen), 6 a weight of the projection and row of logits."""
     each = 4.0 if frozen_base else 6.0
-    body = each * facts.linear_parameters * load.tokens(schedule.items)
-    return schedule.epochs * (body + 6.0 * load.head_rows * facts.hidden_size * facts.vocabulary)
+    body = each * facts.linear_parameters * workload.tokens(schedule.items)
+    return schedule.epochs * (body + 6.0 * workload.head_rows * facts.hidden_size * facts.vocabulary)
 
 
 def probed_plan(
@@ -106,16 +106,16 @@ def probed_plan(
     Args:
         runtime: bytes that the process takes before it has a model.
     """
-    schedule, load = sample.schedule, sample.load
-    seconds = schedule.epochs * load.tokens(schedule.items) * cost.token_seconds / processes
+    schedule, workload = sample.schedule, sample.workload
+    seconds = schedule.epochs * workload.tokens(schedule.items) * cost.token_seconds / processes
     parts = {name: int(getattr(cost, name)) for name in ("weights", "gradients", "optimizer", "activations")}
     return Plan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         trained_parameters=round(cost.trained),
         frozen_parameters=round(cost.frozen),
-        texts=round(schedule.epochs * schedule.items * load.texts),
-        tokens=int(schedule.epochs * load.text_tokens),
+        texts=round(schedule.epochs * schedule.items * workload.texts),
+        tokens=int(schedule.epochs * workload.text_tokens),
         steps=schedule.steps,
         micro_batch_tokens=forwards.tokens,
         recomputed_layers=recomputed(facts.layers, forwards.every),

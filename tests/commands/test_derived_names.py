@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from program import Llara
 
-from llara_cli.pipelines.train_choices import derived_name
+from llara_cli.training.base_model import derived_name
 from llara_cli.training.config import ExecutionConfig, FinetuneConfig, OptimizerConfig, PretrainConfig
 
 STEPS = ("--max-steps", 1, "--batch-size", 2)

@@ -193,7 +193,7 @@ def test_what_is_refused(llara: Llara, measured: Path, root: Path, tmp_path: Pat
     assert "there are: bm25, other, tiny" in error("tyni", "bm25")
     assert "name two models at least" in error("tiny")
     assert "name two models at least" in error("tiny", "tiny")
-    assert "unknown --test 'z'" in error("tiny", "bm25", "--test", "z")
+    assert "--test must be t-test or randomisation, not 'z'" in error("tiny", "bm25", "--test", "z")
     assert "--benchmark nope: not all have results on it; on all: beir" in error("tiny", "bm25", "--benchmark", "nope")
     assert "write it as .png or .svg" in error("tiny", "bm25", "--plot", tmp_path / "bars.gif")
     assert "no such folder" in error("tiny", "bm25", "--plot", tmp_path / "no" / "bars.png")

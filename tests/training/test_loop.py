@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder
-from llara_cli.pipelines import train
+from llara_cli.training import trainable_model
 from llara_cli.training.history import History, draw_curve
 from llara_cli.training.schedule import Schedule, Share
 
@@ -44,7 +44,7 @@ def test_training_on_a_cpu_keeps_freed_memory(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     calls: list[bool] = []
-    monkeypatch.setattr(train, "keep_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr(trainable_model, "keep_freed_memory", lambda: calls.append(True))
     llara("pretrain", corpus, "--model", tiny_model, *SMALL)
     assert calls == [True]
 

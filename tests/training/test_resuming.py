@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from llara_cli.app import termination_as_interrupt
 from llara_cli.core.errors import LlaraError, Terminated
-from llara_cli.pipelines.train import Prepared
 from llara_cli.training import interrupts
 from llara_cli.training.engine import Engine
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
+from llara_cli.training.trainable_model import TrainableModel
 
 FINETUNE = ("--backend", "full", "--batch-size", 2, "--negatives", 1, "--learning-rate", 3e-4, "--name", "m", "--json")
 
@@ -195,7 +195,7 @@ def test_a_run_that_patience_ended_ends_so_again_after_a_kill(
         whole = llara(*command, workspace=workspaces[0]).json
         assert whole["steps"] == 2
         with monkeypatch.context() as patch:
-            patch.setattr(Prepared, "save", kill)
+            patch.setattr(TrainableModel, "save", kill)
             assert llara(*command, workspace=workspaces[1]).code == 130
         again = llara(*command, workspace=workspaces[1]).json
         for part in ("steps", "texts", "tokens", "history", "dev"):
