@@ -20,7 +20,7 @@ from llara_cli.training.config import FinetuneConfig, PretrainConfig
 
 if TYPE_CHECKING:
     from llara_cli.model.source import ModelSource
-    from llara_cli.pipelines.search import Searching
+    from llara_cli.retrieval.searcher import Searcher
 
 ConfigT = TypeVar("ConfigT")
 Inputs = str | Path | Sequence[str | Path]
@@ -139,10 +139,10 @@ class Index:
         self.dim: int = artifact.manifest["counts"]["dim"]
 
     @cached_property
-    def _searching(self) -> Searching:
-        from llara_cli.pipelines.search import Searching
+    def _searcher(self) -> Searcher:
+        from llara_cli.retrieval.searcher import Searcher
 
-        return Searching(self._workspace, self.artifact)
+        return Searcher(self._workspace, self.artifact)
 
     def search(
         self, query: str | Sequence[str], top_k: int = 10, *, parameters: Parameters | None = None
@@ -160,10 +160,10 @@ class Index:
         Raises:
             UserError: where the index's model is gone or has changed, and for unknown parameters.
         """
-        searching = replace(self._searching, parameters=parameters) if parameters else self._searching
-        searching.check(top_k)
+        searcher = replace(self._searcher, parameters=parameters) if parameters else self._searcher
+        searcher.check(top_k)
         found = [
-            [Hit(**hit) for hit in hits] for hits in searching.hits([query] if isinstance(query, str) else query, top_k)
+            [Hit(**hit) for hit in hits] for hits in searcher.hits([query] if isinstance(query, str) else query, top_k)
         ]
         return found[0] if isinstance(query, str) else found
 

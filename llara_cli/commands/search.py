@@ -18,7 +18,7 @@ from llara_cli.retrieval.config import SearchConfig
 
 if TYPE_CHECKING:
     from llara_cli.core.console import Console
-    from llara_cli.pipelines.search import Searching
+    from llara_cli.retrieval.searcher import Searcher
 
 
 def search(
@@ -70,32 +70,35 @@ def search(
         raise UserError("--queries FILE and --output FILE go together")
     yield_standard_output(session.console, output)
     from llara_cli.core.output_files import check_output
-    from llara_cli.pipelines.search import Searching
+    from llara_cli.pipelines.search import search_queries, search_query
     from llara_cli.pipelines.select import newest
+    from llara_cli.retrieval.searcher import Searcher
 
     workspace = session.workspace
     if queries is not None and output is not None:
         check_output(output, workspace.root, [queries])
     artifact = workspace.get("indexes", index) if index else newest(workspace, "indexes", "run llara index first")
-    searching = Searching(
+    searcher = Searcher(
         workspace, artifact, config.query_length, config.parameters, config.model, config.trust_remote_code,
         config.device,
     )  # fmt: skip
-    searching.check(config.top_k)
-    session.console.note(f"index: {artifact.name}, model: {searching.source.name}")
+    searcher.check(config.top_k)
+    session.console.note(f"index: {artifact.name}, model: {searcher.source.name}")
     if queries is not None and output is not None:
-        show_facts(session.console, searching.queries(queries, output, config.top_k, format_))
+        show_facts(session.console, search_queries(searcher, queries, output, config.top_k, format_))
     elif query is not None:
         if not query.strip():
             session.console.warn("the query is empty: the bare prompt is searched for")
-        show_hits(session.console, searching.query(query, config.top_k))
+        show_hits(session.console, search_query(searcher, query, config.top_k))
     else:
-        _converse(session.console, searching, config.top_k)
+        _converse(session.console, searcher, config.top_k)
 
 
-def _converse(console: Console, searching: Searching, top_k: int) -> None:
+def _converse(console: Console, searcher: Searcher, top_k: int) -> None:
     """Answer queries line by line until the end of input; an empty line is passed over."""
-    _ = searching.encoder, searching.backend
+    _ = searcher.encoder, searcher.backend
+    from llara_cli.pipelines.search import search_query
+
     prompt = "query> " if sys.stdin.isatty() else ""
     while True:
         sys.stderr.write(prompt)
@@ -112,6 +115,6 @@ def _converse(console: Console, searching: Searching, top_k: int) -> None:
         if not line.strip():
             continue
         try:
-            show_hits(console, searching.query(line.strip(), top_k))
+            show_hits(console, search_query(searcher, line.strip(), top_k))
         except UserError as error:  # of this line: the model stays warm
             console.warn(with_flags(str(error)))

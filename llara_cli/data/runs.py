@@ -26,7 +26,7 @@ Run = dict[str, dict[str, float]]
 """query id -> document id -> score."""
 Qrels = dict[str, dict[str, int]]
 """query id -> document id -> grade."""
-Answers = Iterable[tuple[str, Sequence[tuple[str, float]]]]
+RankedQueries = Iterable[tuple[str, Sequence[tuple[str, float]]]]
 """For each query its id and its hits, best first."""
 Opener = Callable[[Path], AbstractContextManager[IO[bytes]]]
 """Opens a file to write: ``atomic_file`` in the workspace, ``open_output`` where the user names the file."""
@@ -36,7 +36,7 @@ _SPACE = re.compile(r"\s")
 _COLUMNS = "a TREC run has six: query Q0 document rank score tag"
 
 
-def write_trec_run(path: Path, answers: Answers, tag: str, opener: Opener = atomic_file) -> None:
+def write_trec_run(path: Path, answers: RankedQueries, tag: str, opener: Opener = atomic_file) -> None:
     """Stream a TREC run into ``path``; a regular file is there only when it is complete.
 
     Raises ``UserError`` for an id that a column cannot hold. White space in ``tag`` becomes ``-``.
@@ -50,7 +50,7 @@ def write_trec_run(path: Path, answers: Answers, tag: str, opener: Opener = atom
                 file.write(f"{query} Q0 {document} {rank} {_short(score)} {tag}\n")
 
 
-def write_jsonl_run(path: Path, answers: Answers, tag: str = "", opener: Opener = atomic_file) -> None:
+def write_jsonl_run(path: Path, answers: RankedQueries, tag: str = "", opener: Opener = atomic_file) -> None:
     """The same as one JSON object a line: ``{"query_id", "hits": [{"id", "rank", "score"}]}``, which has no ``tag``."""
     with _opened(path, opener) as file:
         for query, hits in answers:
@@ -61,7 +61,7 @@ def write_jsonl_run(path: Path, answers: Answers, tag: str = "", opener: Opener 
             file.write(json.dumps({"query_id": query, "hits": listed}, ensure_ascii=False) + "\n")
 
 
-def save_run(folder: Path, name: str, answers: Answers, tag: str) -> Path:
+def save_run(folder: Path, name: str, answers: RankedQueries, tag: str) -> Path:
     """``NAME.trec`` in ``folder``; ``NAME.jsonl`` where an id has white space in it, which a TREC run cannot hold."""
     left, rest = iter(answers), []
 

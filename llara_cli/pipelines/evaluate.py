@@ -13,7 +13,7 @@ from llara_cli.core.names import input_stem
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.eval_dataset import EvalDataset
-from llara_cli.data.runs import Answers, Qrels, Run, read_answers, read_qrels, read_run, save_run
+from llara_cli.data.runs import Qrels, RankedQueries, Run, read_answers, read_qrels, read_run, save_run
 from llara_cli.evaluation.benchmarks import BENCHMARKS, Task, own_task
 from llara_cli.evaluation.config import EvaluateConfig
 from llara_cli.evaluation.datasets import Consent, Finder, Found
@@ -48,7 +48,7 @@ class Scoring:
         self._values: PerQuery = {}
         self._window: Run = {}
 
-    def watch(self, answers: Answers) -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
+    def watch(self, answers: RankedQueries) -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
         """The answers themselves."""
         for query, hits in answers:
             yield query, hits

@@ -178,8 +178,9 @@ class Importing:
             "seconds": round(seconds, 3),
             "model": self.source.name,
         }
-        counts = {"count": count, "dim": self.dim, "normalized": tally.scaled, "zero": tally.zero}
-        said_by = "`model`" if self.file.origin is None else self.file.origin_file.name
+        counts = {"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}
+        # as the first release wrote them: "normalised" above, the flag below
+        said_by = "--model" if self.file.origin is None else self.file.origin_file.name
         claim = {"model": self.source.name, "fingerprint": self._fingerprint, "said_by": said_by}
         build.finish(counts, result, measured={"claim": claim})
         return result

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, size_on_disk
-from llara_cli.core.errors import UserError
 from llara_cli.core.names import NAME_BYTES, slug
-from llara_cli.core.protocols import IndexBackend, IndexOptions, Parameters, Vectors
+from llara_cli.core.protocols import IndexBackend, IndexOptions
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.encode import Encoding, encoded
 from llara_cli.retrieval.config import EncodeConfig, IndexConfig
+from llara_cli.retrieval.index_access import FILES, WithProgress, typed_parameters
 from llara_cli.retrieval.vector_store import VectorStore
-
-FILES = "backend"
-"""Folder, inside an index artifact, that holds the backend's own files."""
-
-
-def parse_parameters(given: Parameters, known: Mapping[str, type], backend: str) -> dict[str, int | float | str]:
-    """Parameters of an index, typed as the backend declares.
-
-    Raises ``UserError`` for an unknown name (the known ones are named) or a value of another type.
-    """
-    parsed: dict[str, int | float | str] = {}
-    for key, value in given.items():
-        setting = f"`parameters[{key!r}]={value}`"
-        if key not in known:
-            names = ", ".join(known) or "none"
-            raise UserError(f"{setting}: the {backend} backend knows no {key!r} here; known are {names}")
-        try:
-            parsed[key] = known[key](value)
-        except ValueError as error:
-            raise UserError(f"{setting}: {value!r} is no {known[key].__name__}") from error
-    return parsed
 
 
 @dataclass(frozen=True)
@@ -101,7 +79,7 @@ class Indexing:
         store = VectorStore(self.embeddings)
         started = time.monotonic()
         with self.workspace.reporter.bar(f"indexing ({self.backend})", store.count, unit="vectors") as bar:
-            index = backend.build(Watched(store, bar.advance), self.options)
+            index = backend.build(WithProgress(store, bar.advance), self.options)
             with build.staging() as aside:
                 index.save(aside)
                 folder = build.open_folder() / FILES
@@ -114,7 +92,7 @@ def indexing(workspace: Workspace, embeddings: Artifact, config: IndexConfig, na
     """The index that the settings ask for. Raises ``UserError`` for a backend or parameters that are unknown."""
     backend: type[IndexBackend] = registry.load("index", config.backend)
     accepted = {**backend.build_parameters, **backend.search_parameters}
-    parameters = parse_parameters(config.parameters, accepted, config.backend)
+    parameters = typed_parameters(config.parameters, accepted, config.backend)
     options = IndexOptions(config.spec, parameters, config.device)
     return Indexing(workspace, embeddings, config.backend, options, name or "")
 
@@ -146,37 +124,3 @@ def finish(build: Build, counts: Mapping[str, int], started: float, made_for: st
     }
     build.finish(counts, result, made_for)
     return result
-
-
-def open_index(artifact: Artifact, device: str = "cpu", note: Callable[[str], None] = warnings.warn) -> IndexBackend:
-    """The index of an artifact, ready to search on ``device`` with the parameters it was built with."""
-    settings = artifact.manifest["settings"]
-    backend: type[IndexBackend] = registry.load("index", settings["backend"])
-    parameters: Parameters = settings["parameters"]
-    return backend.load(artifact.path / FILES, IndexOptions(settings["spec"], parameters, device, note))
-
-
-class Watched:
-    """A vector stream that tells how far it is; a second walk is not told again."""
-
-    def __init__(self, store: VectorStore, progress: Callable[[int], None]) -> None:
-        self._store = store
-        self._progress = progress
-        self._seen = 0
-
-    @property
-    def count(self) -> int:
-        return self._store.count
-
-    @property
-    def dim(self) -> int:
-        return self._store.dim
-
-    def __iter__(self) -> Iterator[Vectors]:
-        row = 0
-        for block in self._store:
-            yield block
-            row += len(block)
-            if row > self._seen:
-                self._progress(row - self._seen)
-                self._seen = row

@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llara_cli.core.artifacts import (
     Artifact,
     Build,
@@ -27,69 +25,27 @@ from llara_cli.core.names import NAME_BYTES, input_stem, slug
 from llara_cli.core.output_files import check_output, is_stream, open_output
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
-from llara_cli.data.documents import Document
 from llara_cli.data.mined_rows import output_suffix, with_negatives, write_rows
 from llara_cli.data.text_files import Note, ignore
 from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
-from llara_cli.pipelines.hard_negatives import Bm25Finder, DenseFinder, Finder
 from llara_cli.pipelines.index import index_corpus
-from llara_cli.pipelines.search import Searching
 from llara_cli.pipelines.select import chosen_encoder, model_to_use
 from llara_cli.retrieval.config import EncodeConfig, MineConfig
-from llara_cli.retrieval.ranking import RowRanking
+from llara_cli.retrieval.hard_negatives import (
+    Bm25Candidates,
+    CandidateSource,
+    IndexCandidates,
+    KnownPositives,
+    choose_negatives,
+    known_positives,
+)
+from llara_cli.retrieval.searcher import Searcher
 
 BM25 = "bm25"
 """What `model` says for a search by words."""
 BLOCK = 512
 """Queries that are searched together; what a kill can cost."""
 _BLOCKS = "blocks"
-
-
-@dataclass(frozen=True)
-class KnownPositives:
-    """What is known to answer a query, by id and by text; the query itself is among the texts."""
-
-    ids: set[str]
-    texts: set[str]
-
-    def hold(self, document: Document) -> bool:
-        """Whether a document is one of them; a row's positive may be written without its title."""
-        return document.id in self.ids or not self.texts.isdisjoint({document.passage, document.text.strip()})
-
-
-def known_positives(rows: Iterable[TrainingRow]) -> dict[str, KnownPositives]:
-    """By query: the positives of all its rows, as pairs and triplets have one of several positives in each."""
-    found: dict[str, KnownPositives] = {}
-    for row in rows:
-        known = found.setdefault(row.query, KnownPositives(set(), {row.query.strip()}))
-        known.ids.update(name for name in row.positive_ids if name is not None)
-        known.texts.update(text.strip() for text in row.positives)
-    return found
-
-
-def choose_negatives(
-    known: KnownPositives,
-    hits: RowRanking,
-    finder: Finder,
-    settings: MineConfig,
-    seed: Sequence[int],
-    best: float | None,
-) -> list[int]:
-    """Rows of the index, in the order of their ranks: no known answer, by id or by text, nor the query itself.
-
-    ``best``: the score of the best positive, where there is a margin. Of those left after ``skip_top``,
-    ``per_query`` are drawn by ``seed``.
-    """
-    limit = np.inf if best is None or settings.margin is None else best - settings.margin
-    left = [
-        place
-        for name, score, place in hits
-        if name not in known.ids and score <= limit and not known.hold(finder.document(place))
-    ][settings.skip_top :]
-    if len(left) <= settings.per_query:
-        return left
-    draw = np.random.default_rng(list(seed)).choice(len(left), settings.per_query, replace=False)
-    return [left[place] for place in sorted(draw)]
 
 
 def check_request(
@@ -134,7 +90,7 @@ class Mining:
 
     workspace: Workspace
     train: Path
-    finder: Finder
+    candidates: CandidateSource
     settings: MineConfig
     name: str = ""
     note: Note = ignore
@@ -162,19 +118,19 @@ class Mining:
     @cached_property
     def artifact_name(self) -> str:
         """``MODEL-INPUT`` unless named."""
-        return self.name or slug(f"{slug(self.finder.name)}-{input_stem(self.train)}", NAME_BYTES)
+        return self.name or slug(f"{slug(self.candidates.name)}-{input_stem(self.train)}", NAME_BYTES)
 
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = recorded(self.settings) | self.finder.searched | {"model": self.finder.name}
-        return RunSpec(settings, [input_record(file) for file in training_files(self.train)], self.finder.parents)
+        settings = recorded(self.settings) | self.candidates.searched | {"model": self.candidates.name}
+        return RunSpec(settings, [input_record(file) for file in training_files(self.train)], self.candidates.parents)
 
     def _mine(self, build: Build) -> dict[str, Any]:
         started = time.monotonic()
         rows = list(read_raw_rows(self.train, note=self.note))
         known = known_positives(row for _, row in rows)
-        self.finder.get_ready(margin=self.settings.margin is not None)
+        self.candidates.get_ready(margin=self.settings.margin is not None)
         blocks = build.open_folder() / _BLOCKS
         blocks.mkdir(exist_ok=True)
         with self.workspace.reporter.bar("mining", len(rows), unit="queries") as bar:
@@ -191,12 +147,12 @@ class Mining:
             return
         best: Sequence[float | None] = [None] * len(rows)
         if self.settings.margin is not None:
-            best = self.finder.best_positives(rows)
-        hits = self.finder.find([row.query for row in rows], self.settings.depth)
+            best = self.candidates.best_positives(rows)
+        hits = self.candidates.find([row.query for row in rows], self.settings.depth)
         seeds = [(self.settings.seed, first + at) for at in range(len(rows))]
         each = zip(rows, hits, seeds, best, strict=True)
         chosen = [
-            choose_negatives(known[row.query], ranking, self.finder, self.settings, seed, positive)
+            choose_negatives(known[row.query], ranking, self.candidates, self.settings, seed, positive)
             for row, ranking, seed, positive in each
         ]
         write_atomically(path, json.dumps(chosen))
@@ -204,7 +160,7 @@ class Mining:
     def _finish(self, build: Build, blocks: Path, rows: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
         chosen = [found for path in sorted(blocks.glob("*.json")) for found in json.loads(path.read_text())]
         mined = zip(rows, chosen, strict=True)
-        document = self.finder.document
+        document = self.candidates.document
         write_rows(
             build.folder / self.rows_file.name,
             (with_negatives(fields, [document(row) for row in found]) for fields, found in mined),
@@ -222,10 +178,10 @@ class Mining:
             told += f", {counts['without']} of them none" if counts["without"] else ""
             self.workspace.reporter.warn(f"{told}; a greater `depth` or a smaller `margin` finds more")
         seconds = round(time.monotonic() - started, 3)
-        result = {"name": build.name, "path": str(build.target), **counts, "model": self.finder.name}
+        result = {"name": build.name, "path": str(build.target), **counts, "model": self.candidates.name}
         result |= {"depth": self.settings.depth, "seconds": seconds}
         build.finish(counts, result)
-        self.finder.warn_of_shortfall(len(rows))
+        self.candidates.warn_of_shortfall(len(rows))
         return result
 
     def _check_output(self, output: Path, restart: bool) -> None:
@@ -256,8 +212,8 @@ def mining(
     config = _checked(workspace, config, corpus, index)
     training_files(train)
     check_request(workspace, train, corpus, output, restart=restart)
-    finder = _finder(workspace, config, corpus, index)
-    return Mining(workspace, train, finder, config, name or "", workspace.reporter.note)
+    candidates = _candidates(workspace, config, corpus, index)
+    return Mining(workspace, train, candidates, config, name or "", workspace.reporter.note)
 
 
 def _checked(workspace: Workspace, config: MineConfig, corpus: Path | None, index: str | None) -> MineConfig:
@@ -275,9 +231,9 @@ def _checked(workspace: Workspace, config: MineConfig, corpus: Path | None, inde
     return replace(config, query_length=None)
 
 
-def _finder(workspace: Workspace, config: MineConfig, corpus: Path | None, index: str | None) -> Finder:
+def _candidates(workspace: Workspace, config: MineConfig, corpus: Path | None, index: str | None) -> CandidateSource:
     if corpus is not None and config.model == BM25:
-        return Bm25Finder(corpus, workspace.reporter.note)
+        return Bm25Candidates(corpus, workspace.reporter.note)
     model = config.model
     if index is not None:
         artifact = workspace.get("indexes", index)
@@ -287,6 +243,6 @@ def _finder(workspace: Workspace, config: MineConfig, corpus: Path | None, index
         encoder = chosen_encoder(workspace, config.encoder, source)
         encode = EncodeConfig(max_length=config.max_length, dtype=config.dtype, encoder=encoder)
         artifact, model = index_corpus(workspace, source, corpus, encode, "mine"), None
-    searching = Searching(workspace, artifact, config.query_length, model=model, remote_code=config.trust_remote_code)
-    searching.check(config.depth)
-    return DenseFinder(searching)
+    searcher = Searcher(workspace, artifact, config.query_length, model=model, remote_code=config.trust_remote_code)
+    searcher.check(config.depth)
+    return IndexCandidates(searcher)

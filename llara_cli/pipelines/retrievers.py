@@ -13,7 +13,7 @@ from llara_cli.core import registry
 from llara_cli.core.artifacts import sha256_file
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import input_stem
-from llara_cli.core.protocols import EncoderBackend, IndexBackend, IndexOptions, Role
+from llara_cli.core.protocols import EncoderBackend, IndexBackend, IndexOptions, Role, Vectors
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.documents import read_documents
@@ -24,18 +24,19 @@ from llara_cli.model.architecture import dtype_name
 from llara_cli.model.decoder import choose_device, choose_dtype
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.encode import Encoding, encoded, usual_encoder
-from llara_cli.pipelines.index import Watched
 from llara_cli.retrieval import bm25
 from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.config import EncodeConfig
-from llara_cli.retrieval.ranking import Ranking, Shortfall, rank
+from llara_cli.retrieval.index_access import WithProgress
+from llara_cli.retrieval.ranking import Ranking, Shortfall, best_first, rank
 from llara_cli.retrieval.vector_store import VectorStore
 
 QUERIES = f"{CACHE}/queries"
 """Where, in the workspace, the judged queries of a data set are put to be encoded."""
 QUERIES_SECONDS = 30
 """How long to wait for another process that puts queries there: far more than that takes."""
-Answers = Iterator[tuple[str, Ranking]]
+RankedQueries = Iterator[tuple[str, Ranking]]
+"""Each judged query with its hits, best first."""
 
 
 class Retriever(Protocol):
@@ -54,7 +55,7 @@ class Retriever(Protocol):
     def check(self) -> None:
         """Raise ``UserError`` for what can be told before any work."""
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """Every judged query with its k best; ``drop``: without the document that has the query's own id."""
 
 
@@ -77,15 +78,15 @@ class Bm25Retriever:
         """Raise ``UserError`` where the extra is not installed."""
         bm25.check_installed()
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """One query after the other."""
         with self.reporter.bar(f"indexing {data.name}", None, unit="texts") as bar:
-            index = Bm25.over(_told(read_documents(data.folder.corpus), bar.advance))
+            index = Bm25.over(bar.over(read_documents(data.folder.corpus)))
         data.warn_of_missing(index.ids, self.reporter.warn)
         found = index.search(data.queries.values(), k + drop)
         with self.reporter.bar(f"searching {data.name}", len(data.queries), unit="queries") as bar:
-            for query, hits in zip(data.queries, _told(found, bar.advance), strict=True):
-                yield query, [hit for hit in hits if not (drop and hit[0] == query)][:k]
+            for query, hits in zip(data.queries, bar.over(found), strict=True):
+                yield query, best_first(hits, k, query if drop else None)
 
 
 @dataclass(frozen=True)
@@ -138,26 +139,31 @@ class DenseRetriever:
         with self.workspace.reporter.status(f"reading the configuration of {self.source.name}"):
             self.settings()
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
-        """Encode corpus and judged queries (or find them encoded) and search; nothing is held but a block."""
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
+        """Encode corpus and judged queries, or find them encoded; index; search, one block of queries at a time."""
         corpus = self._encoded(data.folder.path, "passage")
         data.warn_of_missing(corpus.ids, self.workspace.reporter.warn)
-        with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
-            judged = data.write_queries(self.workspace.root / QUERIES)
-        queries = self._encoded(judged, "query")
-        backend: type[IndexBackend] = registry.load("index", self.dense.index_backend)
-        with self.workspace.reporter.bar(f"indexing {data.name}", corpus.count, unit="vectors") as bar:
-            index = backend.build(Watched(corpus, bar.advance), IndexOptions())
+        queries = self._encoded(self._judged_queries(data), "query")
+        index = self._index(corpus, data.name)
+        shortfall = Shortfall()
         with self.workspace.reporter.bar(f"searching {data.name}", queries.count, unit="queries") as bar:
-            start, shortfall = 0, Shortfall()
-            for block in queries:
-                names = queries.ids[start : start + len(block)]
-                start += len(block)
-                ranked = rank(index, block, corpus.ids, k, drop=names if drop else None, shortfall=shortfall)
-                yield from zip(names, _told(ranked, bar.advance), strict=True)
+            for names, vectors in _blocks(queries):
+                ranked = rank(index, vectors, corpus.ids, k, drop=names if drop else None, shortfall=shortfall)
+                yield from zip(names, bar.over(ranked), strict=True)
         if shortfall.queries:
-            told = shortfall.message(queries.count)
-            self.workspace.reporter.warn(f"{data.name}: {told}; `index_backend='exact'` looks at all")
+            message = shortfall.message(queries.count)
+            self.workspace.reporter.warn(f"{data.name}: {message}; `index_backend='exact'` searches all of them")
+
+    def _judged_queries(self, data: EvalDataset) -> Path:
+        """A file of the judged queries alone."""
+        with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
+            return data.write_queries(self.workspace.root / QUERIES)
+
+    def _index(self, corpus: VectorStore, name: str) -> IndexBackend:
+        """The index over the corpus, in memory."""
+        backend: type[IndexBackend] = registry.load("index", self.dense.index_backend)
+        with self.workspace.reporter.bar(f"indexing {name}", corpus.count, unit="vectors") as bar:
+            return backend.build(WithProgress(corpus, bar.advance), IndexOptions())
 
     def _encoded(self, collection: Path, role: Role) -> VectorStore:
         settings = self._encode_settings(role)
@@ -189,7 +195,7 @@ class RunRetriever:
         return f"run {sha256_file(self._file(data))}"
 
     def settings(self) -> dict[str, Any]:
-        """None: the run is what it is."""
+        """None: a run has no settings."""
         return {}
 
     def check(self) -> None:
@@ -197,14 +203,13 @@ class RunRetriever:
         if not self.path.exists():
             raise UserError(f"no such file: {self.path}")
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> Answers:
+    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """The run's hits of the judged queries, best first."""
         run = read_run(self._file(data))
         if not run.keys() & data.queries.keys():
             raise UserError(f"{self._file(data)}: no query of it has judgments in {data.name}")
         for query in data.queries:
-            hits = sorted(run.get(query, {}).items(), key=lambda hit: (-hit[1], hit[0]))
-            yield query, [hit for hit in hits if not (drop and hit[0] == query)][:k]
+            yield query, best_first(run.get(query, {}).items(), k, query if drop else None)
 
     def _file(self, data: EvalDataset) -> Path:
         if not self.path.is_dir():
@@ -228,7 +233,9 @@ def check_is_one(retriever: Retriever, data_sets: Sequence[EvalDataset]) -> None
         )
 
 
-def _told(items: Any, progress: Any) -> Iterator[Any]:
-    for item in items:
-        progress()
-        yield item
+def _blocks(queries: VectorStore) -> Iterator[tuple[Sequence[str], Vectors]]:
+    """Ids and vectors, a block at a time."""
+    start = 0
+    for vectors in queries:
+        yield queries.ids[start : start + len(vectors)], vectors
+        start += len(vectors)

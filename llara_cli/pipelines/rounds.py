@@ -16,12 +16,12 @@ from llara_cli.data.documents import read_documents
 from llara_cli.evaluation.dev_set import DevSet
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.pipelines.finetune import TrainingSet, finetuning_round
-from llara_cli.pipelines.hard_negatives import DenseFinder
 from llara_cli.pipelines.index import index_corpus
 from llara_cli.pipelines.mine import Mining
-from llara_cli.pipelines.search import Searching
 from llara_cli.pipelines.train import TrainingRun
 from llara_cli.retrieval.config import EncodeConfig, MineConfig
+from llara_cli.retrieval.hard_negatives import IndexCandidates
+from llara_cli.retrieval.searcher import Searcher
 from llara_cli.training.config import FinetuneConfig
 from llara_cli.training.groups import Group
 from llara_cli.training.plan import Plan
@@ -114,15 +114,15 @@ class Rounds:
         source = resolve(run.name, self.workspace, remote_code=self.source.remote_code)
         encode = EncodeConfig(max_length=settings.passage_length, dtype=settings.dtype)
         index = index_corpus(self.workspace, source, corpus, encode, "finetune")
-        searching = Searching(self.workspace, index, settings.query_length, remote_code=source.remote_code)
-        finder = DenseFinder(searching)
+        searcher = Searcher(self.workspace, index, settings.query_length, remote_code=source.remote_code)
+        candidates = IndexCandidates(searcher)
         wanted = max(MINED, settings.negatives)
         depth, seed = max(MineConfig.depth, wanted), settings.seed
         mine = MineConfig(depth=depth, per_query=wanted, seed=seed, query_length=settings.query_length)
         made = []
         for number, each in enumerate(self.sets, 1):
             name = _mined_name(run.name, number, len(self.sets))
-            mining = Mining(self.workspace, each.path, finder, mine, name)
+            mining = Mining(self.workspace, each.path, candidates, mine, name)
             mining.run(restart=restart)
             made.append(replace(each, path=mining.rows_file))
         return made

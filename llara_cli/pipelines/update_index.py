@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from llara_cli.core.artifacts import Artifact, Build, RunSpec, emptied
 from llara_cli.core.errors import UserError
 from llara_cli.core.workspace import Workspace
-from llara_cli.pipelines.index import FILES, Watched, finish, open_index
+from llara_cli.pipelines.index import finish
+from llara_cli.retrieval.index_access import FILES, WithProgress, open_index
 from llara_cli.retrieval.index_rows import REMOVED, IndexRows, named_embeddings, read_id_file
 from llara_cli.retrieval.vector_store import VectorStore
 
@@ -48,7 +49,7 @@ class Changing:
             started, store = time.monotonic(), VectorStore(embeddings)
             index = open_index(self.index)
             with self.workspace.reporter.bar("adding", store.count, unit="vectors") as bar:
-                index.append(Watched(store, bar.advance))
+                index.append(WithProgress(store, bar.advance))
                 index.save(emptied(build.folder / FILES))
             return self._finish(build, index.count, started)
 

@@ -14,6 +14,7 @@ import numpy as np
 from llara_cli.core.errors import UserError
 from llara_cli.core.registry import missing_extra
 from llara_cli.data.documents import Document
+from llara_cli.retrieval.ranking import best_first
 
 # Anserini's (Lucene's) settings, which published baselines use: BM25 without the constant k1 + 1, k1 0.9, b 0.4,
 # Porter's stemmer, the 33 stop words of Lucene (they are bm25s' list "en"), and words of one letter kept.
@@ -116,4 +117,4 @@ class Bm25:
             least = np.partition(scores[rows], -k)[-k]
             rows = rows[scores[rows] >= least]
         hits = [(self.ids[row], float(scores[row])) for row in rows.tolist()]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+        return best_first(hits, k)

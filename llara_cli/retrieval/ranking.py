@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,29 @@ Ranking = list[tuple[str, float]]
 """(document id, score), best first, equal scores by ascending id."""
 RowRanking = list[tuple[str, float, int]]
 """The same with each document's row in the index."""
-_NONE = np.zeros(0, np.int64)
-_CELLS = 1 << 20
+HITS_AT_ONCE = 1 << 20
 """Hits held at once: queries x hits each."""
+_NONE = np.zeros(0, np.int64)
+HitT = TypeVar("HitT", bound=tuple[Any, ...])
+
+
+def best_first(hits: Iterable[HitT], k: int, drop: str | None = None) -> list[HitT]:
+    """The k best of hits ``(document id, score, ...)``: falling scores, equal ones by ascending id.
+
+    ``drop``: a document to leave out.
+    """
+    kept = hits if drop is None else (hit for hit in hits if hit[0] != drop)
+    return sorted(kept, key=lambda hit: (-hit[1], hit[0]))[:k]
 
 
 @dataclass
 class Shortfall:
-    """Counts ``queries`` that got fewer hits than were wanted, though the index holds more: it did not look at all.
+    """Counts queries that got fewer hits than asked for from an approximate index that holds more.
 
     Attributes:
-        wanted: hits a query, at most as many as the index can give.
-        settings: search settings of the index that find more when they are raised.
+        queries: how many.
+        wanted: hits per query, at most as many as the index can give.
+        settings: search parameters of the index that find more when they are raised.
     """
 
     queries: int = 0
@@ -39,7 +51,7 @@ class Shortfall:
         self.wanted, self.settings = wanted, settings
 
     def message(self, queries: int) -> str:
-        """What happened; ``queries``: how many there were."""
+        """A sentence for a warning; ``queries``: how many there were in all."""
         found = f"{self.queries} of {queries} queries got fewer than {self.wanted} hits"
         return f"{found}: the index searched only part of its vectors"
 
@@ -100,7 +112,7 @@ class _Cut:
     def rankings(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> Iterator[RowRanking]:
         """Search in chunks that keep hits in bounds; ``depth``: hits to look at first."""
         depth = min(depth, self.index.count)
-        step = max(1, _CELLS // depth)
+        step = max(1, HITS_AT_ONCE // depth)
         for start in range(0, len(queries), step):
             yield from self._chunk(queries[start : start + step], drop[start : start + step], depth)
 
@@ -127,5 +139,4 @@ class _Cut:
         wanted = min(self.k, self.index.count - len(self.removed) - (dropped is not None))
         if there < depth and len(ranking) < wanted:
             self.shortfall.add(wanted, self.index.widening)
-        ranking.sort(key=lambda hit: (-hit[1], hit[0]))
-        return ranking[: self.k]
+        return best_first(ranking, self.k)

@@ -14,7 +14,8 @@ from program import Llara, tree, write_jsonl
 from tiny import TEXTS
 
 from llara_cli.data.training_rows import TrainingRow, read_training_rows
-from llara_cli.pipelines import hard_negatives, mine
+from llara_cli.pipelines import mine
+from llara_cli.retrieval import hard_negatives
 
 
 @pytest.fixture
@@ -48,9 +49,9 @@ class Listed:
     def __init__(self, **texts: str) -> None:
         self._texts = texts
 
-    def document(self, place: int) -> mine.Document:
+    def document(self, place: int) -> hard_negatives.Document:
         """Under the id n."""
-        return mine.Document(str(place), "", self._texts.get(f"t{place}", f"t{place}"))
+        return hard_negatives.Document(str(place), "", self._texts.get(f"t{place}", f"t{place}"))
 
     def get_ready(self, *, margin: bool) -> None:
         """Nothing."""
@@ -77,16 +78,16 @@ HITS = [(str(n), 1.0 - n / 10, n) for n in range(10)]
     ],
 )
 def test_what_becomes_a_negative(settings: dict[str, Any], best: float | None, wanted: list[int] | None) -> None:
-    finder, known = Listed(t1="p", t3="q"), mine.known_positives([row()])["q"]
-    made = mine.MineConfig(**settings)
-    chosen = mine.choose_negatives(known, HITS, finder, made, (1, 2), best)
+    finder, known = Listed(t1="p", t3="q"), hard_negatives.known_positives([row()])["q"]
+    made = hard_negatives.MineConfig(**settings)
+    chosen = hard_negatives.choose_negatives(known, HITS, finder, made, (1, 2), best)
     if wanted is not None:
         assert chosen == wanted
     else:
         assert len(chosen) == 3
         assert chosen == sorted(chosen)
-        assert chosen == mine.choose_negatives(known, HITS, finder, made, (1, 2), best)
-        draws = {tuple(mine.choose_negatives(known, HITS, finder, made, (1, n), best)) for n in range(20)}
+        assert chosen == hard_negatives.choose_negatives(known, HITS, finder, made, (1, 2), best)
+        draws = {tuple(hard_negatives.choose_negatives(known, HITS, finder, made, (1, n), best)) for n in range(20)}
         assert len(draws) > 5
         assert not {1, 3, 7} & {place for draw in draws for place in draw}
 
@@ -188,7 +189,7 @@ def test_a_stopped_run_goes_on(
     flags = ("--corpus", documents, "--model", tiny_model, "--per-query", 4, "--depth", 20, "--name", "m")
     whole = llara("mine", train, *flags, workspace=tmp_path / "whole")
     assert whole.code == 0
-    find, calls = hard_negatives.DenseFinder.find, []
+    find, calls = hard_negatives.IndexCandidates.find, []
 
     def stop(self: Any, queries: Any, k: int) -> Any:
         calls.append(len(queries))
@@ -196,7 +197,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return find(self, queries, k)
 
-    monkeypatch.setattr(hard_negatives.DenseFinder, "find", stop)
+    monkeypatch.setattr(hard_negatives.IndexCandidates, "find", stop)
     assert llara("mine", train, *flags).code == 130
     assert (tmp_path / "ws/mined/m/blocks/000000.json").is_file()
     done = llara("mine", train, *flags)
@@ -290,13 +291,15 @@ def test_no_positive_of_any_row_of_the_query_is_a_negative(
 
 
 def test_a_positive_is_known_without_its_title_and_with_blanks_around() -> None:
-    known = mine.known_positives([row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())])["q"]
+    known = hard_negatives.known_positives(
+        [row(positives=("the text\n", "Title body")), row(positives=(), positive_ids=())]
+    )["q"]
     for document, is_known in (
-        (mine.Document("1", "Title", "the text"), True),
-        (mine.Document("2", "Title", "body"), True),
-        (mine.Document("7", "", "elsewhere"), True),
-        (mine.Document("3", "", "Q"), False),
-        (mine.Document("4", "", " q"), True),
+        (hard_negatives.Document("1", "Title", "the text"), True),
+        (hard_negatives.Document("2", "Title", "body"), True),
+        (hard_negatives.Document("7", "", "elsewhere"), True),
+        (hard_negatives.Document("3", "", "Q"), False),
+        (hard_negatives.Document("4", "", " q"), True),
     ):
         assert known.hold(document) is is_known
 
@@ -310,13 +313,13 @@ def test_a_positive_is_cut_where_the_passages_were(
     train = write_jsonl(tmp_path / "long.jsonl", [{"query": "bees?", "pos": [long]}])
     llara("encode", documents, "--model", tiny_model, "--max-length", 30, "--name", "e")
     llara("index", "e", "--name", "i")
-    best, found = hard_negatives.DenseFinder.best_positives, []
+    best, found = hard_negatives.IndexCandidates.best_positives, []
 
     def seen(self: Any, rows: Any) -> list[float]:
         found.extend(best(self, rows))
         return found
 
-    monkeypatch.setattr(hard_negatives.DenseFinder, "best_positives", seen)
+    monkeypatch.setattr(hard_negatives.IndexCandidates, "best_positives", seen)
     assert llara("mine", train, "--index", "i", "--margin", 0.0, "--depth", 20).code == 0
     hits = llara("search", "bees?", "--index", "i", "--json").json["hits"]
     assert found == pytest.approx([hit["score"] for hit in hits if hit["id"] == "0"], abs=1e-5)

@@ -143,9 +143,9 @@ def test_what_cannot_be_written_is_told_before_the_search(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from llara_cli.pipelines.search import Searching
+    from llara_cli.retrieval.searcher import Searcher
 
-    monkeypatch.setattr(Searching, "rank", lambda *_: pytest.fail("it was searched"))
+    monkeypatch.setattr(Searcher, "rank", lambda *_: pytest.fail("it was searched"))
     queries = beir / "queries.jsonl"
     linked, hard, loop = tmp_path / "linked", tmp_path / "hard", tmp_path / "loop"
     linked.symlink_to(queries)

@@ -12,7 +12,7 @@ import pytest
 
 from llara_cli.core.errors import UserError
 from llara_cli.data.runs import (
-    Answers,
+    RankedQueries,
     read_answers,
     read_qrels,
     read_run,
@@ -90,7 +90,7 @@ def test_nowhere_to_write(write: type, tmp_path: Path) -> None:
     "answers",
     [[("q 1", [("d", 1.0)])], [("q", [("d\t1", 1.0)])], [("q", [("d\u00a01", 1.0)])], [("", [("d", 1.0)])]],
 )
-def test_ids_that_a_trec_run_cannot_hold(answers: Answers, tmp_path: Path) -> None:
+def test_ids_that_a_trec_run_cannot_hold(answers: RankedQueries, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"white space.*jsonl"):
         write_trec_run(tmp_path / "run", answers, "tag")
     assert list(tmp_path.iterdir()) == []

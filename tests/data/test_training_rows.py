@@ -184,7 +184,7 @@ def test_a_row_without_the_scores_that_are_wanted_is_told(write: Write, refusal:
     alone = {"query": "q", "pos": ["p"], "pos_scores": [1]}
     path = write("train.jsonl", [scored, alone, {**scored, "neg_scores": None}])
     assert refusal(lambda: read_training_rows(path, scored=True)) == (
-        "train.jsonl:3: no pos_scores and neg_scores, which --distillation follows"
+        "train.jsonl:3: no pos_scores and neg_scores, which `distillation` follows"
     )
     assert "a BEIR folder has no pos_scores" in refusal(lambda: read_training_rows(beir(), scored=True))
 

@@ -138,7 +138,7 @@ def test_another_metric(llara: Llara, measured: Path) -> None:
     refused = llara("compare", "tiny", "bm25", "--metric", "AP")
     assert refused.code == 2
     assert "has no AP, but" in refused.error
-    assert "evaluate --metrics AP adds it" in refused.error
+    assert "evaluate with --metrics AP to add it" in refused.error
 
 
 def test_the_plot_is_written_twice_beside_the_results(llara: Llara, measured: Path) -> None:

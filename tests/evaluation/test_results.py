@@ -330,7 +330,7 @@ def test_flags_that_do_not_go_together(llara: Llara, folder: Path, tmp_path: Pat
     assert "--name is for --run" in llara("evaluate", folder, *BM25, "--name", "x").error
     assert "no such file" in llara("evaluate", folder, "--run", run).error
     assert "exclude each other" in llara("evaluate", folder, *BM25, "--json", "--format", "csv").error
-    assert "unknown --format 'html'" in llara("evaluate", folder, *BM25, "--format", "html").error
+    assert "unknown --format html" in llara("evaluate", folder, *BM25, "--format", "html").error
 
 
 def test_a_killed_evaluation_repeats_nothing_that_was_done(tiny_model: Path, tmp_path: Path) -> None:

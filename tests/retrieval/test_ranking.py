@@ -171,7 +171,7 @@ def test_the_document_to_drop_makes_room_for_the_next() -> None:
 @pytest.mark.parametrize("k", [1, 2, 5, 19, 20, 40])
 def test_follows_the_definition(k: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random scores of few values, random ids, some of them dropped, in chunks of any size."""
-    monkeypatch.setattr(ranking, "_CELLS", cells)
+    monkeypatch.setattr(ranking, "HITS_AT_ONCE", cells)
     random = np.random.default_rng(k)
     table = random.integers(0, 4, size=(30, 20)) / 4
     ids = [str(number) for number in random.permutation(20)]

@@ -1,8 +1,9 @@
-"""What ``mine`` puts queries to: an index of the workspace, or BM25 over a corpus."""
+"""Hard negatives: candidates from an index of the workspace or from BM25, and which of them are taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +16,20 @@ from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import Document, read_documents
 from llara_cli.data.text_files import Note, ignore
 from llara_cli.data.training_rows import TrainingRow
-from llara_cli.pipelines.search import Searching
 from llara_cli.retrieval.bm25 import Bm25
+from llara_cli.retrieval.config import MineConfig
 from llara_cli.retrieval.ranking import RowRanking
+from llara_cli.retrieval.searcher import Searcher
 
 
-class Finder(Protocol):
-    """What queries are put to."""
+class CandidateSource(Protocol):
+    """Where candidates come from.
+
+    Attributes:
+        name: of the model, or bm25.
+        parents: fingerprints of what is searched, by kind.
+        searched: names of the same.
+    """
 
     name: str
     parents: dict[str, str]
@@ -46,43 +54,43 @@ class Finder(Protocol):
         """Warn of queries, of so many, that got fewer hits than asked for."""
 
 
-class DenseFinder:
+class IndexCandidates:
     """An index of the workspace."""
 
-    def __init__(self, searching: Searching) -> None:
-        self._searching = searching
-        self.name = searching.source.name
-        self.searched = {"index": searching.index.name}
-        self.parents = {"index": searching.index.fingerprint, "model": searching.source.fingerprint()}
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        self.name = searcher.source.name
+        self.searched = {"index": searcher.index.name}
+        self.parents = {"index": searcher.index.fingerprint, "model": searcher.source.fingerprint()}
 
     def get_ready(self, *, margin: bool) -> None:
         """Load model and index."""
-        _ = self._searching.encoder, self._searching.backend
+        _ = self._searcher.encoder, self._searcher.backend
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
         """Nearest vectors."""
-        return self._searching.rank(queries, k)
+        return self._searcher.rank(queries, k)
 
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
         """Cosine of each query and the nearest of its positives."""
-        queries = self._searching.embed([row.query for row in rows], "query")
-        passages = self._searching.embed([text for row in rows for text in row.positives], "passage")
+        queries = self._searcher.embed([row.query for row in rows], "query")
+        passages = self._searcher.embed([text for row in rows for text in row.positives], "passage")
         ends = np.cumsum([len(row.positives) for row in rows])[:-1]
         parts = zip(queries, np.split(passages, ends), strict=True)
         return [float((part @ query).max()) for query, part in parts]
 
     def warn_of_shortfall(self, queries: int) -> None:
         """Of an approximate index."""
-        self._searching.warn_of_shortfall(queries)
+        self._searcher.warn_of_shortfall(queries)
 
     def document(self, row: int) -> Document:
         """From the embeddings behind the index."""
-        index_rows = self._searching.index_rows
+        index_rows = self._searcher.index_rows
         text = index_rows.text(row)
         return Document(index_rows.ids[row], text["title"], text["text"])
 
 
-class Bm25Finder:
+class Bm25Candidates:
     """BM25 over a corpus, which is held in memory."""
 
     name = "bm25"
@@ -127,3 +135,50 @@ class Bm25Finder:
     def document(self, row: int) -> Document:
         """From memory."""
         return self._documents[row]
+
+
+@dataclass(frozen=True)
+class KnownPositives:
+    """The known positives of a query, by id and by text; the query itself is among the texts."""
+
+    ids: set[str]
+    texts: set[str]
+
+    def hold(self, document: Document) -> bool:
+        """Whether a document is one of them; a row's positive may be written without its title."""
+        return document.id in self.ids or not self.texts.isdisjoint({document.passage, document.text.strip()})
+
+
+def known_positives(rows: Iterable[TrainingRow]) -> dict[str, KnownPositives]:
+    """The positives of each query in all its rows: pairs and triplets have one of several positives in each."""
+    found: dict[str, KnownPositives] = {}
+    for row in rows:
+        known = found.setdefault(row.query, KnownPositives(set(), {row.query.strip()}))
+        known.ids.update(name for name in row.positive_ids if name is not None)
+        known.texts.update(text.strip() for text in row.positives)
+    return found
+
+
+def choose_negatives(
+    known: KnownPositives,
+    hits: RowRanking,
+    source: CandidateSource,
+    settings: MineConfig,
+    seed: Sequence[int],
+    best: float | None,
+) -> list[int]:
+    """Rows of the index, best first, without the known positives, by id or by text, and the query itself.
+
+    ``best``: the score of the best positive, where there is a margin. Of those left after ``skip_top``,
+    ``per_query`` are drawn by ``seed``.
+    """
+    limit = np.inf if best is None or settings.margin is None else best - settings.margin
+    left = [
+        place
+        for name, score, place in hits
+        if name not in known.ids and score <= limit and not known.hold(source.document(place))
+    ][settings.skip_top :]
+    if len(left) <= settings.per_query:
+        return left
+    draw = np.random.default_rng(list(seed)).choice(len(left), settings.per_query, replace=False)
+    return [left[place] for place in sorted(draw)]

@@ -1,0 +1,157 @@
+"""Searching an index of the workspace with the model that its vectors came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llara_cli.core import registry
+from llara_cli.core.artifacts import Artifact
+from llara_cli.core.config import refuse_nonpositive
+from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import EncoderBackend, EncoderOptions, IndexBackend, Parameters, Role, Vectors
+from llara_cli.core.workspace import Workspace
+from llara_cli.data.runs import write_jsonl_run, write_trec_run
+from llara_cli.model.decoder import choose_device
+from llara_cli.model.source import ModelSource, resolve, resolve_recorded
+from llara_cli.retrieval.index_access import open_index, typed_parameters
+from llara_cli.retrieval.index_rows import IndexRows
+from llara_cli.retrieval.ranking import RowRanking, Shortfall, rank_rows
+from llara_cli.retrieval.vector_store import cut
+
+WINDOW = 1024
+"""Queries of a file that are encoded and searched together."""
+RUN_FORMATS = {"trec": write_trec_run, "jsonl": write_jsonl_run}
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """An index opened for search, with the model that its vectors came from; both are loaded when first needed."""
+
+    workspace: Workspace
+    index: Artifact
+    query_length: int | None = None
+    parameters: Parameters = field(default_factory=dict)
+    model: str | None = None
+    remote_code: bool = False
+    device: str = "cpu"
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """The model recorded in the index.
+
+        Raises ``UserError`` where another is asked for, and where it is gone or has changed since.
+        """
+        settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
+        if self.model:
+            self._refuse_missing(self.model, settings, parents)
+            source = resolve(self.model, self.workspace, remote_code=self.remote_code)
+        else:
+            source = self._recorded_model(settings, parents)
+        if source.fingerprint() != parents["model"]:
+            other = f"not with {source.name!r}" if self.model else "which has changed since"
+            raise UserError(
+                f"index {self.index.name!r} was made with model {settings['model']!r}, {other}; encode and index again"
+            )
+        return source
+
+    def _refuse_missing(self, model: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+        """Raise ``UserError`` for what is not there: it is no hub id where the index's model is a local one."""
+        is_there = Path(model).expanduser().exists() or (self.workspace.root / "models" / model).exists()
+        if not is_there and not parents["model"].startswith("hub:"):
+            raise UserError(
+                f"`model={model}` is not there; index {self.index.name!r} was made with model {settings['model']!r}"
+                " of this machine: bring it back, or encode and index again"
+            )
+
+    def _recorded_model(self, settings: Mapping[str, Any], parents: Mapping[str, str]) -> ModelSource:
+        try:
+            return resolve_recorded(settings["source"], parents["model"], self.workspace, remote_code=self.remote_code)
+        except UserError as error:
+            raise UserError(
+                f"index {self.index.name!r} was made with model {settings['model']!r}, which is not there: {error};"
+                " bring it back, or encode and index again"
+            ) from error
+
+    @cached_property
+    def index_rows(self) -> IndexRows:
+        """The embeddings behind the index. Raises ``UserError`` where some are gone or were made anew."""
+        return IndexRows(self.workspace, self.index)
+
+    @cached_property
+    def backend(self) -> IndexBackend:
+        """The opened index."""
+        with self.workspace.reporter.status(f"opening index {self.index.name}"):
+            return open_index(self.index, self.device, self.workspace.reporter.warn_once)
+
+    @cached_property
+    def encoder(self) -> EncoderBackend:
+        """The loaded model."""
+        settings = self.index.manifest["settings"]
+        # what the vectors were computed in, on a GPU; a CPU computes in what it is good at
+        dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
+        cut_at = self.index_rows.stores[0].artifact.manifest["settings"].get("max_length")
+        options = EncoderOptions(
+            dtype=dtype, query_length=self.query_length, passage_length=cut_at, note=self.workspace.reporter.warn_once
+        )
+        with self.workspace.reporter.status(f"loading {self.source.name}"):
+            encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
+        return encoder
+
+    def check(self, k: int) -> None:
+        """Raise ``UserError`` or ``LlaraError`` for what can be told before the model is loaded."""
+        refuse_nonpositive("top_k", k)
+        _ = self.source, self.index_rows.removed, self.search_parameters
+
+    @cached_property
+    def search_parameters(self) -> dict[str, int | float | str]:
+        """``--set`` as the backend types it."""
+        name = self.index.manifest["settings"]["backend"]
+        return typed_parameters(self.parameters, registry.load("index", name).search_parameters, name)
+
+    def embed(self, texts: Sequence[str], role: Role) -> Vectors:
+        """Vectors (texts, dim) as the index holds them."""
+        dim = self.index.manifest["settings"].get("dim")
+        return np.ascontiguousarray(cut(self.encoder.encode(texts, role).vectors, dim))
+
+    def rank(self, texts: Sequence[str], k: int) -> Iterator[RowRanking]:
+        """The k best rows of each query."""
+        index_rows = self.index_rows
+        queries, ids = self.embed(texts, "query"), index_rows.ids
+        return rank_rows(
+            self.backend, queries, ids, k, self.search_parameters, removed=index_rows.removed, shortfall=self._shortfall
+        )
+
+    @cached_property
+    def _shortfall(self) -> Shortfall:
+        return Shortfall()
+
+    def warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
+        """Warn of queries, of so many, that got too few hits, unless that was ``told`` before."""
+        if self._shortfall.queries and not told:
+            raised = " or ".join(f"`parameters[{name!r}]`" for name in self._shortfall.settings)
+            advice = f"; raise {raised}" if raised else ""
+            self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
+
+    def hits(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+        """Hits of each query: rank, id, score, title and text."""
+        told = self._shortfall.queries > 0
+        found = [list(self._described(hits)) for hits in self.rank(queries, k)]
+        self.warn_of_shortfall(len(queries), told=told)
+        return found
+
+    def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:
+        for position, (document, score, row) in enumerate(hits, 1):
+            text = self.index_rows.text(row)
+            yield {
+                "rank": position,
+                "id": document,
+                "score": round(score, 6),
+                "title": text["title"],
+                "text": text["text"],
+            }
