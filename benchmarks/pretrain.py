@@ -29,8 +29,7 @@ from pretrain_systems import ALL_AT_ONCE, AT_ONCE, SHAPES, Side, System, mine, m
 from rivals import Authors
 from texts import Kind, Texts
 
-from llara_cli.cpu.allocator import give_back_memory, keep_freed_memory, resident_memory
-from llara_cli.cpu.matmul import product
+from llara_cli.cpu import give_back_memory, keep_freed_memory, linear, resident_memory
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokenizer import PromptIds
@@ -62,7 +61,7 @@ def processor() -> str:
 def matmul_peak() -> float:
     """FLOP/s of a large square product, by whichever library multiplies it fastest."""
     left, best = torch.randn(1536, 1536), 0.0
-    for multiply in (torch.matmul, product) * 8:
+    for multiply in (torch.matmul, linear) * 8:
         started = time.perf_counter()
         multiply(left, left)
         best = max(best, 2 * 1536**3 / (time.perf_counter() - started))
@@ -170,9 +169,9 @@ def flops(decoder: Decoder, prompts: PromptIds, recipe: Recipe, examples: Sequen
     Whoever takes these losses of each text on its own multiplies as much: the ratio to a rival is bounded by it.
     """
     text = sum(len(example.text) for example in examples) / len(examples)
-    linear = sum(m.weight.numel() for m in decoder.body.modules() if isinstance(m, torch.nn.Linear))
+    weights = sum(m.weight.numel() for m in decoder.body.modules() if isinstance(m, torch.nn.Linear))
     logits = 2 * prompts.slots + (text if recipe.language_model_loss else 0)
-    return float(6 * (linear * (text + prompts.overhead()) + logits * decoder.vocabulary * decoder.dim))
+    return float(6 * (weights * (text + prompts.overhead()) + logits * decoder.vocabulary * decoder.dim))
 
 
 def grown(shape: str, texts: Texts, recipe: Recipe, way: str, examples: list[Example], answer: Any) -> None:

@@ -16,7 +16,7 @@ from rivals import Authors, TwoPasses
 from texts import Kind, Texts
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llara_cli.cpu.allocator import keep_freed_memory
+from llara_cli.cpu import keep_freed_memory
 from llara_cli.model.batching import Batching
 from llara_cli.model.decoder import ROW_TOKENS, Decoder
 from llara_cli.model.loading import quiet_transformers

@@ -48,7 +48,7 @@ def _training(kind: Any, corpus: Path, rounds: int) -> Step:
     from pretrain_systems import model_of, ours
     from texts import Texts
 
-    from llara_cli.cpu.allocator import keep_freed_memory
+    from llara_cli.cpu import keep_freed_memory
     from llara_cli.model.recipe import PAPER
 
     decoder, texts, size = model_of("30M"), Texts(corpus), BATCH[kind]

@@ -22,6 +22,7 @@ from llara_cli import __version__
 from llara_cli.commands.session import WORKSPACE_DEFAULT, WORKSPACE_HELP
 from llara_cli.core.errors import FULL, LlaraError, Terminated, is_out_of_memory
 from llara_cli.core.launcher import is_follower
+from llara_cli.core.reporter import LlaraWarning
 from llara_cli.core.streams import prepare_streams
 
 SUMMARY = "Turn a language model into a dense retriever."
@@ -213,6 +214,13 @@ def silence_libraries() -> None:
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=LlaraWarning)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """A warning of the library's own in the form of the commands' warnings."""
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from torch import nn
 from gpu.bench import Bench, options_of
 from gpu.models import PROMPTS, examples, random_model
 from gpu.shapes import Logits, training_flops
-from llara_cli.cpu.matmul import gradient_dtype
+from llara_cli.cpu import gradient_dtype
 from llara_cli.model.adapter_checkpoint import quantize
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.recipe import PAPER

@@ -6,7 +6,7 @@ must not be seen. In wide rows that is twice what is needed. Results differ by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from llara_cli.cpu.kernel import Kernel, check_flash
 
 BLOCK = 128
 """Queries of a block: fewer would spare more products and cost more calls."""
@@ -24,6 +26,15 @@ MOST_CAUSAL = 1024
 ALL = slice(None)
 
 
+FLASH: Kernel[tuple[Callable[..., Any], Callable[..., Any]]] = Kernel(
+    "attention in blocks",
+    lambda: (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    ),
+    check_flash,
+)
+"""The kernel of PyTorch's own attention on CPUs, forward and backward."""
 Place = tuple[slice, slice, slice]
 """Rows, heads and tokens."""
 
@@ -72,7 +83,7 @@ def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     like = all(one.dim() == 4 and one.stride(-1) == 1 and one.shape[::2] == (rows, width) for one in each)
     if not like or key.shape[-1] != dim or value.shape != key.shape:
         return False
-    return heads % key.shape[1] == 0
+    return heads % key.shape[1] == 0 and FLASH.op is not None
 
 
 def causal_blocks(width: int) -> list[Block]:
@@ -114,12 +125,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block]
     return found
 
 
+def _flash() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The kernel, which ``Blocks.suiting`` has found to work."""
+    assert FLASH.op is not None
+    return FLASH.op
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float | None
     ) -> Tensor:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        flash, _ = _flash()
         found, ctx.log_sums = torch.empty_like(query), []
         for block in blocks:
             queries, keys = block.queries, block.keys
@@ -132,7 +149,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        _, flash = _flash()
         query, key, value, found = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for block, log_sum in zip(ctx.blocks, ctx.log_sums, strict=True):

@@ -24,7 +24,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from llara_cli.cpu.attention import Blocks, attention
-from llara_cli.cpu.recompute import ACTIVATIONS, PRODUCTS, Held, Remaking
+from llara_cli.cpu.kernel import Kernel, check_linear
+from llara_cli.cpu.recompute import ACTIVATIONS, PRODUCTS, RecomputedTensors, SavedTensor
 
 LEAST_WORK = 2**25
 """Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
@@ -37,11 +38,16 @@ if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the older name
 os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_SHAPES))  # PyTorch's wrapper has a cache of its own
 
 
+ONEDNN_LINEAR: Kernel[Callable[..., Any]] = Kernel(
+    "oneDNN's matrix product", lambda: torch.ops.mkldnn._linear_pointwise, check_linear
+)
+
+
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN is there and multiplies fp32 faster than what PyTorch takes by itself."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and torch.backends.mkl.is_available() and _processor_is_amd()
+    """Whether oneDNN is there and multiplies fp32 faster than what PyTorch uses by itself."""
+    there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    return there and _processor_is_amd()
 
 
 @cache
@@ -69,25 +75,26 @@ def suits_onednn(values: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies these faster: (..., in), (out, in)."""
     enough = values.numel() * weight.shape[0] >= LEAST_WORK
     plain = values.device.type == "cpu" and values.dtype == weight.dtype == torch.float32
-    return plain and enough and onednn_is_faster()
+    return plain and enough and onednn_is_faster() and ONEDNN_LINEAR.op is not None
 
 
-def product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear``, without a gradient: (..., in), (out, in) -> (..., out)."""
-    if not suits_onednn(values, weight):
+    onednn = ONEDNN_LINEAR.op if suits_onednn(values, weight) else None
+    if onednn is None:
         return functional.linear(values, weight, bias)
     if bias is not None:  # oneDNN reads it as if it lay without gaps
         bias = bias.expand(len(weight)).contiguous()
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    found: Tensor = onednn(values, weight, bias, "none", [], "")
     return found
 
 
-def outer(left: Tensor, right: Tensor) -> Tensor:
+def matmul_transposed(left: Tensor, right: Tensor) -> Tensor:
     """``left.T @ right``, without a gradient: (tokens, a), (tokens, b) -> (a, b)."""
-    return product(left.T, right.T) if onednn_sums_faster() else left.T @ right
+    return linear(left.T, right.T) if onednn_sums_faster() else left.T @ right
 
 
-def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_matmul_transposed(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b).
 
     oneDNN copies the narrower of the two first; of a total whose transpose is contiguous always ``right``.
@@ -97,25 +104,25 @@ def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     elif not (suits_onednn(left.T, right.T) and onednn_sums_faster()):
         total.addmm_(left.T, right)
     elif left.shape[1] > right.shape[1] or total.stride(0) == 1 < total.stride(1):
-        total.T.add_(product(right.T, left.T))
+        total.T.add_(linear(right.T, left.T))
     else:
-        total.add_(outer(left, right))
+        total.add_(matmul_transposed(left, right))
 
 
-def zeros_to_add_to(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros of a weight's shape for ``add_outer``, which lie so that it copies the narrower operand."""
+def zeros_for_sum(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros of a weight's shape for ``add_matmul_transposed``, which lie so that it copies the narrower operand."""
     plain = weight.device.type == "cpu" and weight.dtype == dtype == torch.float32 and weight.dim() == 2
     if plain and weight.shape[0] > weight.shape[1] and onednn_sums_faster():
         return torch.zeros(weight.shape[::-1], dtype=dtype).T
     return torch.zeros_like(weight, dtype=dtype)
 
 
-class Products(TorchFunctionMode):
-    """Within it, without gradients, ``linear`` is ``product`` and attention goes in blocks; with: ``lean_training``."""
+class CpuKernels(TorchFunctionMode):
+    """Within it, without gradients, ``linear`` is ``linear`` and attention goes in blocks; with: ``lean_training``."""
 
-    def __init__(self, remaking: Remaking | None = None) -> None:
+    def __init__(self, recomputed: RecomputedTensors | None = None) -> None:
         super().__init__()
-        self._remaking = remaking
+        self._recomputed = recomputed
         self._blocks = Blocks()
 
     def __torch_function__(
@@ -126,20 +133,20 @@ class Products(TorchFunctionMode):
             return self._linear(*args, **given)
         if func is functional.scaled_dot_product_attention:
             return self._attention(*args, **given)
-        if self._remaking is None:
+        if self._recomputed is None:
             return func(*args, **given)
         if func is functional.embedding:
             return _embedding(*args, **given)
         made = func(*args, **given)
         if func in PRODUCTS or func in ACTIVATIONS:
-            self._remaking.note(made, func, args, given)
+            self._recomputed.note(made, func, args, given)
         return made
 
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        ours = self._remaking is not None or not torch.is_grad_enabled()
+        ours = self._recomputed is not None or not torch.is_grad_enabled()
         if ours and not dropout_p and not torch.is_autocast_enabled("cpu"):
             blocks = self._blocks.suiting(query, key, value, attn_mask, is_causal)
             if blocks is not None:
@@ -151,8 +158,8 @@ class Products(TorchFunctionMode):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
         if plain and not torch.is_grad_enabled():
-            return product(input, weight, bias)
-        if plain and self._remaking is not None and input.dim() > 1 and input.dtype == weight.dtype and _sums(weight):
+            return linear(input, weight, bias)
+        if plain and self._recomputed is not None and input.dim() > 1 and input.dtype == weight.dtype and _sums(weight):
             found: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
             return found
         return functional.linear(input, weight, bias)
@@ -160,14 +167,14 @@ class Products(TorchFunctionMode):
 
 @contextmanager
 def lean_training() -> Iterator[None]:
-    """Around a forward: its products are ``product`` too, and its backward makes less and keeps less.
+    """Around a forward: its products are ``linear`` too, and its backward makes less and keeps less.
 
-    It adds the gradients of leaf weights where they are, and makes again what is cheap to make (``Remaking``). For one
-    process without recomputation only: a forward that backward repeats would not be repeated within it, hooks that a
-    weight gets after the forward see nothing of it, and ``torch.autograd.grad`` adds to every weight's ``grad``.
+    It adds the gradients of leaf weights where they are, and recomputes what is cheap (``RecomputedTensors``). For one
+    process without recomputed layers only: a forward that backward repeats would not be repeated within it, hooks that
+    a weight gets after the forward see nothing of it, and ``torch.autograd.grad`` adds to every weight's ``grad``.
     """
-    remaking = Remaking()
-    with remaking, Products(remaking):
+    recomputed = RecomputedTensors()
+    with recomputed, CpuKernels(recomputed):
         yield
 
 
@@ -192,8 +199,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(values if weight.requires_grad else None)
-        ctx.weight = Held(weight)  # itself: what is saved may come back as a copy, which has another gradient
-        return product(values, weight, bias)
+        ctx.weight = SavedTensor(weight)  # itself: what is saved may come back as a copy, which has another gradient
+        return linear(values, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -203,10 +210,10 @@ class _Linear(torch.autograd.Function):
         if values is not None:
             inner = values.flatten(0, -2)
             if weight.grad is None:
-                weight.grad = outer(flat, inner).to(gradient_dtype(weight))
+                weight.grad = matmul_transposed(flat, inner).to(gradient_dtype(weight))
             else:
-                add_outer(weight.grad, flat, inner)
-        of_values = product(upstream, weight.T) if ctx.needs_input_grad[0] else None
+                add_matmul_transposed(weight.grad, flat, inner)
+        of_values = linear(upstream, weight.T) if ctx.needs_input_grad[0] else None
         return of_values, None, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
 
 

@@ -22,7 +22,7 @@ PRODUCTS: frozenset[Callable[..., Any]] = frozenset({torch.Tensor.mul, torch.mul
 ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset({functional.silu, functional.gelu})
 
 
-class Held:
+class SavedTensor:
     """A tensor that is kept. With hooks of our own, autograd does not see whether somebody wrote to it since."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -41,7 +41,7 @@ class Held:
 class Recomputation:
     """How one tensor is made; every use is announced, so that the last one can drop what the first one made."""
 
-    def __init__(self, make: Callable[..., Tensor], operands: tuple[Kept, ...], options: Mapping[str, Any]) -> None:
+    def __init__(self, make: Callable[..., Tensor], operands: tuple[Saved, ...], options: Mapping[str, Any]) -> None:
         self._make, self._operands, self._options = make, operands, options
         self._uses = 0
         self._made: Tensor | None = None
@@ -53,7 +53,7 @@ class Recomputation:
         self._uses += 1
 
     def tensor(self) -> Tensor:
-        """The tensor, made now or for an earlier use. Raises ``RuntimeError`` as ``Held.tensor`` does."""
+        """The tensor, made now or for an earlier use. Raises ``RuntimeError`` as ``SavedTensor.tensor`` does."""
         if self._made is None:
             self._made = self._make(*(operand.tensor() for operand in self._operands), **self._options)
         made = self._made
@@ -63,11 +63,11 @@ class Recomputation:
         return made
 
 
-Kept: TypeAlias = Held | Recomputation
+Saved: TypeAlias = SavedTensor | Recomputation
 
 
 @dataclass(frozen=True)
-class Noted:
+class KnownRecomputation:
     """How a tensor was made, as long as it is that tensor: neither gone nor written to since."""
 
     made: weakref.ref[Tensor]
@@ -79,12 +79,12 @@ class Noted:
         return self.made() is tensor and tensor._version == self.version
 
 
-class Remaking(saved_tensors_hooks):
+class RecomputedTensors(saved_tensors_hooks):
     """Within it, what ``note`` was told of is not kept for backward where its operands are."""
 
     def __init__(self) -> None:
         super().__init__(self._pack, lambda kept: kept.tensor())
-        self._known: dict[int, Noted] = {}
+        self._known: dict[int, KnownRecomputation] = {}
 
     def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
         """``made`` is what ``function`` made of ``given``, which is noted where ``given`` takes no more room.
@@ -99,16 +99,16 @@ class Remaking(saved_tensors_hooks):
             key = id(made)
             recipe = Recomputation(function, tuple(map(self._operand, operands)), dict(options or {}))
             reference = weakref.ref(made, lambda _: self._known.pop(key, None))
-            self._known[key] = Noted(reference, made._version, recipe)
+            self._known[key] = KnownRecomputation(reference, made._version, recipe)
 
-    def _operand(self, operand: Tensor) -> Kept:
-        return self._recipe(operand) or Held(operand.detach())
+    def _operand(self, operand: Tensor) -> Saved:
+        return self._recipe(operand) or SavedTensor(operand.detach())
 
     def _recipe(self, tensor: Tensor) -> Recomputation | None:
         noted = self._known.get(id(tensor))
         return noted.recipe if noted is not None and noted.makes(tensor) else None
 
-    def _pack(self, tensor: Tensor) -> Kept:
-        kept = self._recipe(tensor) or Held(tensor.detach())  # itself would be a cycle that Python cannot see
+    def _pack(self, tensor: Tensor) -> Saved:
+        kept = self._recipe(tensor) or SavedTensor(tensor.detach())  # itself would be a cycle that Python cannot see
         kept.announce()
         return kept

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from llara_cli.core.errors import UserError
-from llara_cli.cpu.matmul import Products, lean_training
+from llara_cli.cpu import CpuKernels, lean_training
 from llara_cli.model import self_test
 from llara_cli.model.architecture import DTYPES, compute_dtype, decoder_layers, find_body, rope_switch, width
 from llara_cli.model.batching import Batching, forward_tokens
@@ -283,7 +283,7 @@ class Decoder:
         """Around the body: how its matrices are multiplied."""
         if self.device.type != "cpu" or self._compiled or self.attention == "flex":
             return nullcontext()
-        return lean_training() if self._lean and torch.is_grad_enabled() else Products()
+        return lean_training() if self._lean and torch.is_grad_enabled() else CpuKernels()
 
     def slots(self, layout: Layout) -> Tensor:
         """Hidden states at the slots of every branch: (branches, slots, dim)."""

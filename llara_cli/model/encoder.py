@@ -15,7 +15,7 @@ from torch.nn import functional
 from llara_cli.core.config import DEFAULT_LENGTH
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import Encoded, Progress, Role, Vectors
-from llara_cli.cpu.matmul import wide
+from llara_cli.cpu import wide
 from llara_cli.model.batching import Batching, Rows, computed_tokens
 from llara_cli.model.block_mask import row_multiple
 from llara_cli.model.decoder import Decoder

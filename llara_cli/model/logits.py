@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llara_cli.core.errors import UserError
-from llara_cli.cpu.matmul import wide
+from llara_cli.cpu import wide
 from llara_cli.model.architecture import FAILURES, evaluating, reason, tolerance
 
 TRIAL_TOKENS = 7

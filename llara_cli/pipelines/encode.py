@@ -22,7 +22,7 @@ from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.names import input_stem, slug
 from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
 from llara_cli.core.workspace import Workspace
-from llara_cli.cpu.allocator import give_back_memory, resident_memory
+from llara_cli.cpu import give_back_memory, resident_memory
 from llara_cli.data.arrow_table import Table
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import Document, passage_text, read_documents

@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedType
 from llara_cli.core.artifacts import Artifact, Build, RunSpec
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.workspace import Workspace
-from llara_cli.cpu.allocator import give_back_memory, resident_memory
+from llara_cli.cpu import give_back_memory, resident_memory
 from llara_cli.data.text_files import ignore
 from llara_cli.model.architecture import dtype_name
 from llara_cli.model.decoder import Decoder, choose_device, choose_dtype, refuse_attention

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llara_cli.core.artifacts import finish_swap, swap, sync, write_atomically
 from llara_cli.core.errors import LlaraError
-from llara_cli.cpu.matmul import gradient_dtype
+from llara_cli.cpu import gradient_dtype
 
 FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"

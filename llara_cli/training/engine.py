@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from llara_cli.core.distributed import PATIENCE
 from llara_cli.core.errors import UserError
-from llara_cli.cpu.matmul import gradient_dtype
+from llara_cli.cpu import gradient_dtype
 from llara_cli.training.optimizers import uncompiled_on_cpu
 
 P = ParamSpec("P")

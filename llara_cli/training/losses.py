@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llara_cli.cpu.matmul import wide
+from llara_cli.cpu import wide
 from llara_cli.model.logits import PLAIN, Logits
 from llara_cli.training.projection import HeadGradients, chunks, losses_and_gradients
 from llara_cli.training.targets import NextTokens, Targets, Wanted, check_targets

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara_cli.cpu.matmul import wide
+from llara_cli.cpu import wide
 from llara_cli.model.batching import Batching, Rows, assign_to_ranks, computed_tokens
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.prefetch import while_computing

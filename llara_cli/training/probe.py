@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llara_cli.cpu.allocator import give_back_memory, resident_memory
-from llara_cli.cpu.matmul import gradient_dtype
+from llara_cli.cpu import give_back_memory, gradient_dtype, resident_memory
 from llara_cli.model.loading import load_config, model_of_shapes, quiet_transformers
 from llara_cli.model.source import ModelSource
 from llara_cli.training.checkpoints import trainable

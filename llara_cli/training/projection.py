@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llara_cli.cpu.matmul import add_outer, gradient_dtype, product, wide, zeros_to_add_to
+from llara_cli.cpu import add_matmul_transposed, gradient_dtype, linear, wide, zeros_for_sum
 from llara_cli.training.targets import Predicted, Wanted
 
 LOGITS_BYTES, GPU_LOGITS_BYTES = 64 * 2**20, 2**30
@@ -49,7 +49,7 @@ class HeadGradients:
                 total.zero_()
         self._waiting = True
         if name not in self._sums:  # in fp32 at least: in bf16 the many small additions would be lost
-            self._sums[name] = zeros_to_add_to(weight, wide(weight))
+            self._sums[name] = zeros_for_sum(weight, wide(weight))
         return self._sums[name]
 
     def take(self, name: str, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -187,7 +187,7 @@ class _Shares:
         self._weight = _as_multiplied(weight[columns])
         if bias is not None:
             bias = bias[columns] if scale == 1 else bias[columns] * scale
-        logits = product(chunk, self._weight, bias)
+        logits = linear(chunk, self._weight, bias)
         self._dtype = logits.dtype
         self._logits: Tensor | None = None
         self._slot: Tensor | None = None
@@ -241,9 +241,9 @@ class _Shares:
             flat = self._logits.zero_().scatter_(1, self._slot[:, None], flat[:, None]).flatten(0, -2)
         of_weight, of_bias = sums
         if of_chunk is not None:
-            of_chunk += product(flat, self._weight.T).view_as(of_chunk)
+            of_chunk += linear(flat, self._weight.T).view_as(of_chunk)
         if of_weight is not None:
-            add_outer(of_weight[self._columns], flat, self._chunk.flatten(0, -2))
+            add_matmul_transposed(of_weight[self._columns], flat, self._chunk.flatten(0, -2))
         if of_bias is not None:
             of_bias[self._columns] += flat.sum(dim=0) if self._scale == 1 else flat.sum(dim=0) * self._scale
 

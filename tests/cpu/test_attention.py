@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llara_cli.core.workspace import Workspace
 from llara_cli.cpu import attention as module
 from llara_cli.cpu.attention import BLOCK, LEAST_WIDTH, MOST_CAUSAL, Blocks, attention, blocks_of, causal_blocks
-from llara_cli.cpu.matmul import Products, lean_training
+from llara_cli.cpu.matmul import CpuKernels, lean_training
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.sequences import Tree, lay_out, visible
@@ -117,7 +117,7 @@ def refused(wide: Tensor) -> Iterator[tuple[list[Tensor], dict[str, Any]]]:
 
 def test_what_blocks_do_not_suit_is_left_to_pytorch(taken: list[int]) -> None:
     wide = mask((400,))
-    with torch.no_grad(), Products():
+    with torch.no_grad(), CpuKernels():
         for given, options in refused(wide):
             assert ATTENTION(*given, **options).shape == (*given[0].shape[:3], given[2].shape[-1])
         given = [tensor.detach() for tensor in tensors(1, wide.shape[-1])]
@@ -132,7 +132,7 @@ def test_what_blocks_do_not_suit_is_left_to_pytorch(taken: list[int]) -> None:
 
 def test_many_threads_share_no_row(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     shared, wide = tensors(1, 417, (4, 2)), mask((400,))
-    with torch.no_grad(), Products():
+    with torch.no_grad(), CpuKernels():
         ATTENTION(*shared, is_causal=True, enable_gqa=True)
         ATTENTION(*tensors(1, 417), attn_mask=wide)
         assert len(taken) == 2
@@ -182,7 +182,7 @@ def test_a_mask_is_kept_as_long_as_its_blocks() -> None:
 def test_masks_made_for_encoding_serve_training(taken: list[int]) -> None:
     module._triangle.cache_clear()
     given = tensors(1, 300)
-    with torch.inference_mode(), Products():
+    with torch.inference_mode(), CpuKernels():
         ATTENTION(*given, is_causal=True)
     with lean_training():
         ATTENTION(*given, is_causal=True).sum().backward()

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llara_cli.core.workspace import Workspace
 from llara_cli.cpu import matmul
-from llara_cli.cpu.matmul import lean_training, onednn_is_faster, onednn_sums_faster, product
+from llara_cli.cpu.matmul import lean_training, linear, onednn_is_faster, onednn_sums_faster
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.sequences import Tree, lay_out
@@ -91,12 +91,12 @@ def test_frozen_weights_get_none(model: PreTrainedModel) -> None:
 def test_a_product_is_that_of_pytorch(shape: tuple[int, ...], bias: bool) -> None:
     values, weight, added = torch.randn(shape), torch.randn(3, 7), torch.randn(3) if bias else None
     wanted = functional.linear(values, weight, added)
-    torch.testing.assert_close(product(values, weight, added), wanted)
-    torch.testing.assert_close(product(values, weight.T.contiguous().T, added), wanted)
+    torch.testing.assert_close(linear(values, weight, added), wanted)
+    torch.testing.assert_close(linear(values, weight.T.contiguous().T, added), wanted)
     if bias:
         for given in (torch.randn(3, 2)[:, 0], torch.ones(1).expand(3), torch.randn(1)):
-            torch.testing.assert_close(product(values, weight, given), functional.linear(values, weight, given))
-    halves = product(values.bfloat16(), weight.bfloat16())
+            torch.testing.assert_close(linear(values, weight, given), functional.linear(values, weight, given))
+    halves = linear(values.bfloat16(), weight.bfloat16())
     assert torch.equal(halves, functional.linear(values.bfloat16(), weight.bfloat16()))
 
 
@@ -138,7 +138,7 @@ def test_outer_products_are_added_however_the_total_lies(
     )
     for total in (weight.clone(), weight.T.contiguous().T, _added_to_zeros(weight)):
         kept = total.data_ptr()
-        matmul.add_outer(total, left, right)
+        matmul.add_matmul_transposed(total, left, right)
         tolerance = {} if left.dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}  # right is rounded too
         torch.testing.assert_close(total, weight + left.float().T @ right.float(), **tolerance)
         assert total.data_ptr() == kept
@@ -146,7 +146,7 @@ def test_outer_products_are_added_however_the_total_lies(
 
 def _added_to_zeros(weight: Tensor) -> Tensor:
     """The weight, where sums of its gradients would lie."""
-    total = matmul.zeros_to_add_to(weight, weight.dtype)
+    total = matmul.zeros_for_sum(weight, weight.dtype)
     assert total.shape == weight.shape
     assert not total.any()
     return total.add_(weight)
@@ -166,9 +166,9 @@ def test_small_products_are_not_worth_preparing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     asked: list[None] = []
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: bool(asked.append(None)))
-    product(torch.ones(8, 16), torch.ones(4, 16))
+    linear(torch.ones(8, 16), torch.ones(4, 16))
     assert not asked
-    product(torch.ones(1024, 1024), torch.ones(32, 1024))
+    linear(torch.ones(1024, 1024), torch.ones(32, 1024))
     assert asked
 
 
@@ -176,7 +176,7 @@ def test_encoding_multiplies_so_too(model: PreTrainedModel, monkeypatch: pytest.
     layout = lay_out([Tree(list(range(9)), [[3, 4]])])
     wanted = model.get_decoder()(torch.from_numpy(layout.ids)).last_hidden_state[0, -1]
     taken: list[Tensor] = []
-    monkeypatch.setattr(matmul, "product", lambda *given: (taken.append(given[1]), product(*given))[1])
+    monkeypatch.setattr(matmul, "linear", lambda *given: (taken.append(given[1]), linear(*given))[1])
     with torch.no_grad():
         torch.testing.assert_close(Decoder(model).hidden(layout)[-1], wanted, rtol=1e-4, atol=1e-5)
     linear = {id(module.weight) for module in model.get_decoder().modules() if isinstance(module, nn.Linear)}
@@ -255,5 +255,5 @@ def test_options_of_a_table_are_pytorchs(option: dict[str, Any]) -> None:
 
 def test_autocast_is_heeded() -> None:
     weight, values = nn.Parameter(torch.ones(2, 3)), torch.ones(4, 3)
-    with torch.no_grad(), matmul.Products(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), matmul.CpuKernels(), torch.autocast("cpu", torch.bfloat16):
         assert functional.linear(values, weight).dtype == torch.bfloat16

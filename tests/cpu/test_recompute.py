@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from llara_cli.core.workspace import Workspace
 from llara_cli.cpu.matmul import lean_training
-from llara_cli.cpu.recompute import Held, Kept, Remaking
+from llara_cli.cpu.recompute import RecomputedTensors, Saved, SavedTensor
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.sequences import Tree, lay_out
@@ -111,21 +111,21 @@ def test_half_of_a_decoder_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
         plain = decoder.slots(layout)
     before = sum(kept.values())
 
-    def pack(self: Remaking, tensor: Tensor, packed: Any = Remaking._pack) -> Kept:
-        found: Kept = packed(self, tensor)
+    def pack(self: RecomputedTensors, tensor: Tensor, packed: Any = RecomputedTensors._pack) -> Saved:
+        found: Saved = packed(self, tensor)
         for part in _tensors(found):
             count(part)
         return found
 
-    monkeypatch.setattr(Remaking, "_pack", pack)
+    monkeypatch.setattr(RecomputedTensors, "_pack", pack)
     kept.clear()
     decoder.train_lean()
     assert torch.equal(decoder.slots(layout), plain)
     assert sum(kept.values()) < 0.65 * before
 
 
-def _tensors(kept: Kept) -> list[Tensor]:
+def _tensors(kept: Saved) -> list[Tensor]:
     """All tensors that are kept for one."""
-    if isinstance(kept, Held):
+    if isinstance(kept, SavedTensor):
         return [kept.tensor()]
     return [tensor for operand in kept._operands for tensor in _tensors(operand)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llara_cli.cpu import matmul
+from llara_cli.cpu import linear
 from llara_cli.model.batching import Batching
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
@@ -426,15 +426,15 @@ def test_where_onednn_multiplies_one_chunk_of_logits_is_there_at_a_time(
 ) -> None:
     most, made = 5 * VOCABULARY, list[weakref.ref[torch.UntypedStorage]]()
 
-    def product(values: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
-        found = matmul.product(values, weight, added)
+    def counted(values: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+        found = linear(values, weight, added)
         if weight.shape[1] == DIM:  # logits, not their gradients
             made.append(weakref.ref(found.untyped_storage()))
             there = (storage.nbytes() // 4 for reference in made if (storage := reference()) is not None)
             assert sum(there) <= most
         return found
 
-    monkeypatch.setattr(projection, "product", product)
+    monkeypatch.setattr(projection, "linear", counted)
     head = nn.Linear(DIM, VOCABULARY, bias=bias)
     slots, sets = draw(ROWS, SLOTS, DIM).float().requires_grad_(), [[row, 2 * row] for row in range(ROWS)]
     total, _ = pretext_losses(head, slots, Targets(sets), torch.full((ROWS,), 0.3), pool_slots=pool_slots)

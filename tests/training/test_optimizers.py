@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from llara_cli.core.errors import UserError
-from llara_cli.cpu.matmul import lean_training
+from llara_cli.cpu import lean_training
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.source import ModelSource
