@@ -15,7 +15,7 @@ from llara_cli.core.reporter import Progress, Reporter
 from llara_cli.core.workspace import Workspace as Store
 
 if TYPE_CHECKING:
-    from llara_cli.core.protocols import EncoderBackend
+    from llara_cli.model.backends import EncoderBackend
     from llara_cli.model.source import ModelSource
 
 Role = Literal["passage", "query"]
@@ -104,7 +104,7 @@ class Model:
     ) -> Model:
         """``load`` of a model that has been found already."""
         from llara_cli.core import registry
-        from llara_cli.core.protocols import EncoderOptions
+        from llara_cli.model.backends import EncoderOptions
         from llara_cli.pipelines.encode import usual_encoder
 
         for name, value in (("query_length", query_length), ("passage_length", passage_length)):

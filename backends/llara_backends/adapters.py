@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import TrainingSetup
 from llara_cli.model.adapter_checkpoint import save_base
 from llara_cli.model.architecture import linear_layers
+from llara_cli.model.backends import TrainingSetup
 from llara_cli.model.source import ADAPTER, ModelSource
 from llara_cli.model.tokenizer import first_line
 

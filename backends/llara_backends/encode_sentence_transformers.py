@@ -19,8 +19,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llara_backends.sentence_transformers_tokens import Counts, count, overhead, shortened
 from llara_cli.core.config import DEFAULT_LENGTH
 from llara_cli.core.errors import UserError, is_out_of_memory
-from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role, Vectors
+from llara_cli.core.protocols import Advance, Role, Vectors
 from llara_cli.model.architecture import rope_switch
+from llara_cli.model.backends import Encoded, EncoderBackend, EncoderFacts, EncoderOptions
 from llara_cli.model.batching import Batching, forward_tokens
 from llara_cli.model.checkpoint import (
     INDEX,
@@ -106,7 +107,7 @@ class SentenceTransformersEncoder(EncoderBackend):
         """Width of a vector."""
         return int(self.model.get_embedding_dimension())
 
-    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], role: Role, progress: Advance | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
         texts = shortened(self.model.tokenizer, self.prompts[role], texts, self.limits[role])
         counts = self._count(texts, role)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Progress, Role
+from llara_cli.core.protocols import Advance, Role
+from llara_cli.model.backends import Encoded, EncoderBackend, EncoderFacts, EncoderOptions
 from llara_cli.model.decoder import Decoder, choose_device, choose_dtype
 from llara_cli.model.encoder import Encoder, Sequencer, choose_length
 from llara_cli.model.loading import load_causal_lm, load_config, max_positions
@@ -68,12 +69,12 @@ class TorchEncoder(EncoderBackend):
         """Width of a vector: the model's hidden size."""
         return self._encoder.decoder.dim
 
-    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], role: Role, progress: Advance | None = None) -> Encoded:
         """Vectors (texts, dim) in the order of ``texts``."""
         return self._encoder.encode(texts, role, progress)
 
     def encode_each(
-        self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Advance | None = None
     ) -> Iterator[Encoded]:
         """``encode`` of each batch; the next is tokenized while one is computed."""
         return self._encoder.encode_each(batches, role, progress)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.model.architecture import find_body
+from llara_cli.model.backends import TrainingBackend, TrainingSetup
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import TextTokenizer

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llara_backends import adapters
-from llara_cli.core.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.backends import TrainingBackend, TrainingSetup
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import TextTokenizer

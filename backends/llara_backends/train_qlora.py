@@ -6,8 +6,8 @@ import bitsandbytes  # noqa: F401  that it is missing is told before any work
 from transformers import PreTrainedModel
 
 from llara_backends.train_lora import LoraBackend
-from llara_cli.core.protocols import TrainingSetup
 from llara_cli.model.adapter_checkpoint import NF4, quantize
+from llara_cli.model.backends import TrainingSetup
 
 
 class QloraBackend(LoraBackend):

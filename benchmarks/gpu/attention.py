@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gpu.bench import Bench, options_of
 from llara_cli.model.block_mask import block_mask
-from llara_cli.model.sequences import Layout, Tree, lay_out, visible
+from llara_cli.model.sequences import TokenRows, Tree, place_in_rows, visible
 from llara_cli.model.varlen import attend, plan_of
 
 Heads = tuple[int, int, int]
@@ -28,10 +28,10 @@ BACKWARD = 2.5
 Way = Callable[[], Tensor]
 
 
-def layout_of(lengths: list[int], multiple: int = 128) -> Layout:
+def layout_of(lengths: list[int], multiple: int = 128) -> TokenRows:
     """Trees of texts of so many tokens with two prompts each, in one row of a multiple of so many tokens."""
     trees = [Tree(np.zeros(length, np.int64), [np.zeros(PROMPT, np.int64)] * 2) for length in lengths]
-    return lay_out(trees, [list(range(len(trees)))], multiple)
+    return place_in_rows(trees, [list(range(len(trees)))], multiple)
 
 
 def inputs(bench: Bench, tokens: int, heads: Heads) -> list[Tensor]:
@@ -54,14 +54,14 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 def check(bench: Bench, heads: Heads, window: int | None) -> None:
     """Output and gradients of trees without a mask, against SDPA under the dense mask in fp64."""
-    layout = layout_of([1, 17, 30] if bench.toy else [1, 17, 300, 200, 64, 411])
-    query, key, value, upstream = inputs(bench, layout.ids.shape[1], heads)
-    real = torch.from_numpy(layout.real[0]).to(bench.device)
+    token_rows = layout_of([1, 17, 30] if bench.toy else [1, 17, 300, 200, 64, 411])
+    query, key, value, upstream = inputs(bench, token_rows.ids.shape[1], heads)
+    real = torch.from_numpy(token_rows.real[0]).to(bench.device)
     upstream = upstream * real[:, None, None]
     leaves = [each.clone().requires_grad_() for each in (query, key, value)]
-    found = attend(leaves[0], leaves[1], leaves[2], plan_of(layout, bench.device), window=window)
+    found = attend(leaves[0], leaves[1], leaves[2], plan_of(token_rows, bench.device), window=window)
     precise = [each.double().requires_grad_() for each in (query, key, value)]
-    mask = torch.from_numpy(visible(layout, window)).to(bench.device)[:, None]
+    mask = torch.from_numpy(visible(token_rows, window)).to(bench.device)[:, None]
     group = heads[0] // heads[1]
     wanted = scaled_dot_product_attention(four(precise[0]), four(precise[1], group), four(precise[2], group), mask)
     wanted = wanted[0].transpose(0, 1)
@@ -89,22 +89,22 @@ def lengths_of(bench: Bench, kind: str) -> tuple[list[int], int]:
     return drawn[: int(np.searchsorted(np.cumsum(drawn + 2 * PROMPT), total))].tolist(), most
 
 
-def varlen_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
+def varlen_way(bench: Bench, token_rows: TokenRows, parts: list[Tensor]) -> Way:
     """Trees without a mask."""
-    plan = plan_of(layout, bench.device)
+    plan = plan_of(token_rows, bench.device)
     return lambda: attend(parts[0], parts[1], parts[2], plan)
 
 
-def flex_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
+def flex_way(bench: Bench, token_rows: TokenRows, parts: list[Tensor]) -> Way:
     """FlexAttention, compiled as transformers does; it has no backward on a CPU."""
     compiled = torch.compile(flex_attention, dynamic=False)
-    blocks, group = block_mask(layout, None, bench.device), parts[0].shape[1] // parts[1].shape[1]
+    blocks, group = block_mask(token_rows, None, bench.device), parts[0].shape[1] // parts[1].shape[1]
     return lambda: compiled(four(parts[0]), four(parts[1], group), four(parts[2], group), block_mask=blocks)
 
 
-def dense_way(bench: Bench, layout: Layout, parts: list[Tensor]) -> Way:
+def dense_way(bench: Bench, token_rows: TokenRows, parts: list[Tensor]) -> Way:
     """SDPA under a dense mask."""
-    mask = torch.from_numpy(visible(layout)).to(bench.device)[:, None]
+    mask = torch.from_numpy(visible(token_rows)).to(bench.device)[:, None]
     group = parts[0].shape[1] // parts[1].shape[1]
     return lambda: scaled_dot_product_attention(four(parts[0]), four(parts[1], group), four(parts[2], group), mask)
 
@@ -139,13 +139,13 @@ def measure(bench: Bench, setting: str, way: Way, parts: list[Tensor], flops: fl
 def compare(bench: Bench, kind: str, heads: Heads) -> None:
     """Every way on the same texts."""
     lengths, most = lengths_of(bench, kind)
-    layout = layout_of(lengths)
-    parts = [part.requires_grad_() for part in inputs(bench, layout.ids.shape[1], heads)[:3]]
+    token_rows = layout_of(lengths)
+    parts = [part.requires_grad_() for part in inputs(bench, token_rows.ids.shape[1], heads)[:3]]
     whole = np.array(lengths, float) + 2 * PROMPT
     flops = float((2 * heads[0] * heads[2] * whole**2).sum())
-    ways: dict[str, Callable[[], Way]] = {"varlen": lambda: varlen_way(bench, layout, parts)}
+    ways: dict[str, Callable[[], Way]] = {"varlen": lambda: varlen_way(bench, token_rows, parts)}
     if not bench.toy:
-        ways["flex"] = lambda: flex_way(bench, layout, parts)
+        ways["flex"] = lambda: flex_way(bench, token_rows, parts)
     if kind == "full":
         ways["dense"] = lambda: dense_way(bench, layout_of(lengths[:1], 1), [part[:most] for part in parts])
         ways["causal"] = lambda: causal_way(bench, parts, most)

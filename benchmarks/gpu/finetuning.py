@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM  # noqa: F401  imported before the gat
 from gpu.bench import Bench, options_of
 from gpu.encoding import LENGTH, transformer_of
 from gpu.models import passage_lengths, random_model, texts_of, tokenizer_of_words
-from llara_cli.core.protocols import TrainingSetup
 from llara_cli.model.architecture import linear_layers
+from llara_cli.model.backends import TrainingSetup
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Sequencer
 from llara_cli.model.recipe import PAPER

@@ -125,6 +125,7 @@ class Pretraining:
             return Authors(self.decoder, PROMPTS["released"], texts).backward
         if self.options.system == "two passes":
             return TwoPasses(self.decoder, PROMPTS["paper"], texts, by_length=True).backward
+        self.decoder.choose_attention("packed")
         batching = self.decoder.batching("packed", budget)
         objective = PretextObjective(self.decoder, PAPER, PROMPTS["paper"], batching)
         return lambda items: objective.backward(items).loss

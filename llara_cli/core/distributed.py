@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -17,6 +17,15 @@ from llara_cli.core.launcher import launched_processes
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """How long a process waits for the slowest."""
+
+
+Decide = Callable[[Callable[[], Any]], Any]
+"""What the first process computes, in all of them."""
+
+
+def alone(compute: Callable[[], T]) -> T:
+    """``Decide`` of a single process."""
+    return compute()
 
 
 @dataclass(frozen=True)

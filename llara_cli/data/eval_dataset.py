@@ -10,7 +10,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from llara_cli.core.artifacts import sha256_file, write_atomically
+from llara_cli.core.artifacts import input_digest, write_atomically
 from llara_cli.core.errors import UserError
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import read_documents
@@ -80,7 +80,7 @@ class EvalDataset:
             "queries": self.folder.queries,
             "qrels": self.folder.qrels(self.split),
         }
-        return {part: sha256_file(path) for part, path in files.items()}
+        return {part: input_digest(path) for part, path in files.items()}
 
     def write_queries(self, folder: Path) -> Path:
         """The judged queries alone as a file below ``folder``: what must be encoded of a file with all splits' queries.

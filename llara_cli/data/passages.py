@@ -1,11 +1,11 @@
-"""A document as consecutive passages, and each passage with the one that follows it."""
+"""A document as consecutive passages."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 _BOUNDARY = re.compile(r"[.!?][\"')\]”’»]*(?=\s)|[。！？][”’」』）]*|\n[^\S\n]*\n")
 """The end of a sentence, with the quotes and brackets that close with it, or a blank line: the end of a paragraph."""
@@ -38,13 +38,6 @@ def split_document(text: str, token_ends: Sequence[int], limit: int) -> list[str
         passages.append(text[start:cut].rstrip())
         start = _skip_space(text, cut, stop)
     return passages
-
-
-def pair_up(passages: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Each passage of a document with the one that follows it; the last with None: it predicts nothing (no EBAR)."""
-    if not passages:
-        return []
-    return [*pairwise(passages), (passages[-1], None)]
 
 
 def _reach(ends: Sequence[int], start: int, limit: int) -> int | None:

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from llara_cli.core.artifacts import read_json, write_atomically
 from llara_cli.core.errors import UserError, is_out_of_memory
-from llara_cli.core.protocols import TrainingSetup
 from llara_cli.core.registry import missing_extra
 from llara_cli.data.text_files import one_line
 from llara_cli.model.architecture import linear_layers
+from llara_cli.model.backends import TrainingSetup
 from llara_cli.model.checkpoint import listed, tensors
 from llara_cli.model.source import BASE, PEFT_CONFIG, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
 

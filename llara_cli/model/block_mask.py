@@ -1,4 +1,4 @@
-"""``visible`` as FlexAttention takes it: by blocks, so that those where nothing is seen cost nothing."""
+"""The mask of a layout for FlexAttention: in blocks, so that those in which nothing is seen cost nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from llara_cli.model.sequences import PADDING, Ids, Layout
+from llara_cli.model.sequences import PADDING, Ids, Token, TokenRows, may_see
 from llara_cli.model.to_device import to_device
 
 BLOCK_TOKENS = 128
@@ -26,24 +26,28 @@ def row_multiple(budget: int) -> int:
     return BLOCK_TOKENS << (blocks - 1).bit_length()
 
 
-def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:
+def block_mask(token_rows: TokenRows, window: int | None, device: torch.device) -> BlockMask:
     """The mask of a layout; what its blocks hold is found from lengths, without a look at the pairs of tokens."""
-    partial, full = block_table(layout, window)
-    width = layout.ids.shape[1]
+    partial, full = block_table(token_rows, window)
+    width = token_rows.ids.shape[1]
     return BlockMask.from_kv_blocks(
-        *_listed(partial, device), *_listed(full, device), BLOCK_TOKENS, _sees(layout, window, device), (width, width)
+        *_listed(partial, device),
+        *_listed(full, device),
+        BLOCK_TOKENS,
+        _sees(token_rows, window, device),
+        (width, width),
     )
 
 
-def block_table(layout: Layout, window: int | None = None) -> tuple[Blocks, Blocks]:
+def block_table(token_rows: TokenRows, window: int | None = None) -> tuple[Blocks, Blocks]:
     """Blocks of queries and of keys in which some pairs may be seen, and in which all are: each (R, blocks, blocks).
 
     Nothing is seen in any other block. The first kind may hold a few in which nothing is seen either: those between
     the trunk and a branch.
     """
-    tree = _blocks(layout.tree, PADDING)
-    branch, positions = _blocks(layout.branch), _blocks(layout.positions)
-    first = _blocks(_first_keys(layout, window), np.iinfo(np.int64).max).min(axis=-1) // BLOCK_TOKENS
+    tree = _blocks(token_rows.tree, PADDING)
+    branch, positions = _blocks(token_rows.branch), _blocks(token_rows.positions)
+    first = _blocks(_first_keys(token_rows, window), np.iinfo(np.int64).max).min(axis=-1) // BLOCK_TOKENS
     query, key = np.arange(tree.shape[1])[:, None], np.arange(tree.shape[1])[None, :]
     seen = (key <= query) & (key >= np.minimum(first, np.arange(tree.shape[1]))[..., None])
     whole = (tree == tree[..., :1]).all(axis=-1) & (tree[..., 0] != PADDING)
@@ -54,14 +58,14 @@ def block_table(layout: Layout, window: int | None = None) -> tuple[Blocks, Bloc
     return seen & ~full, full
 
 
-def _first_keys(layout: Layout, window: int | None) -> Ids:
+def _first_keys(token_rows: TokenRows, window: int | None) -> Ids:
     """(R, L) where in its row the first key lies that a query may see, or a place before it."""
-    index = np.broadcast_to(np.arange(layout.tree.shape[1]), layout.tree.shape)
-    begins = np.diff(layout.tree, axis=1, prepend=PADDING - 1) != 0
+    index = np.broadcast_to(np.arange(token_rows.tree.shape[1]), token_rows.tree.shape)
+    begins = np.diff(token_rows.tree, axis=1, prepend=PADDING - 1) != 0
     first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
     if window is not None:  # a token lies at least as far from its tree's first as its position says
-        first = first + np.maximum(0, layout.positions - window + 1)
-    return np.where(layout.real, first, index)
+        first = first + np.maximum(0, token_rows.positions - window + 1)
+    return np.where(token_rows.real, first, index)
 
 
 def _blocks(values: Ids, fill: int = 0) -> Ids:
@@ -79,16 +83,18 @@ def _listed(table: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _sees(
-    layout: Layout, window: int | None, device: torch.device
+    token_rows: TokenRows, window: int | None, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """``visible`` for one pair of a query and a key."""
-    tree, branch, positions = (to_device(part, device) for part in (layout.tree, layout.branch, layout.positions))
+    """``may_see`` for one pair of a query and a key."""
+    parts = (token_rows.tree, token_rows.branch, token_rows.positions)
+    tree, branch, positions = (to_device(part, device) for part in parts)
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (tree[row, query] == tree[row, key]) & (tree[row, query] != PADDING) & (query >= key)
-        same = same & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
-        if window is not None:
-            same = same & (positions[row, query] - positions[row, key] < window)
-        return same | (query == key)
+        seen: Tensor = may_see(
+            Token(tree[row, query], branch[row, query], positions[row, query], query),
+            Token(tree[row, key], branch[row, key], positions[row, key], key),
+            window,
+        )
+        return seen
 
     return sees

@@ -22,7 +22,7 @@ from llara_cli.model.block_mask import block_mask, row_multiple
 from llara_cli.model.float8 import compute_in_float8
 from llara_cli.model.loading import max_positions
 from llara_cli.model.logits import Logits, find_logits
-from llara_cli.model.sequences import Layout, visible
+from llara_cli.model.sequences import TokenRows, visible
 from llara_cli.model.sliding_window import Windows
 from llara_cli.model.to_device import to_device
 from llara_cli.model.varlen import VARLEN, mark_dynamic, plan_of, why_no_kernel
@@ -135,8 +135,8 @@ class Decoder:
     def use_attention(self, name: str) -> None:
         """Compute attention in one way: ``dense`` (under a mask), ``flex`` (FlexAttention) or ``varlen`` (segments).
 
-        ``auto``, unless something else is chosen: dense, but flex where ``batching`` packs rows on CUDA. Called under
-        autocast where the model is to compute so. Raises ``UserError``, with the reason, where model or device cannot.
+        ``auto``: dense, until ``choose_attention`` is called for packed rows on CUDA. To be called under autocast where
+        the model is to compute so. Raises ``UserError``, with the reason, where model or device cannot.
         """
         refuse_attention(name, self.device, compute_dtype(next(self.body.parameters())))
         if name == "flex":
@@ -196,6 +196,11 @@ class Decoder:
             if implementation != before:
                 self.model.set_attn_implementation(before)
 
+    def choose_attention(self, layout: str) -> None:
+        """For packed rows on CUDA, unless another way was asked for, attend in blocks where the model can."""
+        if layout != "bucketed" and self._chosen == "auto" and self.device.type == "cuda":
+            self.attend_in_blocks()
+
     def batching(self, layout: str, budget: int) -> Batching:
         """The layout that suits this device, or the one called for: ``packed``, ``bucketed`` or ``auto``.
 
@@ -205,8 +210,6 @@ class Decoder:
         switch, overhead = self._rope_switch, forward_tokens(self.device.type, parameters)
         if layout == "bucketed":
             return Batching("bucketed", budget, switch=switch, forward_tokens=overhead)
-        if self._chosen == "auto" and self.device.type == "cuda":
-            self.attend_in_blocks()
         if not self.rows_are_free:
             return Batching("packed", budget, ROW_TOKENS, 1, switch, overhead)
         few_widths = self._compiled or self.attention == "flex"
@@ -252,32 +255,32 @@ class Decoder:
         """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
         self._lean = True
 
-    def hidden(self, layout: Layout, windows: list[int | None] | None = None) -> Tensor:
+    def hidden(self, token_rows: TokenRows, windows: list[int | None] | None = None) -> Tensor:
         """Last hidden states (R * L, dim) of a layout.
 
         ``windows``: where ``varlen`` notes the sliding window that each layer asks for.
         """
         with self._products():
-            output: Tensor = self.body(**self._inputs(layout, windows), use_cache=False).last_hidden_state
+            output: Tensor = self.body(**self._inputs(token_rows, windows), use_cache=False).last_hidden_state
         return output.reshape(-1, output.shape[-1])
 
-    def _inputs(self, layout: Layout, windows: list[int | None] | None) -> dict[str, Any]:
+    def _inputs(self, token_rows: TokenRows, windows: list[int | None] | None) -> dict[str, Any]:
         """What the body is given."""
         device, implementation = self.device, self.config._attn_implementation
-        ids, positions = (to_device(part, device) for part in (layout.ids, layout.positions))
+        ids, positions = (to_device(part, device) for part in (token_rows.ids, token_rows.positions))
         if implementation == VARLEN:  # rows are nothing to it: one after the other they are one
-            segments = plan_of(layout, device)._replace(windows=windows)
+            segments = plan_of(token_rows, device)._replace(windows=windows)
             if self._compiled:
                 mark_dynamic(segments)
             return {"input_ids": ids.reshape(1, -1), "position_ids": positions.reshape(1, -1), "segments": segments}
-        if layout.plain and implementation != FLEX and not self._padding_would_count(layout):
+        if token_rows.plain and implementation != FLEX and not self._padding_would_count(token_rows):
             return {"input_ids": ids}
-        return {"input_ids": ids, "position_ids": positions, "attention_mask": self._mask(layout)}
+        return {"input_ids": ids, "position_ids": positions, "attention_mask": self._mask(token_rows)}
 
-    def _padding_would_count(self, layout: Layout) -> bool:
+    def _padding_would_count(self, token_rows: TokenRows) -> bool:
         """Whether rows, padded, are wider than the model has positions for, or than it takes another way to compute."""
         limits = (limit for limit in (self._rope_switch, self.max_positions) if limit is not None)
-        return any(layout.positions.max(initial=0) < limit < layout.ids.shape[1] for limit in limits)
+        return any(token_rows.positions.max(initial=0) < limit < token_rows.ids.shape[1] for limit in limits)
 
     def _products(self) -> AbstractContextManager[Any]:
         """Around the body: how its matrices are multiplied."""
@@ -285,19 +288,19 @@ class Decoder:
             return nullcontext()
         return lean_training() if self._lean and torch.is_grad_enabled() else CpuKernels()
 
-    def slots(self, layout: Layout) -> Tensor:
+    def slots(self, token_rows: TokenRows) -> Tensor:
         """Hidden states at the slots of every branch: (branches, slots, dim)."""
-        return self.hidden(layout)[to_device(layout.slots, self.device)]
+        return self.hidden(token_rows)[to_device(token_rows.slots, self.device)]
 
-    def _mask(self, layout: Layout) -> Any:
+    def _mask(self, token_rows: TokenRows) -> Any:
         """The mask as this model's attention takes it; per layer type where the types differ."""
-        masks = {kind: self._attention_mask(layout, window) for kind, window in self.windows.kinds.items()}
+        masks = {kind: self._attention_mask(token_rows, window) for kind, window in self.windows.kinds.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _attention_mask(self, layout: Layout, window: int | None) -> Tensor | BlockMask:
+    def _attention_mask(self, token_rows: TokenRows, window: int | None) -> Tensor | BlockMask:
         if self.config._attn_implementation == FLEX:
-            return block_mask(layout, window, self.device)
-        seen = to_device(visible(layout, window), self.device)[:, None]
+            return block_mask(token_rows, window, self.device)
+        seen = to_device(visible(token_rows, window), self.device)[:, None]
         if self.config._attn_implementation == "sdpa":
             return seen
         # eager attention adds the mask to the scores: a boolean one would be silently wrong there

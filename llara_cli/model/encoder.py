@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from llara_cli.core.config import DEFAULT_LENGTH
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import Encoded, Progress, Role, Vectors
+from llara_cli.core.protocols import Advance, Role, Vectors
 from llara_cli.cpu import wide
+from llara_cli.model.backends import Encoded
 from llara_cli.model.batching import Batching, Rows, computed_tokens
 from llara_cli.model.block_mask import row_multiple
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.prefetch import ahead, while_computing
 from llara_cli.model.recipe import Recipe
-from llara_cli.model.sequences import Layout, Tree, lay_out_some
+from llara_cli.model.sequences import TokenRows, Tree, place_some
 from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 
 FETCHED = 16384
@@ -45,7 +46,9 @@ def text_batching(decoder: Decoder, layout: str, budget: int) -> Batching:
     pack, and a row of one text needs no mask at all.
     """
     wanted = layout == "packed" or (layout == "auto" and decoder.rows_are_free)
-    return decoder.batching("packed" if wanted and decoder.runs_jointly() else "bucketed", budget)
+    chosen = "packed" if wanted and decoder.runs_jointly() else "bucketed"
+    decoder.choose_attention(chosen)
+    return decoder.batching(chosen, budget)
 
 
 def choose_length(length: int | None, max_positions: int | None) -> int:
@@ -112,19 +115,19 @@ class Encoder:
         self._note = note
         self.batching = text_batching(decoder, layout, batch_tokens or BATCH_TOKENS[decoder.device.type])
 
-    def encode(self, texts: Sequence[str], role: Role, progress: Progress | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], role: Role, progress: Advance | None = None) -> Encoded:
         """Vectors (texts, dim) float32, L2-normalized, in the order of ``texts``; ``progress`` counts texts done."""
         return self.compute(self.sequencer.trees(texts, role), progress)
 
     def encode_each(
-        self, batches: Iterable[Sequence[str]], role: Role, progress: Progress | None = None
+        self, batches: Iterable[Sequence[str]], role: Role, progress: Advance | None = None
     ) -> Iterator[Encoded]:
         """``encode`` of one batch after the other; the next is tokenized while this one is computed."""
         for sequences in ahead(lambda texts: self.sequencer.trees(texts, role), batches):
             yield self.compute(sequences, progress)
 
     @torch.inference_mode()
-    def compute(self, sequences: Sequences, progress: Progress | None = None) -> Encoded:
+    def compute(self, sequences: Sequences, progress: Advance | None = None) -> Encoded:
         """``encode`` of what is tokenized."""
         trees = sequences.trees
         vectors = np.empty((len(trees), self.decoder.dim), np.float32)
@@ -145,16 +148,16 @@ class Encoder:
         forwards = self.batching.forwards([len(tree) for tree in chosen], spans=[tree.span for tree in chosen])
         return [[[numbers[place] for place in row] for row in rows] for rows in forwards]
 
-    def _run(self, trees: Sequence[Tree], forwards: Sequence[Rows], progress: Progress | None) -> tuple[Vectors, int]:
+    def _run(self, trees: Sequence[Tree], forwards: Sequence[Rows], progress: Advance | None) -> tuple[Vectors, int]:
         """Vectors (texts, dim) of the forwards, in their order, up to one for which the GPU's memory is too small; and
         how many forwards these are.
 
         They are fetched when ``FETCHED`` or all are computed, so that the host goes on meanwhile.
         """
         vectors, found, done = [torch.empty(0, self.decoder.dim)], list[Tensor](), 0
-        lay_out = partial(lay_out_some, trees, multiple=self.batching.multiple)
-        for _, layout in while_computing(lay_out, forwards, self.decoder.device):
-            pooled = self._embed(layout)
+        place_in_rows = partial(place_some, trees, multiple=self.batching.multiple)
+        for _, token_rows in while_computing(place_in_rows, forwards, self.decoder.device):
+            pooled = self._embed(token_rows)
             if pooled is None:
                 break
             found.append(pooled)
@@ -167,12 +170,12 @@ class Encoder:
         vectors += [torch.cat(found).cpu()] if found else []
         return torch.cat(vectors).numpy(), done
 
-    def _embed(self, layout: Layout) -> Tensor | None:
+    def _embed(self, token_rows: TokenRows) -> Tensor | None:
         """Vectors (texts, dim) of one forward; None where the GPU's memory is too small for it."""
         try:
-            return pool(self.decoder.slots(layout), self.recipe).float()
+            return pool(self.decoder.slots(token_rows), self.recipe).float()
         except torch.OutOfMemoryError:
-            if len(layout.slots) == 1:
+            if len(token_rows.slots) == 1:
                 raise
             return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.model.architecture import FAILURES, compute_dtype, dtype_name, evaluating, reason, tolerance
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 from llara_cli.model.to_device import to_device
 from llara_cli.model.varlen import VARLEN
 
@@ -29,16 +29,16 @@ def _tree(decoder: Decoder) -> Tree:
 
 def jointly(decoder: Decoder, windows: list[int | None] | None = None) -> Tensor:
     """Hidden states (2, dim) of a tree's two branches, in one row; ``windows``: see ``Decoder.hidden``."""
-    layout = lay_out([_tree(decoder)])
+    token_rows = place_in_rows([_tree(decoder)])
     with evaluating(decoder.model):
-        return decoder.hidden(layout, windows)[to_device(layout.slots[:, 0], decoder.device)]
+        return decoder.hidden(token_rows, windows)[to_device(token_rows.slots[:, 0], decoder.device)]
 
 
 def separately(decoder: Decoder) -> Tensor:
     """The same, each branch with a trunk and a row of its own."""
     tree = _tree(decoder)
     with evaluating(decoder.model):
-        return decoder.slots(lay_out([Tree(tree.trunk, [branch]) for branch in tree.branches]))[:, 0]
+        return decoder.slots(place_in_rows([Tree(tree.trunk, [branch]) for branch in tree.branches]))[:, 0]
 
 
 def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
@@ -89,7 +89,7 @@ def check(decoder: Decoder, where: str) -> None:
     ids[1, earlier] = ids[0, earlier]
     try:
         with evaluating(decoder.model):
-            hidden = decoder.hidden(lay_out([Tree(row, []) for row in ids]))
+            hidden = decoder.hidden(place_in_rows([Tree(row, []) for row in ids]))
     except FAILURES as error:
         raise UserError(f"{where}: {kind} does not run on token ids alone: {reason(error)}") from error
     if not hidden.isfinite().all():

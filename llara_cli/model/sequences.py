@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenRows:
     """Trees laid out in ``R`` rows of ``L`` tokens, padded on the right.
 
     Attributes:
@@ -68,7 +68,7 @@ class Layout:
         return result
 
 
-def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, multiple: int = 1) -> Layout:
+def place_in_rows(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, multiple: int = 1) -> TokenRows:
     """Place trees into rows (``rows``: tree numbers of each; left out, one tree a row in the order given).
 
     The rows' width is that of the longest, rounded up: see ``row_width``.
@@ -89,7 +89,7 @@ def lay_out(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = None, 
             starts[number] = r * width + at
             at = here.stop
     plain = all(len(row) == 1 and len(trees[row[0]].branches) <= 1 for row in rows)
-    return Layout(ids, tree, branch, positions, _slots(trees, starts), starts, plain)
+    return TokenRows(ids, tree, branch, positions, _slots(trees, starts), starts, plain)
 
 
 def row_width(tokens: int, multiple: int) -> int:
@@ -99,11 +99,11 @@ def row_width(tokens: int, multiple: int) -> int:
     return tokens + -tokens % multiple
 
 
-def lay_out_some(trees: Sequence[Tree], rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[int], Layout]:
+def place_some(trees: Sequence[Tree], rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[int], TokenRows]:
     """Rows that hold some of ``trees`` only: the numbers of these, in the layout's order, and the layout."""
     numbers = [number for row in rows for number in row]
     place = {number: at for at, number in enumerate(numbers)}
-    return numbers, lay_out([trees[n] for n in numbers], [[place[n] for n in row] for row in rows], multiple)
+    return numbers, place_in_rows([trees[n] for n in numbers], [[place[n] for n in row] for row in rows], multiple)
 
 
 def _flat_ids(tree: Tree) -> Ids:
@@ -130,19 +130,40 @@ def _slots(trees: Sequence[Tree], starts: Ids) -> Ids:
     return np.stack(found) if found else np.zeros((0, 1), np.int64)
 
 
-def visible(layout: Layout, window: int | None = None) -> NDArray[np.bool_]:
-    """(R, L, L) True where query token i may see key token j.
+class Token(NamedTuple):
+    """Tokens by where they are: arrays or tensors that broadcast against those of other tokens.
+
+    Attributes:
+        tree: number of the tree, or ``PADDING``.
+        branch: number of the branch, 0 in the trunk.
+        position: in the text.
+        index: in the row.
+    """
+
+    tree: Any
+    branch: Any
+    position: Any
+    index: Any
+
+
+def may_see(query: Token, key: Token, window: int | None) -> Any:
+    """Whether query tokens may see key tokens: the one rule that every kind of mask is made from.
 
     Same tree, not later, and the key in the trunk or in the query's own branch; with a sliding ``window`` also fewer
-    than ``window`` positions back. Padding sees itself only, so that no row of the mask is empty.
+    than ``window`` positions back. Padding sees itself only, so that no row of a mask is empty.
     """
-    tree, branch, positions = layout.tree, layout.branch, layout.positions
-    query, key = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    index = np.arange(tree.shape[1])
-    seen = (tree[query] == tree[key]) & (index[:, None] >= index[None, :])
-    seen &= (branch[key] == 0) | (branch[key] == branch[query])
+    seen = (query.tree == key.tree) & (query.tree != PADDING) & (query.index >= key.index)
+    seen = seen & ((key.branch == 0) | (key.branch == query.branch))
     if window is not None:
-        seen &= positions[query] - positions[key] < window
-    seen &= layout.real[query]
-    result: NDArray[np.bool_] = seen | (index[:, None] == index[None, :])
+        seen = seen & (query.position - key.position < window)
+    return seen | (query.index == key.index)
+
+
+def visible(token_rows: TokenRows, window: int | None = None) -> NDArray[np.bool_]:
+    """(R, L, L) True where query token i may see key token j, by ``may_see``."""
+    index = np.arange(token_rows.tree.shape[1])
+    tree, branch, positions = token_rows.tree, token_rows.branch, token_rows.positions
+    query = Token(tree[:, :, None], branch[:, :, None], positions[:, :, None], index[:, None])
+    key = Token(tree[:, None, :], branch[:, None, :], positions[:, None, :], index[None, :])
+    result: NDArray[np.bool_] = may_see(query, key, window)
     return result

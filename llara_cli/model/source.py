@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llara_cli.core.artifacts import MANIFEST, sha256_file
+from llara_cli.core.artifacts import MANIFEST, input_digest
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import slug
 from llara_cli.core.workspace import Workspace
@@ -123,10 +123,10 @@ class ModelSource:
             )
         folder = Path(self.location)
         if self.gguf_file:
-            of_parts = [sha256_file(part) for part in self.gguf_parts]
+            of_parts = [input_digest(part) for part in self.gguf_parts]
             return of_parts[0] if len(of_parts) == 1 else hashlib.sha256("\n".join(of_parts).encode()).hexdigest()
         if (folder / MANIFEST).is_file():
-            return sha256_file(folder / MANIFEST)
+            return input_digest(folder / MANIFEST)
         if not folder.is_dir():
             return f"{_HUB}{self.location}@{_hub_commit(self.location)}"
         if (folder / MODULES).is_file():
@@ -134,7 +134,7 @@ class ModelSource:
         else:
             files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()})
             named = [(file.name, file) for file in files]
-        digests = "".join(f"{name} {sha256_file(file)}\n" for name, file in named)
+        digests = "".join(f"{name} {input_digest(file)}\n" for name, file in named)
         return hashlib.sha256(digests.encode()).hexdigest()
 
 

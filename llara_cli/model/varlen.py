@@ -21,7 +21,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from llara_cli.model.architecture import compute_dtype, dtype_name
-from llara_cli.model.sequences import PADDING, Ids, Layout
+from llara_cli.model.sequences import PADDING, Ids, TokenRows
 from llara_cli.model.to_device import to_device
 
 VARLEN = "llara_varlen"
@@ -62,14 +62,14 @@ def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def segments_of(layout: Layout) -> Segments:
+def segments_of(token_rows: TokenRows) -> Segments:
     """A tree's trunk and its first branch are a segment; every further branch is one, whose keys are the trunk's too.
 
     Padding has segments of its own.
     """
-    starts = _run_starts(layout)
-    tree, branch = layout.tree.reshape(-1)[starts], layout.branch.reshape(-1)[starts]
-    lengths = np.diff(starts, append=layout.tree.size)
+    starts = _run_starts(token_rows)
+    tree, branch = token_rows.tree.reshape(-1)[starts], token_rows.branch.reshape(-1)[starts]
+    lengths = np.diff(starts, append=token_rows.tree.size)
     run = np.arange(len(starts))
     trunk = np.maximum.accumulate(np.where(branch == 0, run, 0))
     of_trunk = (branch > 0) & (branch[trunk] == 0) & (tree == tree[trunk])
@@ -81,12 +81,12 @@ def segments_of(layout: Layout) -> Segments:
     return Segments(np.add.reduceat(lengths, first), np.add.reduceat(lengths + repeated, first), _ranges(*pieces))
 
 
-def _run_starts(layout: Layout) -> Ids:
+def _run_starts(token_rows: TokenRows) -> Ids:
     """Where a trunk, a branch, or some padding begins."""
-    index = np.arange(layout.tree.size).reshape(layout.tree.shape)
-    begins = np.diff(layout.tree, axis=1, prepend=PADDING - 1) != 0
-    begins |= np.diff(layout.branch, axis=1, prepend=0) != 0
-    begins |= ~layout.real & (index % PADDING_TOKENS == 0)
+    index = np.arange(token_rows.tree.size).reshape(token_rows.tree.shape)
+    begins = np.diff(token_rows.tree, axis=1, prepend=PADDING - 1) != 0
+    begins |= np.diff(token_rows.branch, axis=1, prepend=0) != 0
+    begins |= ~token_rows.real & (index % PADDING_TOKENS == 0)
     return np.flatnonzero(begins)
 
 
@@ -131,13 +131,13 @@ class Plan(NamedTuple):
     windows: list[int | None] | None = None
 
 
-def plan_of(layout: Layout, device: torch.device) -> Plan:
+def plan_of(token_rows: TokenRows, device: torch.device) -> Plan:
     """What the layers need to know of a layout, once a forward."""
-    segments = segments_of(layout)
+    segments = segments_of(token_rows)
     longest = max(SHORTEST, 1 << int(segments.keys.max() - 1).bit_length())
     gathering = None
-    if len(segments.order) > layout.ids.size:
-        parts = (segments.order, *places_of(segments.order, layout.ids.size))
+    if len(segments.order) > token_rows.ids.size:
+        parts = (segments.order, *places_of(segments.order, token_rows.ids.size))
         gathering = Gathering(*(to_device(part, device) for part in parts))
     return Plan(_ends(segments.queries, device), _ends(segments.keys, device), longest, gathering)
 

@@ -20,13 +20,14 @@ from llara_cli.core.artifacts import Artifact, Build, RunSpec, input_record
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.names import input_stem, slug
-from llara_cli.core.protocols import Encoded, EncoderBackend, EncoderFacts, EncoderOptions, Role
+from llara_cli.core.protocols import Role
 from llara_cli.core.workspace import Workspace
 from llara_cli.cpu import give_back_memory, resident_memory
 from llara_cli.data.arrow_table import Table
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import Document, passage_text, read_documents
 from llara_cli.model.architecture import dtype_name
+from llara_cli.model.backends import Encoded, EncoderBackend, EncoderFacts, EncoderOptions
 from llara_cli.model.decoder import choose_device, choose_dtype, refuse_attention
 from llara_cli.model.encoder import BATCH_TOKENS
 from llara_cli.model.source import ModelSource

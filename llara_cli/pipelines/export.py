@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from llara_cli.core.artifacts import sha256_file
 from llara_cli.core.errors import UserError
 from llara_cli.core.output_files import check_output, is_stream, open_output
-from llara_cli.core.protocols import Progress
+from llara_cli.core.protocols import Advance
 from llara_cli.core.workspace import Workspace
 from llara_cli.retrieval.vector_origin import METADATA, Origin, ids_path, origin_path, refuse_ending
 from llara_cli.retrieval.vector_store import IDS, VectorStore
@@ -62,7 +62,7 @@ class Exporting:
         if there and not self.force:
             raise UserError(f"{', '.join(there)}: there already; `force=True` replaces it")
 
-    def _write_npy(self, progress: Progress) -> None:
+    def _write_npy(self, progress: Advance) -> None:
         """(count, dim) float32 behind NumPy's header; the ids, and the origin."""
         shape = (self.store.count, self.store.dim)
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -78,7 +78,7 @@ class Exporting:
             digest = "" if is_stream(self.file) else sha256_file(self.file)
             file.write(replace(Origin.of(self.store.artifact), vectors=digest).as_json().encode())
 
-    def _write_parquet(self, progress: Progress) -> None:
+    def _write_parquet(self, progress: Advance) -> None:
         """Columns id, vector, title, text; a group of rows at a time. The origin is in the schema's metadata."""
         vector = pa.list_(pa.float32(), self.store.dim)
         schema = pa.schema([("id", pa.string()), ("vector", vector), ("title", pa.string()), ("text", pa.string())])
@@ -109,7 +109,7 @@ class Exporting:
         ]
         return pa.record_batch(columns, schema=schema)
 
-    def _blocks(self, progress: Progress) -> Iterator[Any]:
+    def _blocks(self, progress: Advance) -> Iterator[Any]:
         """The store's blocks."""
         for block in self.store:
             yield block

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from llara_cli.core.artifacts import input_record
+from llara_cli.core.distributed import Decide, alone
 from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.reporter import Reporter
@@ -116,9 +117,12 @@ class ContrastiveData:
     reporter: Reporter
     dev: JudgedQueries | None = None
 
-    @cached_property
-    def inputs(self) -> Sequence[dict[str, Any]]:
+    def inputs(self, decide: Decide = alone) -> Sequence[dict[str, Any]]:
         """The training files, and those of the dev set."""
+        inputs: list[dict[str, Any]] = decide(self._read_inputs)
+        return inputs
+
+    def _read_inputs(self) -> list[dict[str, Any]]:
         files = [input_record(file) for each in self.train for file in training_files(each.path)]
         return files + (self.dev.inputs() if self.dev else [])
 

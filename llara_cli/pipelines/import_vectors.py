@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact, Build, RunSpec
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import EncoderBackend, Role
+from llara_cli.core.protocols import Role
 from llara_cli.core.workspace import Workspace
+from llara_cli.model.backends import EncoderBackend
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.encode import derived_name, recorded, usual_encoder
 from llara_cli.retrieval.config import EncodeConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from llara_cli.core.artifacts import input_record
+from llara_cli.core.distributed import Decide, alone
 from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
@@ -62,11 +63,16 @@ class PretextData:
     base: BaseModel
     corpus: Sequence[str]
     config: PretrainConfig
+    _inputs: list[dict[str, Any]] = field(default_factory=list, init=False)
 
-    @cached_property
-    def inputs(self) -> Sequence[dict[str, Any]]:
+    def inputs(self, decide: Decide = alone) -> Sequence[dict[str, Any]]:
         """The corpus' files with their digests, hub data sets by name, in the order given."""
-        found = []
+        if not self._inputs:
+            self._inputs.extend(decide(self._read_inputs))
+        return self._inputs
+
+    def _read_inputs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         for argument in self.corpus:
             if argument.startswith("hf:"):
                 found.append({"name": argument, "sha256": None})
@@ -110,7 +116,7 @@ class PretextData:
     def table(self) -> ExampleTable:
         """The corpus, or as much of it as the run needs, as tokenized examples in the workspace's cache."""
         self.workspace.create()
-        key = self.texts.builder.key(self.inputs)
+        key = self.texts.builder.key(self.inputs())
         return self.texts.table(self.workspace.root / CACHE, key, self.needed, self.config.seed)
 
     @property
@@ -170,7 +176,9 @@ class PretextTask:
             self.reporter.note(f"{name} takes no custom mask or positions: SELF and NEXT run as two passes")
             if layout == "packed":
                 self.reporter.warn("`layout='packed'` needs a model that takes masks: bucketed it is")
-        batching = model.decoder.batching(layout if joint else "bucketed", budget)
+        chosen = layout if joint else "bucketed"
+        model.decoder.choose_attention(chosen)
+        batching = model.decoder.batching(chosen, budget)
         self.reporter.detail(f"layout: {batching}")
         return PretextObjective(model.decoder, self.data.base.recipe, self.data.prompts, batching, joint)
 

@@ -13,7 +13,7 @@ from llara_cli.core import registry
 from llara_cli.core.artifacts import sha256_file
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import input_stem
-from llara_cli.core.protocols import EncoderBackend, IndexBackend, IndexOptions, Role, Vectors
+from llara_cli.core.protocols import IndexBackend, IndexOptions, Role, Vectors
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.documents import read_documents
@@ -21,6 +21,7 @@ from llara_cli.data.eval_dataset import EvalDataset
 from llara_cli.data.runs import read_run
 from llara_cli.evaluation.config import EvaluateConfig
 from llara_cli.model.architecture import dtype_name
+from llara_cli.model.backends import EncoderBackend
 from llara_cli.model.decoder import choose_device, choose_dtype
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.encode import Encoding, encoded, usual_encoder

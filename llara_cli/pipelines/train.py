@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from llara_cli.core.artifacts import Artifact, Build, RunSpec
-from llara_cli.core.distributed import ProcessGroup
+from llara_cli.core.distributed import Decide, ProcessGroup, alone
 from llara_cli.core.workspace import Workspace
 from llara_cli.cpu import give_back_memory, resident_memory
 from llara_cli.data.text_files import ignore
@@ -50,9 +50,8 @@ ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 class TrainingData(Protocol[ItemT]):
     """What is learned from: texts, or queries with their passages."""
 
-    @property
-    def inputs(self) -> Sequence[dict[str, Any]]:
-        """What is read: names and digests."""
+    def inputs(self, decide: Decide = alone) -> Sequence[dict[str, Any]]:
+        """What is read: names and digests, which the first process computes for all, by ``decide``."""
 
     @property
     def longest(self) -> int:
@@ -167,7 +166,11 @@ class TrainingRun(Generic[ItemT]):
             "recipe": self.base.recipe.name,
             "dtype": dtype_name(self.dtype),
         }
-        return RunSpec({**self.recorded, **chosen}, self.data.inputs, {"model": self.base.source.fingerprint()})
+        return RunSpec(
+            {**self.recorded, **chosen},
+            self.data.inputs(self._process_group.decide),
+            {"model": self.base.source.fingerprint()},
+        )
 
     @cached_property
     def accelerator(self) -> Accelerator:

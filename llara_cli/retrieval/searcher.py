@@ -14,9 +14,10 @@ from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact
 from llara_cli.core.config import refuse_nonpositive
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import EncoderBackend, EncoderOptions, IndexBackend, Parameters, Role, Vectors
+from llara_cli.core.protocols import IndexBackend, Parameters, Role, Vectors
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.runs import write_jsonl_run, write_trec_run
+from llara_cli.model.backends import EncoderBackend, EncoderOptions
 from llara_cli.model.decoder import choose_device
 from llara_cli.model.source import ModelSource, resolve, resolve_recorded
 from llara_cli.retrieval.index_access import open_index, typed_parameters

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from llara_cli.core.artifacts import atomic_file, read_json, sha256_file, write_atomically
-from llara_cli.core.protocols import Encoded
+from llara_cli.model.backends import Encoded
 from llara_cli.retrieval.vector_store import shard_name, write_shard
 
 _NOTES = ".shards"

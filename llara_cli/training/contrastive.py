@@ -25,7 +25,7 @@ from llara_cli.model.batching import Batching, Rows, assign_to_ranks, computed_t
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Sequencer, pool, text_batching
 from llara_cli.model.recipe import Recipe
-from llara_cli.model.sequences import Layout, Tree, lay_out_some
+from llara_cli.model.sequences import TokenRows, Tree, place_some
 from llara_cli.model.to_device import to_device
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group
@@ -69,12 +69,12 @@ class Parts:
         lengths = [len(tree) for tree in self.trees]
         return [computed_tokens(lengths, [rows], self.multiple) for rows in self.forwards]
 
-    def layout(self, number: int) -> Layout:
+    def layout(self, number: int) -> TokenRows:
         """Of the forward called ``number``."""
-        return lay_out_some(self.trees, self.forwards[number], self.multiple)[1]
+        return place_some(self.trees, self.forwards[number], self.multiple)[1]
 
 
-_Mine = tuple[int, Future[Layout]]
+_Mine = tuple[int, Future[TokenRows]]
 """The number of a part, ``-1`` for one that counts for nothing, and the layout, which may be still in the making."""
 
 
@@ -169,12 +169,12 @@ class ContrastiveObjective:
         )
 
     def _embed_all(self, mine: Sequence[_Mine]) -> list[Tensor]:
-        return [self._embed(number, layout) for number, layout in mine]
+        return [self._embed(number, token_rows) for number, token_rows in mine]
 
-    def _embed(self, number: int, layout: Future[Layout]) -> Tensor:
+    def _embed(self, number: int, token_rows: Future[TokenRows]) -> Tensor:
         """(texts of the part, dim), not normalized."""
         with _seeded(self.seed + max(number, 0)):
-            return pool(self.decoder.slots(layout.result()), self.recipe, normalize=False)
+            return pool(self.decoder.slots(token_rows.result()), self.recipe, normalize=False)
 
     def parts(self, groups: Sequence[Group], processes: int = 1) -> Parts:
         """The forwards of a batch; at least as many as ``processes`` where there are texts enough."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from llara_cli.core.reporter import Reporter
 from llara_cli.data.text_files import one_line
 from llara_cli.model.decoder import Decoder
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 
 MOST_TOKENS, LEAST_TOKENS, STEP = 16384, 4096, 1024
 """Tokens of a forward on a GPU: with fewer than the least, layers are computed again rather."""
@@ -183,7 +183,7 @@ def kept_bytes(decoder: Decoder, rows: int, autocast: Context) -> int:
 
     row = Tree(np.zeros(TRIAL_TOKENS, np.int64), [])
     with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = decoder.hidden(lay_out([row] * rows))  # held, or its graph would give the pieces back
+        hidden = decoder.hidden(place_in_rows([row] * rows))  # held, or its graph would give the pieces back
     del hidden
     return sum(found.values())
 

@@ -20,7 +20,7 @@ from llara_cli.model.batching import Batching, Rows, assign_to_ranks, computed_t
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.prefetch import while_computing
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
-from llara_cli.model.sequences import Ids, Layout, TokenIds, Tree, lay_out_some
+from llara_cli.model.sequences import Ids, TokenIds, TokenRows, Tree, place_some
 from llara_cli.model.to_device import to_device
 from llara_cli.model.tokenizer import PromptIds
 from llara_cli.training.engine import Engine
@@ -62,7 +62,7 @@ class _Inputs:
         next_ids: (tokens,) the token that each is to predict.
     """
 
-    layout: Layout
+    token_rows: TokenRows
     kinds: Ids
     targets: Targets
     positions: Ids
@@ -161,17 +161,17 @@ class PretextObjective:
 
     def _inputs(self, pieces: Sequence[_Piece], trees: Sequence[Tree], rows: Rows) -> _Inputs:
         """Of the forward that has these rows."""
-        numbers, layout = lay_out_some(trees, rows, self.batching.multiple)
+        numbers, token_rows = place_some(trees, rows, self.batching.multiple)
         pieces = [pieces[number] for number in numbers]
         owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
         kinds = np.array([BRANCHES.index(branch) for _, branch in owners], np.int64)
         targets = Targets([example.targets[branch] for example, branch in owners])
-        positions = self._text_positions(pieces, layout)
-        return _Inputs(layout, kinds, targets, positions, layout.ids.reshape(-1)[positions + 1])
+        positions = self._text_positions(pieces, token_rows)
+        return _Inputs(token_rows, kinds, targets, positions, token_rows.ids.reshape(-1)[positions + 1])
 
     def _forward(self, given: _Inputs, factors: Factors) -> tuple[Tensor, Tensor]:
         """What to go backward from: the forward's share of the batch's loss; and its summed terms (3,), detached."""
-        hidden = self.decoder.hidden(given.layout)
+        hidden = self.decoder.hidden(given.token_rows)
         sums = torch.zeros(3, device=hidden.device, dtype=torch.float64)
         totals: list[Tensor] = []
         if len(given.targets):
@@ -202,17 +202,17 @@ class PretextObjective:
     def _pretext(self, given: _Inputs, hidden: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
         """Weighted sum to go backward from, and each embedding's loss."""
         weights = to_device(np.asarray(factors)[given.kinds], hidden.device).to(wide(hidden))
-        slots = hidden[to_device(given.layout.slots, hidden.device)]
+        slots = hidden[to_device(given.token_rows.slots, hidden.device)]
         return pretext_losses(
             self.decoder.projection, slots, given.targets, weights, pool_slots=self.recipe.logits_pooling == "max",
             gathered=self._gathered, logits=self.decoder.logits,
         )  # fmt: skip
 
-    def _text_positions(self, pieces: Sequence[_Piece], layout: Layout) -> Ids:
+    def _text_positions(self, pieces: Sequence[_Piece], token_rows: TokenRows) -> Ids:
         """Flat positions whose next token is a text token that counts: from the last token of the head on."""
         head = len(self.prompts.head)
         spans = [np.zeros(0, np.int64)]
-        for piece, start in zip(pieces, layout.trunks, strict=True):
+        for piece, start in zip(pieces, token_rows.trunks, strict=True):
             if piece.language_model:
                 spans.append(np.arange(start + max(head - 1, 0), start + head + len(piece.example.text) - 1))
         return np.concatenate(spans)

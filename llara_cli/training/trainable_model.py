@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import write_atomically
-from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.cpu import keep_freed_memory
+from llara_cli.model.backends import TrainingBackend, TrainingSetup
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RECIPE_FILE, Recipe, to_json

@@ -21,7 +21,7 @@ from llara_backends import adapters
 from llara_cli.core import registry
 from llara_cli.core.config import LoraConfig
 from llara_cli.core.errors import LlaraError, UserError
-from llara_cli.core.protocols import TrainingSetup
+from llara_cli.model.backends import TrainingSetup
 from llara_cli.model.loading import load_causal_lm, quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource

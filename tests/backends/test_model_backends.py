@@ -11,7 +11,7 @@ from tiny_sentences import KINDS, make_sentence_model
 
 from llara_cli.core import registry
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import EncoderOptions
+from llara_cli.model.backends import EncoderOptions
 from llara_cli.model.source import ModelSource
 
 

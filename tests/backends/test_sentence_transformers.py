@@ -18,7 +18,7 @@ from tiny_sentences import KINDS, QUERY_PROMPT, make_router_model, make_sentence
 
 from llara_backends.encode_sentence_transformers import SentenceTransformersEncoder
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import EncoderOptions
+from llara_cli.model.backends import EncoderOptions
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from llara_cli.core import registry
 from llara_cli.core.config import LoraConfig
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import TrainingBackend, TrainingSetup
 from llara_cli.model.adapter_checkpoint import quantize
+from llara_cli.model.backends import TrainingBackend, TrainingSetup
 from llara_cli.model.loading import load_causal_lm, quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from llara_cli.core.errors import UserError
-from llara_cli.core.protocols import EncoderBackend, EncoderOptions, Role
+from llara_cli.core.protocols import Role
+from llara_cli.model.backends import EncoderBackend, EncoderOptions
 from llara_cli.model.source import ModelSource
 
 TEXTS = ["the sea", "", "bees dance where the flowers are", "word " * 400, "</s> is plain", "the sea", "ü 東京"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llara_cli.core.protocols import TrainingBackend, TrainingSetup
+from llara_cli.model.backends import TrainingBackend, TrainingSetup
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import RELEASED
 from llara_cli.model.source import ModelSource

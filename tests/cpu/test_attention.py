@@ -22,7 +22,7 @@ from llara_cli.cpu.attention import BLOCK, LEAST_WIDTH, MOST_CAUSAL, Blocks, att
 from llara_cli.cpu.matmul import CpuKernels, lean_training
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.sequences import Tree, lay_out, visible
+from llara_cli.model.sequences import Tree, place_in_rows, visible
 from llara_cli.model.source import resolve
 
 ATTENTION = functional.scaled_dot_product_attention
@@ -32,7 +32,8 @@ def mask(*rows: tuple[int, ...], window: int | None = None) -> Tensor:
     """(R, 1, L, L) of rows of trees with trunks of so many tokens and two branches of 9 and 8."""
     trees = [Tree(list(range(trunk)), [list(range(9)), list(range(8))]) for row in rows for trunk in row]
     numbers = iter(range(len(trees)))
-    return torch.from_numpy(visible(lay_out(trees, [[next(numbers) for _ in row] for row in rows]), window))[:, None]
+    placed = place_in_rows(trees, [[next(numbers) for _ in row] for row in rows])
+    return torch.from_numpy(visible(placed, window))[:, None]
 
 
 def tensors(rows: int, width: int, heads: tuple[int, int] = (4, 4)) -> list[Tensor]:
@@ -197,13 +198,13 @@ def test_a_model_trains_in_blocks_as_without(tmp_path: Path, taken: list[int], a
     random = np.random.default_rng(0)
     ids = [random.integers(0, 300, length).tolist() for length in (100, 60, 9, 8)]
     trees = [Tree(ids[number], ids[2:]) for number in (0, 1)] * 2
-    for layout in (lay_out(trees, [[0, 1, 2], [3]]), lay_out([Tree(ids[0] * 3, [ids[2]])] * 2)):
+    for token_rows in (place_in_rows(trees, [[0, 1, 2], [3]]), place_in_rows([Tree(ids[0] * 3, [ids[2]])] * 2)):
         found = []
         for lean in (False, True):
             decoder = Decoder(model)
             if lean:
                 decoder.train_lean()
-            slots = decoder.slots(layout)
+            slots = decoder.slots(token_rows)
             wanted = torch.randn(slots.shape, generator=torch.Generator().manual_seed(1))
             (slots * wanted).sum().backward()
             assert bool(taken) is lean

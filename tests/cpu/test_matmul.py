@@ -20,7 +20,7 @@ from llara_cli.cpu import matmul
 from llara_cli.cpu.matmul import lean_training, linear, onednn_is_faster, onednn_sums_faster
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 from llara_cli.model.source import resolve
 
 
@@ -51,7 +51,7 @@ def _gradients(model: PreTrainedModel, *, lean: bool) -> dict[str, Tensor]:
     for length in (19, 30):
         ids = random.integers(0, 300, length)
         tree = Tree(ids[:9].tolist(), [ids[9:15].tolist(), ids[15:].tolist()])
-        decoder.slots(lay_out([tree])).square().sum().backward()
+        decoder.slots(place_in_rows([tree])).square().sum().backward()
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
@@ -173,12 +173,13 @@ def test_small_products_are_not_worth_preparing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_encoding_multiplies_so_too(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = lay_out([Tree(list(range(9)), [[3, 4]])])
-    wanted = model.get_decoder()(torch.from_numpy(layout.ids)).last_hidden_state[0, -1]
+    token_rows = place_in_rows([Tree(list(range(9)), [[3, 4]])])
+    wanted = model.get_decoder()(torch.from_numpy(token_rows.ids)).last_hidden_state[0, -1]
     taken: list[Tensor] = []
-    monkeypatch.setattr(matmul, "linear", lambda *given: (taken.append(given[1]), linear(*given))[1])
+    multiply = matmul.linear
+    monkeypatch.setattr(matmul, "linear", lambda *given: (taken.append(given[1]), multiply(*given))[1])
     with torch.no_grad():
-        torch.testing.assert_close(Decoder(model).hidden(layout)[-1], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(Decoder(model).hidden(token_rows)[-1], wanted, rtol=1e-4, atol=1e-5)
     linear = {id(module.weight) for module in model.get_decoder().modules() if isinstance(module, nn.Linear)}
     assert {id(weight) for weight in taken} == linear
 

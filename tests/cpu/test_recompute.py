@@ -20,7 +20,7 @@ from llara_cli.cpu.matmul import lean_training
 from llara_cli.cpu.recompute import RecomputedTensors, Saved, SavedTensor
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 from llara_cli.model.source import resolve
 
 FROZEN = nn.Parameter(torch.linspace(-1, 1, 8), requires_grad=False)
@@ -99,7 +99,7 @@ def test_a_forward_without_backward_leaves_nothing() -> None:
 def test_half_of_a_decoder_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = resolve(str(make_model(tmp_path / "model")), Workspace(tmp_path))
     decoder = Decoder(load_causal_lm(source, torch.float32).train())
-    layout = lay_out([Tree(list(range(60)), [[3, 4]])])
+    token_rows = place_in_rows([Tree(list(range(60)), [[3, 4]])])
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_half_of_a_decoder_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
         return tensor
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
-        plain = decoder.slots(layout)
+        plain = decoder.slots(token_rows)
     before = sum(kept.values())
 
     def pack(self: RecomputedTensors, tensor: Tensor, packed: Any = RecomputedTensors._pack) -> Saved:
@@ -120,7 +120,7 @@ def test_half_of_a_decoder_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(RecomputedTensors, "_pack", pack)
     kept.clear()
     decoder.train_lean()
-    assert torch.equal(decoder.slots(layout), plain)
+    assert torch.equal(decoder.slots(token_rows), plain)
     assert sum(kept.values()) < 0.65 * before
 
 

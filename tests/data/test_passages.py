@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llara_cli.data.passages import pair_up, split_document
+from llara_cli.data.passages import split_document
 
 texts = st.text(alphabet="ab .!?\n\t\"')]。é😀", max_size=200) | st.text(max_size=60)
 
@@ -114,9 +114,3 @@ def test_no_room_is_a_mistake_of_the_caller() -> None:
 def test_odd_texts_take_linear_time(text: str) -> None:
     passages = split_document(text, range(1, len(text) + 1), 50)
     assert "".join(passages) == text.strip()
-
-
-def test_pairs() -> None:
-    assert pair_up(["a", "b", "c"]) == [("a", "b"), ("b", "c"), ("c", None)]
-    assert pair_up(["a"]) == [("a", None)]
-    assert pair_up([]) == []

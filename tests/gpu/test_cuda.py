@@ -13,13 +13,13 @@ from tiny import TEXTS, make_model
 from torch import nn
 
 from llara_cli.core import registry
-from llara_cli.core.protocols import TrainingSetup
+from llara_cli.model.backends import TrainingSetup
 from llara_cli.model.batching import Batching
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 from llara_cli.model.source import ModelSource
 from llara_cli.model.to_device import to_device
 from llara_cli.model.tokenizer import TextTokenizer
@@ -91,14 +91,15 @@ def test_the_kernel_for_segments_gives_what_the_mask_gives(
 ) -> None:
     """Forward and gradients against the stand-in in fp64: grouped heads, fewer queries than keys, windows, padding."""
     torch.manual_seed(0)
-    layout = lay_out([Tree([5] * n, [[6] * 5, [7] * 7]) for n in (1, 17, 300, 64, 411)], [[0, 1, 2, 3, 4]], 128)
-    plan = plan_of(layout, torch.device("cuda"))
-    shapes = [(layout.ids.size, count, width) for count in (heads, of_keys, of_keys)]
+    trees = [Tree([5] * n, [[6] * 5, [7] * 7]) for n in (1, 17, 300, 64, 411)]
+    token_rows = place_in_rows(trees, [[0, 1, 2, 3, 4]], 128)
+    plan = plan_of(token_rows, torch.device("cuda"))
+    shapes = [(token_rows.ids.size, count, width) for count in (heads, of_keys, of_keys)]
     leaves = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for shape in shapes]
     exact = [leaf.detach().double().cpu().requires_grad_() for leaf in leaves]
     upstream = torch.randn(shapes[0], device="cuda", dtype=torch.bfloat16)
     found = attend(*leaves, plan, None, window)
-    wanted = attend(*exact, plan_of(layout, torch.device("cpu")), None, window)
+    wanted = attend(*exact, plan_of(token_rows, torch.device("cpu")), None, window)
     mine = [found, *torch.autograd.grad(found, leaves, upstream)]
     theirs = [wanted, *torch.autograd.grad(wanted, exact, upstream.double().cpu())]
     for one, other in zip(mine, theirs, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from llara_cli.core.errors import UserError
 from llara_cli.model.batching import Rows
 from llara_cli.model.decoder import Decoder
-from llara_cli.model.sequences import Tree, lay_out, lay_out_some
+from llara_cli.model.sequences import Tree, place_in_rows, place_some
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PLENTY = 10_000
@@ -31,8 +31,8 @@ def compute(decoder: Decoder, texts: list[Tree], forwards: list[Rows], multiple:
     found = torch.empty(len(texts), decoder.dim)
     with torch.no_grad():
         for rows in forwards:
-            numbers, layout = lay_out_some(texts, rows, multiple)
-            found[numbers] = decoder.slots(layout)[:, 0]
+            numbers, token_rows = place_some(texts, rows, multiple)
+            found[numbers] = decoder.slots(token_rows)[:, 0]
     return found
 
 
@@ -44,7 +44,7 @@ def test_hidden_states_are_the_models_own(name: str) -> None:
     ids = trees([9])[0].trunk
     with torch.no_grad():
         wanted = model(input_ids=torch.tensor([ids.tolist()]), use_cache=False, output_hidden_states=True)
-        found = decoder.hidden(lay_out([Tree(ids, [])]))
+        found = decoder.hidden(place_in_rows([Tree(ids, [])]))
     assert found.shape == (9, decoder.dim)
     torch.testing.assert_close(found, wanted.hidden_states[-1][0], atol=1e-6, rtol=0)
 
@@ -56,7 +56,7 @@ def test_logits_are_the_models_own(name: str) -> None:
     ids = trees([9])[0].trunk
     with torch.no_grad():
         wanted = model(input_ids=torch.tensor([ids.tolist()]), use_cache=False).logits[0]
-        hidden = decoder.hidden(lay_out([Tree(ids, [])]))
+        hidden = decoder.hidden(place_in_rows([Tree(ids, [])]))
         found = decoder.logits.of(decoder.projection(decoder.logits.head_input(hidden)))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 

@@ -20,7 +20,7 @@ from llara_cli.model.batching import Batching
 from llara_cli.model.block_mask import WIDTHS
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
-from llara_cli.model.sequences import Layout, Tree, lay_out_some
+from llara_cli.model.sequences import TokenRows, Tree, place_some
 
 BATCHES = 10
 MOST = 3
@@ -42,13 +42,13 @@ def _forgotten() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def layouts(batching: Batching) -> Iterator[Layout]:
+def layouts(batching: Batching) -> Iterator[TokenRows]:
     """Of many batches, hardly any like another."""
     draw = np.random.default_rng(0)
     for _ in range(BATCHES):
         trees = [Tree(draw.integers(5, 90, n), [[5, 6], [7, 8, 9]]) for n in draw.integers(1, 50, draw.integers(1, 16))]
         for rows in batching.forwards([len(tree) for tree in trees]):
-            yield lay_out_some(trees, rows, batching.multiple)[1]
+            yield place_some(trees, rows, batching.multiple)[1]
 
 
 def decoder(name: str) -> Decoder:
@@ -58,10 +58,10 @@ def decoder(name: str) -> Decoder:
         return Decoder(AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).train())
 
 
-def hidden_and_norm(model: Decoder, layout: Layout) -> tuple[Tensor, Tensor]:
+def hidden_and_norm(model: Decoder, token_rows: TokenRows) -> tuple[Tensor, Tensor]:
     """Hidden states, and the norm of the gradient of their squares."""
     model.model.zero_grad()
-    hidden = model.slots(layout)
+    hidden = model.slots(token_rows)
     hidden.square().sum().backward()
     gradients = [w.grad.norm() for w in model.model.parameters() if w.grad is not None]
     return hidden.detach(), torch.stack(gradients).norm()
@@ -102,9 +102,9 @@ def test_attention_in_blocks_is_compiled_for_few_shapes(monkeypatch: pytest.Monk
     monkeypatch.setattr(holder, "_compiled_flex_attention", torch.compile(flex_attention, backend="eager"))
     widths = set()
     with torch.no_grad():
-        for layout in layouts(model.batching("packed", 2048)):
-            widths.add(layout.ids.shape)
-            torch.testing.assert_close(model.slots(layout), dense.slots(layout), atol=1e-5, rtol=0)
+        for token_rows in layouts(model.batching("packed", 2048)):
+            widths.add(token_rows.ids.shape)
+            torch.testing.assert_close(model.slots(token_rows), dense.slots(token_rows), atol=1e-5, rtol=0)
     assert len(widths) <= WIDTHS
     assert 0 < counters["stats"]["unique_graphs"] <= MOST * kinds
 
@@ -121,7 +121,7 @@ def test_shapes_that_need_a_graph_each_have_one(monkeypatch: pytest.MonkeyPatch)
     model = decoder("llama")
     model.compile_layers(compiler)
     for width in range(20, 32):
-        model.hidden(lay_out_some([Tree([5] * width, [])], [[0]])[1])
+        model.hidden(place_some([Tree([5] * width, [])], [[0]])[1])
     assert len(shapes) == 12
 
 

@@ -20,7 +20,7 @@ from llara_cli.model.encoder import Encoder, Sequencer, text_batching
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.prefetch import ahead
 from llara_cli.model.recipe import PAPER
-from llara_cli.model.sequences import Layout
+from llara_cli.model.sequences import TokenRows
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import AT_ONCE, TextTokenizer
 
@@ -30,10 +30,10 @@ class Small(Decoder):
 
     room = 10**9
 
-    def slots(self, layout: Layout) -> torch.Tensor:
-        if layout.ids.size > self.room:
+    def slots(self, token_rows: TokenRows) -> torch.Tensor:
+        if token_rows.ids.size > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().slots(layout)
+        return super().slots(token_rows)
 
 
 class Free(Small):
@@ -99,12 +99,12 @@ def test_what_was_computed_before_a_forward_that_does_not_fit_is_kept(encoder: E
     computed: list[int] = []
     told: list[int] = []
 
-    def slots(layout: Layout) -> torch.Tensor:
+    def slots(token_rows: TokenRows) -> torch.Tensor:
         if len(computed) == 3:
             computed.append(0)
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        computed.append(len(layout.slots))
-        return Small.slots(encoder.decoder, layout)
+        computed.append(len(token_rows.slots))
+        return Small.slots(encoder.decoder, token_rows)
 
     vars(encoder.decoder)["slots"] = slots
     np.testing.assert_allclose(encoder.encode(texts, "passage", told.append).vectors, wanted, atol=2e-6)

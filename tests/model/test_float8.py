@@ -17,9 +17,9 @@ from llara_cli.core.errors import UserError
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.float8 import compute_in_float8, refuse_without_float8
 from llara_cli.model.loading import quiet_transformers
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 
-LAYOUT = lay_out([Tree([5, 6, 7, 8, 9], [[3, 4], [6, 7, 8]]), Tree([11] * 9, [[3, 4]])], [[0, 1]])
+LAYOUT = place_in_rows([Tree([5, 6, 7, 8, 9], [[3, 4], [6, 7, 8]]), Tree([11] * 9, [[3, 4]])], [[0, 1]])
 
 
 def model() -> PreTrainedModel:

@@ -14,7 +14,7 @@ import torch
 from llara_cli.core.protocols import Role
 from llara_cli.model.encoder import Encoder, Sequencer, pool
 from llara_cli.model.recipe import RELEASED
-from llara_cli.model.sequences import lay_out
+from llara_cli.model.sequences import place_in_rows
 
 OVERHEAD: dict[Role, int] = {"query": 20, "passage": 21}
 
@@ -39,7 +39,7 @@ def test_embeddings(golden: Path, reference: Any, role: Role, limit: int, batch_
         ids[mask == 1].tolist() for ids, mask in zip(*wanted, strict=True)
     ]
     with torch.no_grad():
-        raw = pool(decoder.slots(lay_out(trees)), RELEASED, normalize=False).numpy()
+        raw = pool(decoder.slots(place_in_rows(trees)), RELEASED, normalize=False).numpy()
     np.testing.assert_allclose(raw, reference[f"{role}_ml{limit}/mean8"], atol=2e-5, rtol=0)
     vectors = Encoder(decoder, RELEASED, sequencer, batch_tokens).encode(texts, role).vectors
     np.testing.assert_allclose(vectors, reference[f"{role}_ml{limit}/normalized"], atol=2e-6, rtol=0)

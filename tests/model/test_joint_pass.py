@@ -27,7 +27,7 @@ from transformers import (
 from llara_cli.model.batching import pack
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
-from llara_cli.model.sequences import Tree, lay_out
+from llara_cli.model.sequences import Tree, place_in_rows
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -83,7 +83,7 @@ def separate(trees: Sequence[Tree]) -> list[Tree]:
 def slots_and_gradients(model: Decoder, trees: Sequence[Tree], rows: Any) -> tuple[Tensor, list[Tensor]]:
     """Slots' hidden states, and the gradient of a fixed weighting of them."""
     model.model.zero_grad()
-    slots = model.slots(lay_out(trees, rows))
+    slots = model.slots(place_in_rows(trees, rows))
     weights = torch.randn(slots.shape, dtype=slots.dtype, generator=torch.Generator().manual_seed(1))
     (slots * weights).sum().backward()
     return slots.detach(), [w.grad.clone() for w in model.model.parameters() if w.grad is not None]
@@ -112,7 +112,7 @@ def test_joint_equals_two_passes(
 def test_eager_attention_takes_an_additive_mask(name: str) -> None:
     trees = [Tree([5, 6, 7, 8, 9, 10, 11, 12, 13], [[3, 4, 5], [6, 7]]), Tree([], [[3, 4, 5], [6, 7]])]
     model = decoder(name, "eager")
-    joint, alone = model.slots(lay_out(trees, [[0, 1]])), model.slots(lay_out(separate(trees)))
+    joint, alone = model.slots(place_in_rows(trees, [[0, 1]])), model.slots(place_in_rows(separate(trees)))
     torch.testing.assert_close(joint, alone, atol=1e-6, rtol=0)  # eager softmax runs in float32
 
 
@@ -120,8 +120,8 @@ def test_forgetting_the_sibling_mask_would_show() -> None:
     """The check above has teeth: with NEXT seeing SELF the embedding moves."""
     tree = Tree([5, 6, 7], [[3, 4], [6, 7]])
     model = decoder("llama")
-    seen = model.slots(lay_out([Tree([*tree.trunk, *tree.branches[0]], [tree.branches[1]])]))[0]
-    assert (model.slots(lay_out([tree]))[1] - seen).abs().max() > 1e-3
+    seen = model.slots(place_in_rows([Tree([*tree.trunk, *tree.branches[0]], [tree.branches[1]])]))[0]
+    assert (model.slots(place_in_rows([tree]))[1] - seen).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -141,14 +141,14 @@ def test_alibi_models_run_two_passes(config: PretrainedConfig) -> None:
     with quiet_transformers():
         model = Decoder(AutoModelForCausalLM.from_config(config).eval())
     assert not model.runs_jointly()
-    assert model.slots(lay_out([Tree([5, 6], [[7, 8]])])).shape == (1, 1, 16)
+    assert model.slots(place_in_rows([Tree([5, 6], [[7, 8]])])).shape == (1, 1, 16)
 
 
 def test_layout_counts() -> None:
-    layout = lay_out([Tree([1, 2, 3], [[4, 5], [6]]), Tree([7], [[8]])], [[0, 1]])
-    np.testing.assert_array_equal(layout.ids, [[1, 2, 3, 4, 5, 6, 7, 8]])
-    np.testing.assert_array_equal(layout.positions, [[0, 1, 2, 3, 4, 3, 0, 1]])
-    np.testing.assert_array_equal(layout.slots, [[4], [5], [7]])
+    token_rows = place_in_rows([Tree([1, 2, 3], [[4, 5], [6]]), Tree([7], [[8]])], [[0, 1]])
+    np.testing.assert_array_equal(token_rows.ids, [[1, 2, 3, 4, 5, 6, 7, 8]])
+    np.testing.assert_array_equal(token_rows.positions, [[0, 1, 2, 3, 4, 3, 0, 1]])
+    np.testing.assert_array_equal(token_rows.slots, [[4], [5], [7]])
 
 
 # torch's own import of its inductor; that nothing is compiled here is meant
@@ -167,7 +167,7 @@ def test_attention_in_blocks_sees_what_the_dense_mask_sees(name: str) -> None:
     with quiet_transformers():
         model = Decoder(AutoModelForCausalLM.from_config(CONFIGS[name]).eval())
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        dense = model.slots(lay_out(trees, rows))
+        dense = model.slots(place_in_rows(trees, rows))
         assert model.attend_in_blocks()
-        blocks = model.slots(lay_out(trees, rows, 128))
+        blocks = model.slots(place_in_rows(trees, rows, 128))
     torch.testing.assert_close(blocks, dense, atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llara_cli.model.batching import pack
-from llara_cli.model.sequences import Tree, lay_out, row_width, visible
+from llara_cli.model.sequences import Tree, place_in_rows, row_width, visible
 
 
 @given(
@@ -16,21 +16,22 @@ from llara_cli.model.sequences import Tree, lay_out, row_width, visible
 )
 def test_a_token_sees_its_trunk_and_its_own_branch_only(shapes: list[tuple[int, int, int]], capacity: int) -> None:
     trees = [Tree([0] * trunk, [[0] * first, [0] * second]) for trunk, first, second in shapes]
-    layout = lay_out(trees, pack([len(tree) for tree in trees], capacity))
-    seen = visible(layout)
-    for row in range(len(layout.ids)):
-        for query in np.flatnonzero(layout.real[row]):
+    token_rows = place_in_rows(trees, pack([len(tree) for tree in trees], capacity))
+    seen = visible(token_rows)
+    for row in range(len(token_rows.ids)):
+        for query in np.flatnonzero(token_rows.real[row]):
             keys = np.flatnonzero(seen[row, query])
-            trunk = (layout.tree[row] == layout.tree[row, query]) & (layout.branch[row] == 0)
-            own = (layout.tree[row] == layout.tree[row, query]) & (layout.branch[row] == layout.branch[row, query])
+            trunk = (token_rows.tree[row] == token_rows.tree[row, query]) & (token_rows.branch[row] == 0)
+            tree, branch = token_rows.tree[row], token_rows.branch[row]
+            own = (tree == tree[query]) & (branch == branch[query])
             assert set(keys) == set(np.flatnonzero((trunk | own) & (np.arange(len(own)) <= query)))
             # positions of what a token sees are 0, 1, 2 ... up to its own: as in a sequence of its own
-            assert layout.positions[row, keys].tolist() == list(range(len(keys)))
+            assert token_rows.positions[row, keys].tolist() == list(range(len(keys)))
 
 
 def test_a_window_counts_positions_not_places() -> None:
     tree = Tree([1, 2, 3, 4], [[5, 6], [7, 8]])
-    seen = visible(lay_out([tree]), window=3)[0]
+    seen = visible(place_in_rows([tree]), window=3)[0]
     assert np.flatnonzero(seen[7]).tolist() == [3, 6, 7]  # second branch: positions 3, 4, 5
 
 

@@ -21,7 +21,7 @@ from llara_cli.model.batching import Batching, pack
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
-from llara_cli.model.sequences import Layout, Tree, lay_out, visible
+from llara_cli.model.sequences import TokenRows, Tree, place_in_rows, visible
 from llara_cli.model.tokenizer import PromptIds
 from llara_cli.model.varlen import attend, plan_of, segments_of
 from llara_cli.training.pretext import Example, PretextObjective
@@ -42,11 +42,11 @@ lengths = st.lists(
 ).filter(lambda trees: any(map(sum, trees)))
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: int | None) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, token_rows: TokenRows, window: int | None) -> Tensor:
     """Under the mask: (R * L, heads, width) of each."""
-    rows, width = layout.ids.shape
+    rows, width = token_rows.ids.shape
     query, key, value = (part.unflatten(0, (rows, width)).transpose(1, 2) for part in (query, key, value))
-    seen = torch.from_numpy(visible(layout, window))[:, None]
+    seen = torch.from_numpy(visible(token_rows, window))[:, None]
     found = functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
     return found.transpose(1, 2).flatten(0, 1)
 
@@ -63,14 +63,14 @@ def test_segments_give_what_the_mask_gives(
     lengths: list[list[int]], capacity: int, multiple: int, heads: tuple[int, int], window: int | None
 ) -> None:
     trees = [tree_of(each) for each in lengths]
-    layout = lay_out(trees, pack([len(tree) for tree in trees], capacity), multiple)
+    token_rows = place_in_rows(trees, pack([len(tree) for tree in trees], capacity), multiple)
     draw = torch.Generator().manual_seed(0)
-    shapes = [(layout.ids.size, count, 8) for count in (heads[0], heads[1], heads[1])]
+    shapes = [(token_rows.ids.size, count, 8) for count in (heads[0], heads[1], heads[1])]
     leaves = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes]
-    real = torch.from_numpy(layout.real.reshape(-1))  # what padding sees of padding is nobody's concern
+    real = torch.from_numpy(token_rows.real.reshape(-1))  # what padding sees of padding is nobody's concern
     upstream = torch.randn(shapes[0], generator=draw, dtype=torch.float64) * real[:, None, None]
-    found = attend(*leaves, plan_of(layout, CPU), 0.3, window)
-    wanted = dense(*leaves, layout, window)
+    found = attend(*leaves, plan_of(token_rows, CPU), 0.3, window)
+    wanted = dense(*leaves, token_rows, window)
     torch.testing.assert_close(found[real], wanted[real], atol=1e-12, rtol=0)
     both = (torch.autograd.grad(each, leaves, upstream) for each in (found, wanted))
     for mine, theirs in zip(*both, strict=True):
@@ -78,8 +78,8 @@ def test_segments_give_what_the_mask_gives(
 
 
 def test_segments_of_a_row() -> None:
-    layout = lay_out([tree_of([3, 2, 1]), tree_of([2]), tree_of([0, 1, 2])], [[0, 1, 2]], 16)
-    found = segments_of(layout)
+    token_rows = place_in_rows([tree_of([3, 2, 1]), tree_of([2]), tree_of([0, 1, 2])], [[0, 1, 2]], 16)
+    found = segments_of(token_rows)
     np.testing.assert_array_equal(found.queries, [5, 1, 2, 1, 2, 5])  # the last is padding
     np.testing.assert_array_equal(found.keys, [5, 4, 2, 1, 2, 5])
     np.testing.assert_array_equal(found.order[:9], [0, 1, 2, 3, 4, 0, 1, 2, 5])
@@ -87,7 +87,7 @@ def test_segments_of_a_row() -> None:
 
 
 def test_keys_stay_where_no_trunk_has_two_branches() -> None:
-    assert plan_of(lay_out([tree_of([3, 2]), tree_of([4])], [[0, 1]]), CPU).gathering is None
+    assert plan_of(place_in_rows([tree_of([3, 2]), tree_of([4])], [[0, 1]]), CPU).gathering is None
 
 
 @cache
@@ -141,11 +141,11 @@ def test_a_model_in_fp32_is_tried_in_what_autocast_computes_in() -> None:
     torch.manual_seed(0)
     with quiet_transformers():
         model = Decoder(AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_key_value_heads=1)))
-    layout = lay_out([tree_of([9, 2, 3]), tree_of([4, 2])], [[0, 1]])
+    token_rows = place_in_rows([tree_of([9, 2, 3]), tree_of([4, 2])], [[0, 1]])
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        masked = model.slots(layout)
+        masked = model.slots(token_rows)
         model.use_attention("varlen")
-        found = model.slots(layout)
+        found = model.slots(token_rows)
     assert found.dtype == torch.float32
     assert 1e-3 < float((found - masked).norm() / masked.norm()) < 5e-2
 
@@ -155,10 +155,10 @@ def refusal(config: PretrainedConfig, attention: str) -> str:
     torch.manual_seed(0)
     with quiet_transformers():
         decoder = Decoder(AutoModelForCausalLM.from_config(config).eval())
-    before = decoder.hidden(lay_out([tree_of([5, 2])]))
+    before = decoder.hidden(place_in_rows([tree_of([5, 2])]))
     with pytest.raises(UserError, match=f"`attention='{attention}'`") as error:
         decoder.use_attention(attention)
-    torch.testing.assert_close(decoder.hidden(lay_out([tree_of([5, 2])])), before)  # nothing was left switched
+    torch.testing.assert_close(decoder.hidden(place_in_rows([tree_of([5, 2])])), before)  # nothing was left switched
     return str(error.value)
 
 

@@ -22,7 +22,7 @@ from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Reporter
 from llara_cli.data.arrow_table import BLOCK
 from llara_cli.data.corpus import RawDocument
-from llara_cli.data.passages import pair_up, split_document
+from llara_cli.data.passages import split_document
 from llara_cli.data.stopwords import drop_stop_words
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource
@@ -156,7 +156,8 @@ def test_documents_give_what_their_passages_give_one_by_one(recipe: Recipe) -> N
     expected = []
     for article in articles:
         (document,) = built.tokenizer.encode_documents([article])
-        for text, successor in pair_up(split_document(article, document.ends, limit - 2)):
+        passages = split_document(article, document.ends, limit - 2)
+        for text, successor in zip(passages, [*passages[1:], None], strict=True):
             expected.append([built.tokenizer.encode([text], limit)[0], target(built, text), target(built, successor)])
     assert len(found) > len(articles)
     assert [[list(e.text), list(e.targets["self"]), list(e.targets["next"])] for e in found] == expected

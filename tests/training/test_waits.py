@@ -19,7 +19,7 @@ from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.loading import add_new_tokens, load_causal_lm
 from llara_cli.model.prefetch import while_computing
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
-from llara_cli.model.sequences import lay_out_some
+from llara_cli.model.sequences import place_some
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import contrastive, pretext
@@ -38,9 +38,9 @@ class Counted(Decoder):
 
     forwards = 0
 
-    def hidden(self, layout: Any) -> torch.Tensor:
+    def hidden(self, token_rows: Any) -> torch.Tensor:
         self.forwards += 1
-        return super().hidden(layout)
+        return super().hidden(token_rows)
 
 
 def load(model: Path, recipe: Recipe) -> tuple[Counted, TextTokenizer]:
@@ -102,12 +102,12 @@ def test_encoding_waits_for_the_vectors_of_a_shard_once(tiny_model: Path, budget
 def test_layouts_are_made_beside_the_computation(tiny_model: Path, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     makers: set[str] = set()
 
-    def lay_out(*args: Any, **settings: Any) -> Any:
+    def place_in_rows(*args: Any, **settings: Any) -> Any:
         makers.add(threading.current_thread().name)
-        return lay_out_some(*args, **settings)
+        return place_some(*args, **settings)
 
     for module in (contrastive, encoder, pretext):
-        monkeypatch.setattr(module, "lay_out_some", lay_out)
+        monkeypatch.setattr(module, "place_some", place_in_rows)
     for module in (encoder, pretext):  # as for a GPU
         monkeypatch.setattr(module, "while_computing", lambda made, of, device: while_computing(made, of, CUDA))
     source = ModelSource("tiny", str(tiny_model))
