@@ -68,21 +68,21 @@ def evaluate(
     """
     _check_flags(benchmark, run, qrels, config.model, name)
     from llara_cli.evaluation.leaderboard import leaderboard
-    from llara_cli.evaluation.result_tables import beside_grid, own_grid
+    from llara_cli.evaluation.result_tables import leaderboard_table, result_table
     from llara_cli.evaluation.table_formats import check_format, figures_csv
     from llara_cli.pipelines.evaluate import evaluate_benchmark, evaluate_run
 
     check_format(format_, as_json=session.console.as_json)
     if run is not None and qrels is not None:
         result = evaluate_run(run, qrels, config.metrics, name)
-        show_grids(session.console, result, [own_grid(result)], format_, lambda: figures_csv(result, []))
+        show_grids(session.console, result, [result_table(result)], format_, lambda: figures_csv(result, []))
         return
     assert benchmark is not None
     result, splits = evaluate_benchmark(
         session.workspace, benchmark, config, run=run, name=name, restart=restart, consent=_consent(yes)
     )
     beside = leaderboard(session.workspace, result, splits)
-    grids = [grid for grid in (own_grid(result), beside_grid(result, beside)) if grid is not None]
+    grids = [grid for grid in (result_table(result), leaderboard_table(result, beside)) if grid is not None]
     show_grids(session.console, result, grids, format_, lambda: figures_csv(result, beside))
 
 

@@ -137,7 +137,7 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the artifact is, read once: as it was at the first look.
+        """The manifest, read once.
 
         Raises ``LlaraError`` where the file does not hold what every manifest holds.
         """
@@ -166,7 +166,7 @@ class Artifact:
 
     @property
     def finished(self) -> float:
-        """When it was finished, in seconds since 1970; before all others where the run log does not say."""
+        """When it was finished, in seconds since 1970; before all others if the run log does not say."""
         finished = self._log.get("finished")
         return float(finished) if isinstance(finished, int | float) else -math.inf
 
@@ -339,5 +339,5 @@ def finish_swap(target: Path) -> None:
 
 
 def old_folder(target: Path) -> Path:
-    """Where the old artifact lies while a new one takes its place."""
+    """Where the old artifact is while a new one takes its place."""
     return target.with_name(f".{target.name}.old")

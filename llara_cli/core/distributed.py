@@ -16,7 +16,7 @@ from llara_cli.core.launcher import launched_processes
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the slowest."""
+"""How long a process waits for the slowest one."""
 
 
 Decide = Callable[[Callable[[], Any]], Any]
@@ -30,14 +30,14 @@ def alone(compute: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process' place among them; alone where none were launched."""
+    """This process' rank among the launched processes; alone where none were launched."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
-        """Meet the others; on GPUs each process is given one."""
+        """Join the others; on GPUs each process gets one."""
         if launched_processes() == 1:
             return cls()
         state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
@@ -45,12 +45,12 @@ class ProcessGroup:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process, which opens and closes what all of them make."""
+        """Whether this is the first process, which opens and closes what all build together."""
         return self.rank == 0
 
     @contextmanager
     def share(self, open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
-        """What ``open_it`` gives, called by the first process alone, which tells the others; they wait for it."""
+        """The value of ``open_it``, called in the first process alone and sent to the others, which wait for it."""
         if not self.leads:
             yield self._tell(None)
             return
@@ -70,6 +70,6 @@ class ProcessGroup:
         return said
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             PartialState().wait_for_everyone()

@@ -56,9 +56,9 @@ Parameters = Mapping[str, int | float | str]
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How to build or open an index: a backend's own ``spec``, its ``--set`` parameters, and the device.
+    """How to build or open an index: a backend's own ``spec``, its parameters, and the device.
 
-    ``note`` is told what the user should hear.
+    ``note`` is called with what the user should know.
     """
 
     spec: str | None = None
@@ -72,9 +72,9 @@ class IndexBackend(ABC):
 
     name: ClassVar[str]
     build_parameters: ClassVar[Mapping[str, type]] = {}
-    """Names and types of what ``llara index --set`` accepts."""
+    """Names and types of the parameters of a build (``llara index --set``)."""
     search_parameters: ClassVar[Mapping[str, type]] = {}
-    """Names and types of what ``llara search --set`` accepts; those given at build become the saved defaults."""
+    """Names and types of the parameters of a search; those given at build become the saved defaults."""
 
     @classmethod
     @abstractmethod
@@ -106,7 +106,7 @@ class IndexBackend(ABC):
         return ()
 
     def append(self, vectors: VectorBlocks) -> None:
-        """Add the vectors of the stream; their rows go on from those that are there.
+        """Add the vectors of the stream after the existing rows.
 
         Raises ``UserError`` where the width is not ``dim``, and where the backend cannot add.
         """

@@ -25,14 +25,14 @@ def damaged_manifests(artifacts: Iterable[Artifact]) -> dict[Path, str]:
 
 
 def megabytes(artifacts: Iterable[Artifact]) -> float:
-    """What ``verify`` will read, for a bar."""
+    """Megabytes that ``verify`` will read, for a progress bar."""
     return sum(file.stat().st_size for artifact in artifacts for file in hashed_files(artifact.path)) / MEGABYTE
 
 
 def verify(artifact: Artifact, progress: Callable[[float], None]) -> Iterator[str]:
     """``KIND/NAME/FILE: what is wrong``, a line for each file that is not what the manifest says.
 
-    ``progress`` is told how many more megabytes were looked at. Raises ``LlaraError`` for a damaged manifest.
+    ``progress`` is called with how many more megabytes were read. Raises ``LlaraError`` for a damaged manifest.
     """
     wanted = artifact.manifest["files"]
     there = {file.relative_to(artifact.path).as_posix(): file for file in hashed_files(artifact.path)}

@@ -32,7 +32,7 @@ from llara_cli.core.names import check_name, is_name, normal
 from llara_cli.core.reporter import Reporter
 
 CACHE = "cache"
-"""Folder of what a workspace can make again: tokenized corpora, queries that are put to be encoded."""
+"""Folder of what a workspace can rebuild: tokenized corpora, queries to be encoded."""
 _SWAP_SECONDS = 2
 """How long to wait for another process that is swapping folders: far more than two renames take."""
 GATE_SECONDS = 2
@@ -45,7 +45,7 @@ RESUMED: tuple[Kind, ...] = ("models", "embeddings", "mined")
 
 
 class Workspace:
-    """One directory that holds every artifact; ``reporter`` is told what is done in it."""
+    """One directory that holds every artifact; ``reporter`` reports what jobs do in it."""
 
     def __init__(self, root: Path, reporter: Reporter | None = None) -> None:
         self.root = root

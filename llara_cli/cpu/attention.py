@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 from llara_cli.cpu.kernel import Kernel, check_flash
 
 BLOCK = 128
-"""Queries of a block: fewer would spare more products and cost more calls."""
+"""Queries per block: fewer save more products and cost more calls."""
 LEAST_WIDTH = 2 * BLOCK + 1
-"""Tokens of a row from which blocks pay."""
+"""Shortest row for which blocks are faster."""
 MOST_CAUSAL = 1024
-"""Tokens of a row up to which a causal mask goes in blocks: beyond, PyTorch spares most of the keys itself."""
+"""Longest row for which a causal mask is split into blocks: beyond, PyTorch skips most keys itself."""
 ALL = slice(None)
 
 
@@ -41,7 +41,7 @@ Place = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Block:
-    """Where queries of a row or of several lie, where the keys they meet, what their scores get: (queries, keys)."""
+    """Queries of one or several rows, the keys that they see, and the mask added to their scores (queries, keys)."""
 
     queries: Place
     keys: Place
@@ -57,7 +57,7 @@ class Blocks:
     def suiting(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> list[Block] | None:
-        """For arguments of ``functional.scaled_dot_product_attention``; None for those that are better left to it."""
+        """Blocks for arguments of ``functional.scaled_dot_product_attention``; None where it is faster or needed."""
         rows, heads, width = query.shape[:3] if query.dim() == 4 else (0, 0, 0)
         if width < LEAST_WIDTH or not _takes(query, key, value):
             return None
@@ -74,7 +74,7 @@ class Blocks:
 
 
 def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the kernel, which is called without PyTorch's own checks, takes these."""
+    """Whether the kernel, which has no checks of its own, supports these."""
     each = (query, key, value)
     plain = all(type(one) is Tensor and one.device.type == "cpu" and one.dtype == torch.float32 for one in each)
     if not plain or not torch.backends.cuda.flash_sdp_enabled():
@@ -87,7 +87,7 @@ def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def causal_blocks(width: int) -> list[Block]:
-    """Of all rows, where a query sees itself and what is before it."""
+    """Blocks of a causal mask, the same for all rows."""
     found = []
     for first in range(0, width, BLOCK):
         count = min(BLOCK, width - first)
@@ -98,7 +98,7 @@ def causal_blocks(width: int) -> list[Block]:
 
 @cache
 def _triangle() -> Tensor:
-    """(BLOCK, MOST_CAUSAL): nothing is hidden but what is above the diagonal of the last columns."""
+    """(BLOCK, MOST_CAUSAL): -inf above the diagonal of the last columns, else 0."""
     with torch.inference_mode(False):
         added = torch.zeros(BLOCK, MOST_CAUSAL)
         added[:, -BLOCK:] = torch.full((BLOCK, BLOCK), float("-inf")).triu(1)
@@ -106,7 +106,7 @@ def _triangle() -> Tensor:
 
 
 def blocks_of(seen: Tensor) -> list[Block]:
-    """Of a mask (R, L, L), True where a query may see a key."""
+    """Blocks of a mask (R, L, L), True where a query may see a key."""
     found = []
     for row in range(seen.shape[0]):
         for first in range(0, seen.shape[1], BLOCK):

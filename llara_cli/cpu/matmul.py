@@ -28,7 +28,7 @@ from llara_cli.cpu.kernel import Kernel, check_linear
 from llara_cli.cpu.recompute import ACTIVATIONS, PRODUCTS, RecomputedTensors, SavedTensor
 
 LEAST_WORK = 2**25
-"""Multiplications that are worth oneDNN's preparing for their shape (it takes about a millisecond, once)."""
+"""Fewest multiplications for which oneDNN pays: it prepares code for each shape (about a millisecond, once)."""
 KEPT_SHAPES = 64
 """Shapes for which oneDNN keeps what it prepared: more than a layer has. Of the 1,024 that it would keep by itself each
 takes up to half a megabyte between the tensors, and forwards of mixed lengths all have others. It holds for the process
@@ -62,12 +62,12 @@ def _processor_is_amd() -> bool:
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """Its dtype, or float32 where that is wider."""
+    """The tensor's dtype, or float32 if that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def gradient_dtype(weight: Tensor) -> torch.dtype:
-    """What its gradient is summed in: its own dtype unless its ``grad_dtype`` is another."""
+    """Dtype of the weight's gradient: ``grad_dtype`` if set, else its own."""
     return (weight.grad_dtype if weight.is_leaf else None) or weight.dtype
 
 
@@ -118,7 +118,7 @@ def zeros_for_sum(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class CpuKernels(TorchFunctionMode):
-    """Within it, without gradients, ``linear`` is ``linear`` and attention goes in blocks; with: ``lean_training``."""
+    """Context in which models use ``linear`` and attention in blocks; with gradients: see ``lean_training``."""
 
     def __init__(self, recomputed: RecomputedTensors | None = None) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class CpuKernels(TorchFunctionMode):
 
 @contextmanager
 def lean_training() -> Iterator[None]:
-    """Around a forward: its products are ``linear`` too, and its backward makes less and keeps less.
+    """Context of a forward in training: it uses the kernels too, and its backward allocates and keeps less.
 
     It adds the gradients of leaf weights where they are, and recomputes what is cheap (``RecomputedTensors``). For one
     process without recomputed layers only: a forward that backward repeats would not be repeated within it, hooks that
@@ -179,7 +179,7 @@ def lean_training() -> Iterator[None]:
 
 
 def _sums(weight: Tensor) -> bool:
-    """Whether a parameter's gradient, if it has one, may be added by us."""
+    """Whether a parameter's gradient may be added in place: it is on the CPU and has no hooks."""
     hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
     return weight.device.type == "cpu" and not hooked
 

@@ -1,4 +1,4 @@
-"""Tensors that backward makes again instead of keeping them: cheap functions of others that it keeps anyway.
+"""Tensors that backward recomputes instead of keeping them: cheap functions of others that are saved anyway.
 
 Autograd keeps what every operation was given. In a decoder's layer half of that are element-wise products and
 activations whose own operands are kept as well: normalized states, the activated gate, its product with the other
@@ -23,7 +23,7 @@ ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset({functional.silu, functio
 
 
 class SavedTensor:
-    """A tensor that is kept. With hooks of our own, autograd does not see whether somebody wrote to it since."""
+    """A tensor saved for backward. With saved-tensor hooks autograd does not check for in-place changes: this does."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._version = tensor, tensor._version
@@ -39,7 +39,7 @@ class SavedTensor:
 
 
 class Recomputation:
-    """How one tensor is made; every use is announced, so that the last one can drop what the first one made."""
+    """How to recompute a tensor; every use is announced, so that the last one can free it."""
 
     def __init__(self, make: Callable[..., Tensor], operands: tuple[Saved, ...], options: Mapping[str, Any]) -> None:
         self._make, self._operands, self._options = make, operands, options
@@ -49,11 +49,11 @@ class Recomputation:
             operand.announce()
 
     def announce(self) -> None:
-        """One more will ask for the tensor."""
+        """Count one more use."""
         self._uses += 1
 
     def tensor(self) -> Tensor:
-        """The tensor, made now or for an earlier use. Raises ``RuntimeError`` as ``SavedTensor.tensor`` does."""
+        """The tensor, computed now or for an earlier use. Raises ``RuntimeError`` as ``SavedTensor.tensor`` does."""
         if self._made is None:
             self._made = self._make(*(operand.tensor() for operand in self._operands), **self._options)
         made = self._made
@@ -68,26 +68,26 @@ Saved: TypeAlias = SavedTensor | Recomputation
 
 @dataclass(frozen=True)
 class KnownRecomputation:
-    """How a tensor was made, as long as it is that tensor: neither gone nor written to since."""
+    """The recomputation of a tensor, valid while the tensor exists unchanged."""
 
     made: weakref.ref[Tensor]
     version: int
     recipe: Recomputation
 
     def makes(self, tensor: Tensor) -> bool:
-        """Whether the recipe makes ``tensor``."""
+        """Whether it is the recomputation of ``tensor``."""
         return self.made() is tensor and tensor._version == self.version
 
 
 class RecomputedTensors(saved_tensors_hooks):
-    """Within it, what ``note`` was told of is not kept for backward where its operands are."""
+    """Context in which tensors passed to ``note`` are not saved for backward if their operands are."""
 
     def __init__(self) -> None:
         super().__init__(self._pack, lambda kept: kept.tensor())
         self._known: dict[int, KnownRecomputation] = {}
 
     def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
-        """``made`` is what ``function`` made of ``given``, which is noted where ``given`` takes no more room.
+        """Remember that ``function`` computed ``made`` from ``given``, if ``given`` is saved anyway.
 
         Of operands that all need a gradient autograd keeps all; weights are there anyway.
         """

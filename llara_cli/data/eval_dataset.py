@@ -55,8 +55,8 @@ class EvalDataset:
         """Queries with judgments that the collection does not have: nothing can be found for them."""
         return len(self.qrels) - len(self.queries)
 
-    def warn_of_missing(self, ids: Iterable[str], warn: Callable[[str], None]) -> None:
-        """Tell of judged documents that are not among ``ids``, the corpus', which are walked once and not kept."""
+    def warn_of_missing_documents(self, ids: Iterable[str], warn: Callable[[str], None]) -> None:
+        """Warn of judged documents that are not among the corpus' ``ids``, which are read once and not kept."""
         left = dict.fromkeys(document for grades in self.qrels.values() for document in grades)
         for name in ids:
             left.pop(name, None)
@@ -67,8 +67,8 @@ class EvalDataset:
                 f"those that are relevant count as not found"
             )
 
-    def warn_of_lost(self, warn: Callable[[str], None]) -> None:
-        """Tell of judged queries that the collection lacks."""
+    def warn_of_missing_queries(self, warn: Callable[[str], None]) -> None:
+        """Warn of judged queries that the collection lacks."""
         if self.lost:
             warn(f"{self.name}: {self.lost} judged queries are not in {self.folder.queries}: they count 0")
 

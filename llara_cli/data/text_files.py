@@ -39,7 +39,7 @@ _DUMP_PART = re.compile(r"-p\d+p\d+$")
 
 
 def ignore(message: str) -> None:
-    """A ``Note`` for readers whose caller has told already, or has nobody to tell."""
+    """A ``Note`` that does nothing."""
 
 
 def kind(path: Path) -> tuple[str, str]:

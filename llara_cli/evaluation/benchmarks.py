@@ -19,7 +19,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """What one download brings: a folder of the workspace's ``datasets``.
+    """What one download contains: a folder of the workspace's ``datasets``.
 
     Attributes:
         name: the folder.
@@ -43,7 +43,7 @@ class Task:
     """One row of a benchmark.
 
     Attributes:
-        name: what ``--datasets`` and the results call it; a forum of CQADupStack is ``cqadupstack/FORUM``.
+        name: its name in ``datasets`` and in results; a forum of CQADupStack is ``cqadupstack/FORUM``.
         places: where it may lie, the best first.
         collection: what to download; None: there is no public download.
         metrics: customary for it, the main one first.

@@ -12,11 +12,11 @@ SIGNIFICANT = 0.05
 _NAMES = {"t-test": "paired t-test", "randomisation": "paired randomisation test"}
 
 MEAN = "mean"
-"""What the mean of the data sets is called among them."""
+"""Name of the mean among the data sets."""
 
 
 def comparison_grids(result: Mapping[str, Any]) -> list[Grid]:
-    """One table a rival; what the figures mean stands below the last."""
+    """One table per compared model; a legend below the last."""
     made = [_grid(result, comparison) for comparison in result["comparisons"]]
     tests = sum(len(comparison["rows"]) for comparison in result["comparisons"])
     corrected = f"p after Holm's correction over {tests} tests" if tests > 1 else "p"
@@ -25,7 +25,7 @@ def comparison_grids(result: Mapping[str, Any]) -> list[Grid]:
 
 
 def comparison_csv(result: Mapping[str, Any]) -> str:
-    """One line a data set and rival."""
+    """One line per data set and compared model."""
     head = (
         "dataset", "metric", "baseline", "model", "baseline_score", "score", "difference", "wins", "ties", "losses",
         "p", "p_holm",

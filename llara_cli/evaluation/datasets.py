@@ -14,12 +14,12 @@ from llara_cli.evaluation.benchmarks import Benchmark, Place, Task
 from llara_cli.evaluation.downloads import KIND, Downloads
 
 Consent = Callable[[str], bool]
-"""Asked whether to download, and told what."""
+"""Asks whether to download what the question names."""
 Found = list[tuple[Task, EvalDataset]]
 
 
 @dataclass(frozen=True)
-class Finder:
+class DatasetFinder:
     """Looks for data sets; ``consent``: asked before anything is downloaded."""
 
     workspace: Workspace
@@ -28,7 +28,7 @@ class Finder:
     consent: Consent
 
     def find(self, benchmark: Benchmark, listed: str) -> Found:
-        """The tasks named, with their data. Of ``all``, those that are not to be had are named and left out.
+        """The tasks named, with their data. Of ``all``, unavailable ones are named and left out.
 
         Raises ``UserError`` for an unknown name, for a named set that is not to be had, and where there is none at all.
         """
@@ -56,7 +56,7 @@ class Finder:
         return root == self.root or self.workspace.find(KIND, place.folder.partition("/")[0]) is not None
 
     def _is_usable(self, task: Task, folder: Path, split: str) -> bool:
-        """Whether a set of ``all`` can be read; told where it cannot."""
+        """Whether a set of ``all`` can be read; warns where it cannot."""
         if not is_beir_folder(folder):
             self.workspace.reporter.warn(f"not one folder in BEIR layout, skipped: {task.name}")
         elif split not in BeirFolder(folder).splits():
@@ -81,7 +81,7 @@ class Finder:
             self._download(wanted, optional=bool(there) and not named)
 
     def _download(self, tasks: Sequence[Task], *, optional: bool) -> None:
-        """Ask, and bring the data of all tasks. Raises ``UserError`` where they are needed and not wanted."""
+        """Ask, then download the data of all tasks. Raises ``UserError`` where they are needed but refused."""
         collections = list(dict.fromkeys(task.collection for task in tasks if task.collection is not None))
         try:
             downloads = Downloads(self.workspace)

@@ -57,9 +57,9 @@ class DevSet:
         return made
 
     def warn_of_gaps(self, warn: Callable[[str], None]) -> None:
-        """Tell of judged queries and documents that are not there."""
-        self.data.warn_of_lost(warn)
-        self.data.warn_of_missing((document.id for document in self._documents), warn)
+        """Warn of judged queries and documents that are missing."""
+        self.data.warn_of_missing_queries(warn)
+        self.data.warn_of_missing_documents((document.id for document in self._documents), warn)
 
     @property
     def is_test(self) -> bool:

@@ -31,7 +31,7 @@ class Grid:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def own_grid(result: Mapping[str, Any]) -> Grid:
+def result_table(result: Mapping[str, Any]) -> Grid:
     """One model: a line a data set, a column a metric."""
     datasets: Mapping[str, Figures] = result["datasets"]
     metrics = list(dict.fromkeys(name for figures in datasets.values() for name in _metrics(figures)))
@@ -46,7 +46,7 @@ def own_grid(result: Mapping[str, Any]) -> Grid:
     return Grid(title, "data set", [*metrics, "queries"], rows, _absences(result))
 
 
-def beside_grid(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry]) -> Grid | None:
+def leaderboard_table(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry]) -> Grid | None:
     """The main metric of each data set, a column a system, the best in bold; None where nobody stands beside."""
     if len(leaderboard) < 2:
         return None

@@ -28,7 +28,7 @@ _TOLD = {"location", "beside", "gguf_file", "fingerprint", "dtype", "new_tokens"
 
 
 def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantization: str | None) -> None:
-    """Write down what an adapter was trained on: where the base lies, what it is, and how it was kept."""
+    """Record the base of an adapter: where it is, its fingerprint, and its quantization."""
     told = {
         "location": _location(source),
         "beside": _beside(folder, source),
@@ -43,7 +43,7 @@ def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantizat
 
 
 def _location(source: ModelSource) -> str:
-    """A hub id, or where a folder lies."""
+    """A hub id, or the path of a folder."""
     return str(Path(source.location).resolve()) if source.is_local else source.location
 
 
@@ -54,7 +54,7 @@ def _beside(folder: Path, source: ModelSource) -> str | None:
 
 
 def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
-    """The base of an adapter's folder and what was written down of it.
+    """The base of an adapter's folder, and its record.
 
     Raises ``LlaraError`` where that is damaged, and ``UserError`` where it is not what this version reads, or where the
     base is gone.
@@ -119,7 +119,7 @@ def put_together(model: PreTrainedModel, folder: Path, quantization: str | None)
 
 
 def _refuse_unmergeable(model: PreTrainedModel, folder: Path, names: Set[str]) -> None:
-    """Raise ``UserError`` for an adapter that does not become one with its base's weights."""
+    """Raise ``UserError`` for an adapter that cannot be merged into its base."""
     path = folder / PEFT_CONFIG
     told = read_json(path) if path.is_file() else {}
     kind = str(told.get("peft_type"))
@@ -195,7 +195,7 @@ def quantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 @torch.no_grad()
 def _round_to_nf4(model: PreTrainedModel) -> None:
-    """Give every linear layer but the projection the weights that NF4 leaves of it."""
+    """Round the weights of every linear layer but the projection to NF4."""
     bnb = _bitsandbytes()
     for _, layer in _quantizable(model):
         weight = layer.weight.data.to(_quantizer())

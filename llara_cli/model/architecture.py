@@ -16,7 +16,7 @@ from llara_cli.core.errors import UserError, is_out_of_memory
 from llara_cli.model.tokenizer import first_line
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
-"""What a forward of an architecture raises that takes other inputs than token ids."""
+"""Exceptions of forwards that take other inputs than token ids."""
 
 LONGROPE = ("longrope", "su")
 """LongRoPE's names in configurations: transformers', and that of Phi-3's own code."""
@@ -92,13 +92,13 @@ def compute_dtype(values: Tensor) -> torch.dtype:
 
 
 def tolerance(values: Tensor) -> float:
-    """How far results may be from each other, relative to their size, that differ by rounding only."""
+    """Largest relative difference of results that differ by rounding only."""
     return 1e-4 if values.dtype in (torch.float32, torch.float64) else 5e-2
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients."""
+    """Context without dropout and gradients."""
     training = model.training
     model.eval()
     try:
@@ -109,7 +109,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What a forward that failed says, in a line. A full memory is nothing that a caller did wrong: raised again."""
+    """The error of a failed forward in one line. Running out of memory is no mistake of the caller's: raised again."""
     if is_out_of_memory(error):
         raise error
     return f"{type(error).__name__}: {first_line(error)}"

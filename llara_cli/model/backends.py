@@ -47,7 +47,7 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class Encoded:
-    """``vectors``: (texts, dim) float32, L2-normalized, in the order given; the rest counts what happened."""
+    """``vectors``: (texts, dim) float32, L2-normalized, in the order given; the rest are counts."""
 
     vectors: Vectors
     tokens: int
@@ -77,7 +77,7 @@ class EncoderBackend(ABC):
     @classmethod
     @abstractmethod
     def facts(cls, source: ModelSource) -> EncoderFacts:
-        """What a plan tells of the model, without loading its weights. Raises ``UserError`` where it cannot run it."""
+        """What a plan shows of the model, without loading its weights. Raises ``UserError`` where it cannot run it."""
 
     @classmethod
     @abstractmethod
@@ -91,7 +91,7 @@ class EncoderBackend(ABC):
     def count_tokens(
         cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None
     ) -> tuple[int, int] | None:
-        """Text tokens, and all tokens that the model would see; None where it takes the weights to tell."""
+        """Text tokens, and all tokens that the model would see; None if that cannot be known without the weights."""
         return None
 
     @classmethod
@@ -108,7 +108,7 @@ class EncoderBackend(ABC):
     def encode(self, texts: Sequence[str], role: Role, progress: Advance | None = None) -> Encoded:
         """Encode texts; an empty text is the bare prompt, a long one is cut (the prompt never).
 
-        ``progress`` is told how many more texts are done.
+        ``progress`` is called with how many more texts are done.
         """
 
     def encode_each(
@@ -121,10 +121,10 @@ class EncoderBackend(ABC):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a training backend is told: tokens whose embedding rows must train, the seed of their start, the adapter.
+    """Settings of a training backend: tokens whose embedding rows must train, the seed of their start, the adapter.
 
     ``dtype`` is the compute dtype: frozen weights may be kept in it, trainable ones are fp32; all are bf16 where
-    ``bf16_weights`` says that the optimizer rounds stochastically. ``note`` is told what the user should hear.
+    ``bf16_weights`` says that the optimizer rounds stochastically. ``note`` is called with what the user should know.
     """
 
     dtype: torch.dtype

@@ -17,15 +17,15 @@ from llara_cli.model.sequences import row_width
 LayoutName = Literal["packed", "bucketed"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 CPU_FORWARD_TOKENS, MOST_FORWARD_TOKENS = 16, 4096
-"""What one more forward costs besides its tokens, in tokens: on a CPU, and on a GPU at most."""
+"""Overhead of a forward, in tokens: on a CPU, and at most on a GPU."""
 LAUNCHED = 512 * 7_000_000_000
-"""What a GPU is taken to compute while the host starts the kernels of one forward, in tokens times parameters."""
+"""Estimated work of a GPU while the host launches the kernels of one forward, in tokens times parameters."""
 Rows = list[list[int]]
-"""The rows of one forward, each the numbers of its sequences."""
+"""The rows of one forward: numbers of the sequences in each."""
 
 
 def forward_tokens(device: str, parameters: int) -> int:
-    """What one more forward of a body of so many parameters costs besides its tokens, in tokens.
+    """Overhead of a forward of a decoder with so many parameters, in tokens.
 
     ``device``: its type. On a CPU little but time to begin; a GPU idles until the host has started a forward's kernels,
     which takes the time of the fewer tokens, the larger the model.
@@ -36,7 +36,7 @@ def forward_tokens(device: str, parameters: int) -> int:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> Rows:
-    """Sequences into rows of at most ``capacity`` tokens: first fit, longest first; a longer one has its own row.
+    """Pack sequences into rows of at most ``capacity`` tokens: first fit, longest first; a longer one has its own row.
 
     Returns the sequence numbers of each row, longest sequence first.
     """
@@ -54,7 +54,7 @@ def pack(lengths: Sequence[int], capacity: int) -> Rows:
 
 
 def pack_evenly(lengths: Sequence[int], capacity: int, multiple: int = 1, processes: int = 1) -> Rows:
-    """``pack`` into rows that share the tokens evenly: as few as will do, or that many for each of the processes.
+    """``pack`` into rows that share the tokens evenly: as few as possible, or as many for each process.
 
     They are filled up to one width, a multiple of ``multiple``, where that is no more than ``capacity``; the rest goes
     into a last row. So little is padding, and few widths occur.
@@ -70,7 +70,7 @@ def pack_evenly(lengths: Sequence[int], capacity: int, multiple: int = 1, proces
 
 
 def micro_batches(row_lengths: Sequence[int], budget: int, forward_tokens: int) -> list[list[int]]:
-    """Rows into forwards of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
+    """Group rows into forwards of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
 
     Of all ways to cut the rows, sorted by length, it is the one that computes the fewest tokens, when each forward
     counts as ``forward_tokens`` more.
@@ -114,7 +114,7 @@ class Batching:
     forward_tokens: int = CPU_FORWARD_TOKENS
 
     def forwards(self, lengths: Sequence[int], processes: int = 1, *, spans: Sequence[int] | None = None) -> list[Rows]:
-        """The forwards of a batch; at least as many as ``processes`` where there are rows enough.
+        """Split a batch into forwards, at least one for each of ``processes`` where there are enough rows.
 
         ``spans``: positions of each sequence, which are fewer than its tokens where branches share them.
         """
@@ -145,7 +145,7 @@ class Batching:
 
 
 def cut(rows: Rows, most: int) -> list[Rows]:
-    """A forward in parts of at most ``most`` sequences each, in its order."""
+    """Split a forward into parts of at most ``most`` sequences each, in its order."""
     parts: list[Rows] = []
     room = 0
     for row in rows:
@@ -166,15 +166,15 @@ def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows], multiple: 
 
 
 def assign_to_ranks(costs: Sequence[int], processes: int) -> list[list[int]]:
-    """Forwards to processes, evenly by cost and the same number to each: sharded weights are gathered in every forward.
+    """Assign forwards to processes, evenly by cost and the same number to each: sharded weights are gathered in each.
 
-    A process that would have fewer is dealt ``-1``, a forward to run for nothing.
+    A process that would have fewer is given ``-1``: a forward whose result does not count.
     """
-    hands: list[list[int]] = [[] for _ in range(processes)]
+    ranks: list[list[int]] = [[] for _ in range(processes)]
     load = [0] * processes
     for number in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        lightest = min(range(processes), key=lambda p: (load[p], len(hands[p]), p))
-        hands[lightest].append(number)
+        lightest = min(range(processes), key=lambda p: (load[p], len(ranks[p]), p))
+        ranks[lightest].append(number)
         load[lightest] += costs[number]
-    most = max((len(hand) for hand in hands), default=0)
-    return [hand + [-1] * (most - len(hand)) for hand in hands]
+    most = max(map(len, ranks), default=0)
+    return [rank + [-1] * (most - len(rank)) for rank in ranks]

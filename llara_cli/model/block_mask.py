@@ -1,4 +1,4 @@
-"""The mask of a layout for FlexAttention: in blocks, so that those in which nothing is seen cost nothing."""
+"""The mask of token rows for FlexAttention: in blocks, so that those in which nothing is seen cost nothing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from llara_cli.model.sequences import PADDING, Ids, Token, TokenRows, may_see
 from llara_cli.model.to_device import to_device
 
 BLOCK_TOKENS = 128
-"""Queries, and keys, of a block."""
+"""Tokens of a block, of queries and of keys."""
 WIDTHS = 8
-"""Widths of long rows at most: FlexAttention, and layers, are compiled for each."""
+"""Most widths of long rows: FlexAttention and layers are compiled for each."""
 Blocks = NDArray[np.bool_]
 
 
 def row_multiple(budget: int) -> int:
-    """What to round widths up to: a power of two times a block, so that rows of ``budget`` tokens have few widths."""
+    """The multiple to round widths up to: a power of two times a block: rows of ``budget`` tokens have few widths."""
     blocks = -(-budget // (WIDTHS * BLOCK_TOKENS))
     return BLOCK_TOKENS << (blocks - 1).bit_length()
 
 
 def block_mask(token_rows: TokenRows, window: int | None, device: torch.device) -> BlockMask:
-    """The mask of a layout; what its blocks hold is found from lengths, without a look at the pairs of tokens."""
+    """The block mask of token rows, computed from lengths, not from pairs of tokens."""
     partial, full = block_table(token_rows, window)
     width = token_rows.ids.shape[1]
     return BlockMask.from_kv_blocks(
@@ -59,7 +59,7 @@ def block_table(token_rows: TokenRows, window: int | None = None) -> tuple[Block
 
 
 def _first_keys(token_rows: TokenRows, window: int | None) -> Ids:
-    """(R, L) where in its row the first key lies that a query may see, or a place before it."""
+    """(R, L) index in its row of the first key that a query may see, or an index before it."""
     index = np.broadcast_to(np.arange(token_rows.tree.shape[1]), token_rows.tree.shape)
     begins = np.diff(token_rows.tree, axis=1, prepend=PADDING - 1) != 0
     first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
@@ -76,7 +76,7 @@ def _blocks(values: Ids, fill: int = 0) -> Ids:
 
 
 def _listed(table: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each block of queries, how many blocks of keys are marked, and their numbers, then those of the others."""
+    """For each block of queries: how many blocks of keys are marked, and the block numbers, marked ones first."""
     numbers = np.argsort(~table, axis=-1, kind="stable")
     count, order = (part.astype(np.int32)[:, None] for part in (table.sum(axis=-1), numbers))
     return to_device(count, device), to_device(order, device)

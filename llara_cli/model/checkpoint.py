@@ -23,11 +23,11 @@ from llara_cli.model.tokenizer import first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NAMED = 5
-"""Tensors that an error names; the others are counted."""
+"""Tensors that an error names; the rest are counted."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LFS_POINTER = b"version https://git-lfs"
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
-"""What DistributedDataParallel and torch.compile write before every name."""
+"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
 _COMPILED = "_orig_mod."
 _OTHER_HEADS = frozenset(
     ("lm_head", "embed_out", "score", "classifier", "cls", "qa_outputs", "v_head", "value_head", "pooler")
@@ -59,7 +59,7 @@ def is_quantized(config: Any) -> bool:
 
 
 def _quantization_method(config: Any) -> str | None:
-    """What quantized a checkpoint; None: nothing did."""
+    """The method that quantized a checkpoint; None: it is not quantized."""
     fields = config if isinstance(config, Mapping) else vars(config)
     found = fields.get("quantization_config")
     if not found:
@@ -79,7 +79,7 @@ class Header:
 
     @property
     def names(self) -> Set[str]:
-        """What they are called."""
+        """Names of the weights."""
         return self.dtypes.keys()
 
     @property
@@ -166,7 +166,7 @@ def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def why_unreadable(file: Path, error: Exception) -> str:
-    """What to tell of a file that is not what its name says."""
+    """Why a file is not what its name says, for an error."""
     with file.open("rb") as opened:
         start = opened.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
@@ -240,13 +240,13 @@ def _first_part(model: PreTrainedModel, name: str) -> str:
 
 
 def _is_unused(model: PreTrainedModel, name: str) -> bool:
-    """Whether a model can do without a weight that it has no place for: another task's head, or a constant."""
+    """Whether a weight without a place in the model can be ignored: another task's head, or a constant."""
     first = _first_part(model, name)
     return _OLD_BUFFERS.search(name) is not None or (first in _OTHER_HEADS and not hasattr(model, first))
 
 
 def missing_library(source: ModelSource, error: ImportError) -> UserError:
-    """The error for a checkpoint that a library is needed for which is not installed."""
+    """The error for a checkpoint that needs a library that is not installed."""
     if source.gguf_file:
         return UserError(f"{source.path}: reading GGUF files needs gguf: {install_hint('gguf')}")
     if BITSANDBYTES in str(error).lower():

@@ -1,4 +1,4 @@
-"""The decoder's body, run over a layout through the public attention interface; where and in what it computes."""
+"""The decoder's body, run over token rows through the public attention interface, and its device and dtype."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llara_cli.model.varlen import VARLEN, mark_dynamic, plan_of, why_no_kernel
 ROW_TOKENS = 256
 """Tokens of a packed row under a dense mask (on CPUs longer ones waste attention)."""
 COMPILED_SHAPES = 64
-"""Shapes that layers or FlexAttention are compiled for at most; for others they run as written, slowly and in full."""
+"""Most shapes that layers or FlexAttention are compiled for; other shapes run uncompiled, more slowly."""
 FLEX = "flex_attention"
 """FlexAttention, as transformers calls it."""
 
@@ -60,7 +60,7 @@ def allow_shapes() -> None:
 
 
 def refuse_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ``UserError`` for a way to compute attention that the device cannot, or not in ``dtype``."""
+    """Raise ``UserError`` for an attention implementation that the device does not support, or not in ``dtype``."""
     if name == "flex" and device.type != "cuda":
         raise UserError("`attention='flex'` needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
     if name == "varlen" and (why := why_no_kernel(device, dtype)) is not None:
@@ -83,7 +83,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return next(self.body.parameters()).device
 
     @property
@@ -100,17 +100,17 @@ class Decoder:
 
     @property
     def embedded_tokens(self) -> int:
-        """Rows of the embedding: the model knows the ids below."""
+        """Rows of the embedding: ids must be below."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens the model has positions for; None where it has no limit."""
+        """Tokens that the model has positions for; None where it has no limit."""
         return max_positions(self.config)
 
     @property
     def projection(self) -> nn.Module:
-        """The vocabulary projection W; ``logits`` says what else a model does between hidden states and logits.
+        """The vocabulary projection W; ``logits`` knows what else happens between hidden states and logits.
 
         Raises ``UserError`` where the model has none.
         """
@@ -121,12 +121,12 @@ class Decoder:
 
     @cached_property
     def logits(self) -> Logits:
-        """How logits come from hidden states, found once by trying. Raises ``UserError`` where that cannot be told."""
+        """How logits are computed from hidden states, found once by trying. Raises ``UserError`` where that fails."""
         with self.attending():  # another would be compiled for a few tokens, or miss their segments
             return find_logits(self.model, self.body, self.projection)
 
     def freeze_projection(self) -> None:
-        """Train no weight that the body does not have: none of the projection's, unless it is its embeddings'."""
+        """Freeze weights outside the body: the projection's, unless it is tied to the embeddings."""
         own = {id(weight) for weight in self.body.parameters()}
         for weight in self.model.parameters():
             if id(weight) not in own:
@@ -152,7 +152,7 @@ class Decoder:
 
     @property
     def rows_are_free(self) -> bool:
-        """Whether attention skips what texts of one row do not see of each other, so that long rows cost nothing."""
+        """Whether attention skips tokens that cannot see each other, so that long packed rows cost nothing extra."""
         return self.attention != "dense"
 
     def _use_flex(self) -> None:
@@ -170,7 +170,7 @@ class Decoder:
 
     @property
     def drops_attention(self) -> bool:
-        """Whether attention has dropout, which only dense attention knows."""
+        """Whether attention has dropout, which only dense attention supports."""
         return float(getattr(self.config, "attention_dropout", None) or 0) > 0
 
     def _use_varlen(self) -> None:
@@ -180,12 +180,12 @@ class Decoder:
 
     @property
     def takes_trees(self) -> bool:
-        """Whether positions are taken as given, and every layer's attention is one that a mask can describe."""
+        """Whether the model uses the positions that it is given, and a mask can describe every layer's attention."""
         return self._takes_positions and self.windows.maskable
 
     @contextmanager
     def attending(self, implementation: str | None = None) -> Iterator[None]:
-        """With another of transformers' implementations of attention for a while; None: the dense one."""
+        """Context with another of transformers' attention implementations; None: the dense one."""
         implementation = implementation or self._dense
         before = self.config._attn_implementation
         if implementation != before:
@@ -202,7 +202,7 @@ class Decoder:
             self.attend_in_blocks()
 
     def batching(self, layout: str, budget: int) -> Batching:
-        """The layout that suits this device, or the one called for: ``packed``, ``bucketed`` or ``auto``.
+        """How sequences become forwards, in the given layout: ``packed``, ``bucketed`` or ``auto``.
 
         Packed rows are as long as a forward where attention costs nothing between texts, short ones where it does.
         """
@@ -216,7 +216,7 @@ class Decoder:
         return Batching("packed", budget, None, row_multiple(budget) if few_widths else 1, switch, overhead)
 
     def recompute_in_backward(self, every: int = 1) -> None:
-        """Keep the input only of every ``every``-th layer, and compute it again in backward: less memory, more time.
+        """Keep the input only of every ``every``-th layer, and recompute the rest in backward: less memory, more time.
 
         Raises ``UserError`` where the model cannot.
         """
@@ -247,7 +247,7 @@ class Decoder:
         self._compiled = True
 
     def multiply_in_float8(self, *, emulate: bool = False) -> None:
-        """``compute_in_float8`` of the body; what is tried outside autocast is tried before, as float8 needs it."""
+        """``compute_in_float8`` of the body; what must be tried outside autocast is tried before."""
         _ = self._joint
         compute_in_float8(self.body, emulate=emulate)
 
@@ -256,7 +256,7 @@ class Decoder:
         self._lean = True
 
     def hidden(self, token_rows: TokenRows, windows: list[int | None] | None = None) -> Tensor:
-        """Last hidden states (R * L, dim) of a layout.
+        """Last hidden states (R * L, dim) of token rows.
 
         ``windows``: where ``varlen`` notes the sliding window that each layer asks for.
         """
@@ -265,7 +265,7 @@ class Decoder:
         return output.reshape(-1, output.shape[-1])
 
     def _inputs(self, token_rows: TokenRows, windows: list[int | None] | None) -> dict[str, Any]:
-        """What the body is given."""
+        """Keyword arguments of the body."""
         device, implementation = self.device, self.config._attn_implementation
         ids, positions = (to_device(part, device) for part in (token_rows.ids, token_rows.positions))
         if implementation == VARLEN:  # rows are nothing to it: one after the other they are one
@@ -278,12 +278,12 @@ class Decoder:
         return {"input_ids": ids, "position_ids": positions, "attention_mask": self._mask(token_rows)}
 
     def _padding_would_count(self, token_rows: TokenRows) -> bool:
-        """Whether rows, padded, are wider than the model has positions for, or than it takes another way to compute."""
+        """Whether padding makes rows wider than the model's positions, or than LongRoPE's switch."""
         limits = (limit for limit in (self._rope_switch, self.max_positions) if limit is not None)
         return any(token_rows.positions.max(initial=0) < limit < token_rows.ids.shape[1] for limit in limits)
 
     def _products(self) -> AbstractContextManager[Any]:
-        """Around the body: how its matrices are multiplied."""
+        """Context of the body's forward: the CPU kernels, where they apply."""
         if self.device.type != "cpu" or self._compiled or self.attention == "flex":
             return nullcontext()
         return lean_training() if self._lean and torch.is_grad_enabled() else CpuKernels()

@@ -26,9 +26,9 @@ from llara_cli.model.sequences import TokenRows, Tree, place_some
 from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 
 FETCHED = 16384
-"""Vectors that stay on the device until they are fetched, at most."""
+"""Most vectors that stay on the device before they are fetched."""
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
-"""Tokens of one forward: on a CPU small batches stay in the cache, a GPU wants to be full."""
+"""Tokens of one forward: on a CPU small batches stay in the cache, a GPU needs to be filled."""
 
 
 def pool(slots: Tensor, recipe: Recipe, *, normalize: bool = True) -> Tensor:
@@ -81,7 +81,7 @@ class Sequencer:
         self.limits = {role: self.prompts.text_limit(total, [recipe.roles[role]]) for role, total in lengths.items()}
 
     def trees(self, texts: Sequence[str], role: Role) -> Sequences:
-        """One tree a text, in order."""
+        """One tree per text, in order."""
         limit = self.limits[role]
         branch = self.prompts.prompts[self.branches[role]]
         trees, lengths = [], []

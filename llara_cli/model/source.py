@@ -23,15 +23,15 @@ from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.jinja", "adapter/*")
 _MODULE_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt", ".bin", ".py"}
-"""Endings of what makes a sentence-transformers model, in its folder and in those of its modules."""
+"""Endings of the files of a sentence-transformers model."""
 MODULES = "modules.json"
 """Names the modules of a sentence-transformers model and their folders."""
 _HUB, _UNKNOWN_COMMIT = "hub:", "main"
-"""What the fingerprint of a hub model begins with, and how it ends where none of its files is in the local cache."""
+"""Beginning of a hub model's fingerprint, and its end where none of its files is in the local cache."""
 ADAPTER, BASE = "adapter", "base.json"
-"""In a model that was saved as an adapter only: the adapter's folder, and what is written down of its base."""
+"""In a model that was saved as an adapter only: the adapter's folder, and the record of its base."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What makes a folder or hub repository an adapter that peft saved."""
+"""Files of an adapter that peft saved."""
 _FULL_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -68,12 +68,12 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        """Whether the files lie on this machine."""
+        """Whether the files are on this machine."""
         return Path(self.location).is_dir()
 
     @property
     def is_adapter(self) -> bool:
-        """Whether only an adapter of llara lies there, to be put on its base."""
+        """Whether it is only an adapter of llara, to be merged into its base."""
         return (Path(self.location) / BASE).is_file()
 
     def file(self, name: str) -> Path | None:
@@ -90,7 +90,7 @@ class ModelSource:
 
     @property
     def tokenizer_location(self) -> str:
-        """Where its tokenizer lies: an adapter may leave it to its base."""
+        """Folder or hub id of its tokenizer, which may be that of an adapter's base."""
         if self.base is None or any(self.file(name) is not None for name in _TOKENIZER_FILES):
             return self.location
         return self.base.tokenizer_location
@@ -113,7 +113,7 @@ class ModelSource:
         return self.name if artifact and Path(self.location) == artifact.path else self.path
 
     def fingerprint(self) -> str:
-        """What tells this model from any other: sha256 over its files (a workspace model: over its manifest)."""
+        """Identifies the model: sha256 over its files (a workspace model: over its manifest)."""
         if self.base is not None:
             own, base = replace(self, base=None).fingerprint(), self.base.fingerprint()
             return (
@@ -146,7 +146,7 @@ def _module_files(folder: Path) -> list[tuple[str, Path]]:
 
 
 _DATED = ("config.json", MODULES, PEFT_CONFIG)
-"""Files of a hub model of which one at least is there: where it lies in the cache tells the commit."""
+"""Files of a hub model, of which at least one exists: its path in the cache contains the commit."""
 
 
 def _hub_commit(repo_id: str) -> str:
@@ -171,7 +171,7 @@ def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -
 
 
 def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
-    """A model that is none of the workspace: a file, a folder, or a hub id."""
+    """A model outside the workspace: a file, a folder, or a hub id."""
     path = Path(argument).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         first = gguf_files.parts(path)[0]
@@ -189,7 +189,7 @@ def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
 
 
 def hub_file(repo_id: str, name: str) -> Path | None:
-    """A file of a hub model, fetched or found in the hub's cache; None where there is none, or no hub to ask."""
+    """A file of a hub model, fetched or found in the hub's cache; None where there is none, or no hub."""
     from transformers.utils.hub import cached_file
 
     try:
@@ -295,7 +295,7 @@ def _both(source: ModelSource, full: str) -> str:
 
 
 def refuse_adapter_beside(source: ModelSource) -> None:
-    """Raise ``UserError`` for full weights beside an adapter: transformers would attach it without a word."""
+    """Raise ``UserError`` for full weights beside an adapter: transformers would attach it silently."""
     if source.base is None and source.file(PEFT_CONFIG) is not None:
         full = [name for name in _FULL_WEIGHTS if source.file(name) is not None]
         raise UserError(_both(source, full[0] if full else "more files"))

@@ -7,11 +7,11 @@ import time
 import torch
 
 EFFICIENCY = 0.5
-"""Share of the device's matrix-product rate that a model is taken to reach where nothing was probed."""
+"""Share of the device's matrix-product rate that a model is assumed to reach."""
 
 
 def rough_seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
-    """At a usual share of the device's matrix-product rate."""
+    """Expected time in seconds, at a usual share of the device's matrix-product rate."""
     return flops / (EFFICIENCY * matmul_rate(device, dtype))
 
 

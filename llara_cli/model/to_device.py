@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_device(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
-    """The values on ``device``, without a wait: what a GPU was told to do before is not waited for.
+    """The values on ``device``, without waiting for what a GPU still computes.
 
     On the CPU an array shares its memory with the tensor.
     """

@@ -33,9 +33,9 @@ SPACE_MARKS = ("\u2581", "\u0120")
 AT_ONCE = 256
 """Texts that are tokenized together: while they are, a token takes some 300 bytes."""
 TOKEN_CHARACTERS, MARGIN_CHARACTERS = 8, 512
-"""Of a text that will be cut, characters that are read for each token wanted, and more that are read in any case."""
+"""Characters read per token of a text that will be cut, and extra characters that are always read."""
 LONGEST_WORD = 16
-"""Times the characters that are read at first: beyond, a text without white space is cut within a word."""
+"""Multiple of the characters read at first, beyond which a text without white space is cut within a word."""
 _NORMALIZERS = frozenset(("NFC", "Prepend", "Replace"))
 _SPLITTERS = frozenset(("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"))
 _SPACE = re.compile(r"\s")
@@ -85,7 +85,7 @@ def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 
 def first_line(error: Exception) -> str:
-    """The part of a library's message that fits one line."""
+    """The first line of a library's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -195,7 +195,7 @@ class TextTokenizer:
         return [row[:limit] for row in self.each(texts, limit)]
 
     def each(self, texts: Sequence[str], limit: int | None = None) -> Iterator[list[int]]:
-        """Token ids of each text, no special tokens added; what else the tokenizer makes is held for few texts only.
+        """Token ids of each text, no special tokens added; other output of the tokenizer is kept for few texts only.
 
         Of a text of more than ``limit`` tokens at least one more is given, but not all: a whole book is never read.
         """
@@ -277,7 +277,7 @@ class TextTokenizer:
         return full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def contradiction(self) -> str | None:
-        """What to warn of where its two files disagree about a start token: ``tokenizer.json`` is followed."""
+        """A warning where its two files disagree about a start token: ``tokenizer.json`` is followed."""
         start = self.start_ids
         if self.add_bos_token is True and not start:
             return (
@@ -322,7 +322,7 @@ class TextTokenizer:
         return frozenset(self.hf.all_special_ids)
 
     def _adds_prefix_space(self) -> bool:
-        """Whether a text's first piece bears the mark of a space that is not in the text."""
+        """Whether a text's first piece has a space mark that is not in the text."""
         first: str = self.hf.convert_ids_to_tokens(self.encode(["x"])[0])[0]
         return first.startswith(SPACE_MARKS)
 

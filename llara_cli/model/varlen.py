@@ -27,18 +27,18 @@ from llara_cli.model.to_device import to_device
 VARLEN = "llara_varlen"
 """The name under which transformers knows this attention."""
 PADDING_TOKENS = 256
-"""Tokens of a segment of padding at most: it sees itself, which should cost little."""
+"""Most tokens of a segment of padding, which sees itself and should cost little."""
 SHORTEST = 128
-"""What the longest segment is taken for at least: whoever compiles for a length meets few of them."""
+"""Smallest value of the longest segment, so that few lengths are compiled for."""
 BEYOND = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What layers may ask of attention that there is no kernel for."""
+"""Attention arguments of layers that the kernel does not support."""
 GROUPS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-"""PyTorch before 2.12 lets queries share a head of keys without being told."""
+"""PyTorch before 2.12 has no ``enable_gqa``: queries share heads of keys without it."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where queries and keys of a layout's segments lie, its rows taken one after the other.
+    """Where the queries and keys of segments are, in rows taken one after the other.
 
     Attributes:
         queries: (segments,) tokens of each.
@@ -52,7 +52,7 @@ class Segments:
 
 
 def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What of a device or a dtype the kernel does not take; a CPU has a stand-in (``reference``)."""
+    """Why the kernel does not support a device or a dtype; None: it does. A CPU uses ``reference``."""
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
@@ -132,7 +132,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(token_rows: TokenRows, device: torch.device) -> Plan:
-    """What the layers need to know of a layout, once a forward."""
+    """What the layers need to know of token rows, once per forward."""
     segments = segments_of(token_rows)
     longest = max(SHORTEST, 1 << int(segments.keys.max() - 1).bit_length())
     gathering = None
@@ -147,14 +147,14 @@ def _ends(lengths: Ids, device: torch.device) -> Tensor:
 
 
 def mark_dynamic(plan: Plan) -> None:
-    """Have nothing compiled for the numbers of segments and keys, which are others in every forward."""
+    """Mark the numbers of segments and keys as dynamic for torch.compile: they differ in every forward."""
     counted = [plan.queries, plan.keys] + ([plan.gathering.order] if plan.gathering is not None else [])
     for tensor in counted:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by number. Their gradients are gathered too: additions to a row that is there twice would take turns."""
+    """Rows by number. Gradients are gathered too, as adding to a row that occurs twice would serialize."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, order: Tensor, places: Tensor, there: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from llara_cli.data.eval_dataset import EvalDataset
 from llara_cli.data.runs import Qrels, RankedQueries, Run, read_answers, read_qrels, read_run, save_run
 from llara_cli.evaluation.benchmarks import BENCHMARKS, Task, own_task
 from llara_cli.evaluation.config import EvaluateConfig
-from llara_cli.evaluation.datasets import Consent, Finder, Found
+from llara_cli.evaluation.datasets import Consent, DatasetFinder, Found
 from llara_cli.evaluation.metric_names import cutoff, parse_metrics
 from llara_cli.evaluation.metrics import (
     DEFAULT_METRICS,
@@ -100,7 +100,7 @@ class Evaluating:
     def _check(self, task: Task, data: EvalDataset) -> None:
         """Raise ``UserError`` for a bad file, or one that a metric is not for, before any model is loaded."""
         check_judgments(data.qrels, self.settings.metrics or task.metrics)
-        data.warn_of_lost(self.workspace.reporter.warn)
+        data.warn_of_missing_queries(self.workspace.reporter.warn)
 
     def _evaluate(self, results: Results, task: Task, data: EvalDataset) -> Evaluation:
         """The figures on a data set, while no other process measures the same model on it."""
@@ -200,7 +200,7 @@ def evaluate_benchmark(
 def _datasets(workspace: Workspace, benchmark: str, config: EvaluateConfig, consent: Consent) -> tuple[str, Found]:
     """The benchmark's name, its data sets and what they are."""
     if benchmark in BENCHMARKS:
-        finder = Finder(workspace, config.data_root, config.split, consent)
+        finder = DatasetFinder(workspace, config.data_root, config.split, consent)
         return benchmark, finder.find(BENCHMARKS[benchmark], ",".join(config.datasets))
     data = EvalDataset(BeirFolder(Path(benchmark)), config.split or "test")
     return data.name, [(own_task(data.name, data.split), data)]

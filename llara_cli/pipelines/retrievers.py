@@ -83,7 +83,7 @@ class Bm25Retriever:
         """One query after the other."""
         with self.reporter.bar(f"indexing {data.name}", None, unit="texts") as bar:
             index = Bm25.over(bar.over(read_documents(data.folder.corpus)))
-        data.warn_of_missing(index.ids, self.reporter.warn)
+        data.warn_of_missing_documents(index.ids, self.reporter.warn)
         found = index.search(data.queries.values(), k + drop)
         with self.reporter.bar(f"searching {data.name}", len(data.queries), unit="queries") as bar:
             for query, hits in zip(data.queries, bar.over(found), strict=True):
@@ -143,7 +143,7 @@ class DenseRetriever:
     def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """Encode corpus and judged queries, or find them encoded; index; search, one block of queries at a time."""
         corpus = self._encoded(data.folder.path, "passage")
-        data.warn_of_missing(corpus.ids, self.workspace.reporter.warn)
+        data.warn_of_missing_documents(corpus.ids, self.workspace.reporter.warn)
         queries = self._encoded(self._judged_queries(data), "query")
         index = self._index(corpus, data.name)
         shortfall = Shortfall()

@@ -21,7 +21,7 @@ from llara_cli.retrieval.ranking import best_first
 METHOD, K1, B = "lucene", 0.9, 0.4
 STEMMER, STOP_WORDS, WORD = "porter", "en", r"(?u)\b\w+\b"
 _AT_ONCE = 4096
-"""Texts that are cut into words together; no more are held."""
+"""Texts that are tokenized together; no more are held in memory."""
 
 
 def check_installed() -> None:
@@ -47,7 +47,7 @@ class Words:
 
     @property
     def ids(self) -> Words:
-        """Itself: one list a document."""
+        """Itself: one list per document."""
         return self
 
     def __len__(self) -> int:

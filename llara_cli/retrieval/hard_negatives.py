@@ -36,7 +36,7 @@ class CandidateSource(Protocol):
     searched: dict[str, str]
 
     def get_ready(self, *, margin: bool) -> None:
-        """Load all that a search takes, so that nothing is begun that cannot be done.
+        """Load everything that a search needs, so that errors come first.
 
         Raises ``UserError`` where that fails, or where there is a ``margin`` and positives have no score.
         """
@@ -45,7 +45,7 @@ class CandidateSource(Protocol):
         """The k best of each query: id, score, row."""
 
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
-        """How each row's best positive scores."""
+        """Score of each row's best positive."""
 
     def document(self, row: int) -> Document:
         """The text behind a row."""
@@ -80,7 +80,7 @@ class IndexCandidates:
         return [float((part @ query).max()) for query, part in parts]
 
     def warn_of_shortfall(self, queries: int) -> None:
-        """Of an approximate index."""
+        """Only an approximate index has a shortfall."""
         self._searcher.warn_of_shortfall(queries)
 
     def document(self, row: int) -> Document:
@@ -96,7 +96,7 @@ class Bm25Candidates:
     name = "bm25"
 
     def __init__(self, corpus: Path, note: Note = ignore) -> None:
-        """``note``: told what the user should know of the corpus."""
+        """``note``: called with what the user should know of the corpus."""
         file = BeirFolder(corpus).corpus if corpus.is_dir() else corpus
         self.parents = {"corpus": str(input_record(file)["sha256"])}
         self.searched = {"corpus": file.name}
@@ -126,7 +126,7 @@ class Bm25Candidates:
         return ([(name, score, self._rows[name]) for name, score in hits] for hits in self._index.search(queries, k))
 
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
-        """None: see ``get_ready``."""
+        """Not available: see ``get_ready``."""
         raise NotImplementedError
 
     def warn_of_shortfall(self, queries: int) -> None:

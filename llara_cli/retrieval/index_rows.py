@@ -60,7 +60,7 @@ class IndexRows:
         return rows
 
     def living(self) -> Iterator[tuple[int, str]]:
-        """Row and id of what a search may find."""
+        """Row and id of all rows that were not removed."""
         gone = set(self.removed.tolist())
         return ((row, name) for row, name in enumerate(self.ids) if row not in gone)
 
@@ -71,7 +71,7 @@ class IndexRows:
 
 
 def _rising(rows: NDArray[np.int64], count: int) -> bool:
-    """Whether these are numbers of ``count`` rows, each once, in order."""
+    """Whether these are sorted, unique row numbers below ``count``."""
     return bool(rows[0] >= 0 and rows[-1] < count and (np.diff(rows) > 0).all())
 
 

@@ -105,13 +105,13 @@ class Searcher:
         return encoder
 
     def check(self, k: int) -> None:
-        """Raise ``UserError`` or ``LlaraError`` for what can be told before the model is loaded."""
+        """Raise ``UserError`` or ``LlaraError`` for what can be checked before the model is loaded."""
         refuse_nonpositive("top_k", k)
         _ = self.source, self.index_rows.removed, self.search_parameters
 
     @cached_property
     def search_parameters(self) -> dict[str, int | float | str]:
-        """``--set`` as the backend types it."""
+        """The search parameters, typed as the backend declares."""
         name = self.index.manifest["settings"]["backend"]
         return typed_parameters(self.parameters, registry.load("index", name).search_parameters, name)
 
@@ -133,7 +133,7 @@ class Searcher:
         return Shortfall()
 
     def warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
-        """Warn of queries, of so many, that got too few hits, unless that was ``told`` before."""
+        """Warn of queries, of so many, that got too few hits, unless ``told`` says that this was done before."""
         if self._shortfall.queries and not told:
             raised = " or ".join(f"`parameters[{name!r}]`" for name in self._shortfall.settings)
             advice = f"; raise {raised}" if raised else ""

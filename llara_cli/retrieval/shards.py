@@ -15,7 +15,7 @@ _COUNTS = ("tokens", "cut", "empty")
 
 
 class Shards:
-    """The shards of a build. Beside each finished one lies a note: its checksum, and what was counted in it.
+    """The shards of a build. Beside each finished one is a JSON note with its checksum and counts.
 
     The note is written last, so a shard counts when it has one and is what the note says. Several processes may write
     shards of one build.

@@ -39,11 +39,11 @@ class VectorFile(Protocol):
 
     @property
     def origin(self) -> Origin | None:
-        """Which model made the vectors, where that is told. Raises ``UserError`` where what is told is damaged."""
+        """Which model made the vectors, if recorded. Raises ``UserError`` where the record is damaged."""
 
     @property
     def origin_file(self) -> Path:
-        """Where the origin is told."""
+        """The file that records the origin."""
 
     def documents(self) -> Iterator[Document]:
         """Ids (unique) and texts, as far as there are any. Raises ``UserError`` naming the line or row."""
@@ -88,7 +88,7 @@ class NpyFile:
 
     @cached_property
     def origin(self) -> Origin | None:
-        """What the file beside says, where there is one. Raises ``UserError`` where it is of other vectors."""
+        """The record in the file beside, if there is one. Raises ``UserError`` where it is of other vectors."""
         if not self.origin_file.is_file():
             return None
         origin = Origin.parse(self.origin_file.read_bytes(), self.origin_file)
@@ -155,7 +155,7 @@ class ParquetFile:
 
     @property
     def origin(self) -> Origin | None:
-        """What the schema's metadata say, where they do."""
+        """The record in the schema's metadata, if there is one."""
         with self._opened() as file:
             told = (file.schema_arrow.metadata or {}).get(METADATA)
         return Origin.parse(told, self.path) if told is not None else None

@@ -13,11 +13,11 @@ METADATA = b"llara"
 """The key of the origin in the metadata of a ``.parquet`` file's schema."""
 
 ENDINGS = (".npy", ".parquet")
-"""Of the files that vectors are exported to."""
+"""Endings of the files that vectors are exported to."""
 
 
 def ids_path(file: Path) -> Path:
-    """Where the ids of a ``.npy`` file lie, one a line."""
+    """The file of a ``.npy`` file's ids, one per line."""
     return file.with_name(file.name + ".ids.txt")
 
 
@@ -56,7 +56,7 @@ class Origin:
 
     @classmethod
     def parse(cls, text: str | bytes, where: Path) -> Origin:
-        """What ``as_json`` wrote. Raises ``UserError`` for anything else."""
+        """Read what ``as_json`` wrote. Raises ``UserError`` for anything else."""
         try:
             told = json.loads(text)
             origin = cls(*(_string(told[field.name]) for field in fields(cls)))
@@ -72,7 +72,7 @@ class Origin:
 
 
 def origin_path(file: Path) -> Path:
-    """Where the origin of a ``.npy`` file's vectors is told."""
+    """The file that records the origin of a ``.npy`` file's vectors."""
     return file.with_name(file.name + ".model.json")
 
 

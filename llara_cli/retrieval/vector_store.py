@@ -19,10 +19,10 @@ from llara_cli.data.id_list import IdList
 
 IDS, TEXTS = "ids.txt", "texts.arrow"
 STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
-"""What ``--store`` may be, and the numbers on disk."""
+"""Values of ``store``, and the NumPy type on disk."""
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 BLOCK_BYTES = 32 * 2**20
-"""Of the blocks, as float32, that walking a store gives."""
+"""Size of the float32 blocks that iterating over a store gives."""
 
 
 def cut(vectors: Vectors, dim: int | None) -> Vectors:

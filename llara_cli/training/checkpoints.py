@@ -61,7 +61,7 @@ def save(
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the newest checkpoint; the number of steps it has done, 0 where there is none.
+    """Load the newest checkpoint; the number of steps it has done, 0 where there is none.
 
     Raises ``LlaraError`` where a file of it is damaged or belongs to another model.
     """
@@ -83,7 +83,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def steps_done(folder: Path) -> int | None:
-    """The steps of the run's checkpoint; None where there is none. Raises ``LlaraError`` where it is damaged."""
+    """Steps done at the run's checkpoint; None where there is none. Raises ``LlaraError`` where it is damaged."""
     if not (folder / FOLDER).exists():
         return None
     step = _note(folder).get("step")
@@ -93,7 +93,7 @@ def steps_done(folder: Path) -> int | None:
 
 
 def scores(folder: Path) -> list[dict[str, Any]]:
-    """Rows of the dev set up to the run's checkpoint. Raises ``LlaraError`` where the checkpoint does not hold them."""
+    """Dev set scores up to the run's checkpoint. Raises ``LlaraError`` where the checkpoint does not hold them."""
     if not (folder / FOLDER).exists():
         return []
     rows = _note(folder).get("dev")
@@ -103,7 +103,7 @@ def scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def what_is_kept(folder: Path) -> str:
-    """Which checkpoint an error leaves, for its message."""
+    """Which checkpoint is left after an error, for its message."""
     done = steps_done(folder)
     return f"a checkpoint of step {done} is kept" if done is not None else "there is no checkpoint yet"
 
@@ -136,7 +136,7 @@ def keep_best(folder: Path, model: nn.Module, step: int, *, writes: bool = True)
 
 
 def best_file(folder: Path, step: int) -> Path:
-    """Where the weights of a step lie that was the best so far."""
+    """The file of the best weights, saved at a step."""
     return folder / BEST / f"{step}.safetensors"
 
 
@@ -156,7 +156,7 @@ def drop_best(folder: Path, kept: Collection[int]) -> None:
 
 
 def take_best(folder: Path, model: nn.Module, step: int) -> None:
-    """Give the model the weights that were saved at ``step``.
+    """Load the weights that were saved at ``step`` into the model.
 
     Raises ``LlaraError`` where they are missing, damaged or another model's.
     """
@@ -169,7 +169,7 @@ def take_best(folder: Path, model: nn.Module, step: int) -> None:
 
 
 def _note(folder: Path) -> dict[str, Any]:
-    """What the run's checkpoint says of itself."""
+    """The JSON note beside the run's checkpoint."""
     file = folder / FOLDER / _STEP
     with _readable(file, folder):
         note = json.loads(file.read_text(encoding="utf-8"))
@@ -180,7 +180,7 @@ def _note(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _readable(file: Path, folder: Path) -> Iterator[None]:
-    """Around the reading of a file of the run in ``folder``."""
+    """Turn errors of reading a file of the run in ``folder`` into a ``LlaraError``."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -228,7 +228,7 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], note: Mapping[st
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a run goes on from, by a name of its own."""
+    """Every tensor that a resumed run needs, each by its own name."""
     for name, weight in trainable(model).items():
         yield f"weight/{name}", weight
         state: Mapping[str, Any] = optimizer.state.get(weight, {})
@@ -264,7 +264,7 @@ def _fill(place: Tensor, value: Tensor) -> None:
 
 
 def _create_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: set[str]) -> None:
-    """Make the optimizer allocate the state that was saved, by a step of size nothing."""
+    """Make the optimizer allocate the state that was saved, by a step with learning rate 0."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     _set_rates(optimizer, [0.0] * len(rates))
     for name, weight in trainable(model).items():
@@ -285,7 +285,7 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
 
 
 def mend(folder: Path) -> None:
-    """Finish what a kill cut short; for one process, before any other looks."""
+    """Finish a save that a kill cut short; for one process, before any other reads."""
     finish_swap(folder / FOLDER)
 
 

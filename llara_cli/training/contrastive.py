@@ -35,7 +35,7 @@ from llara_cli.training.objective import Terms
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Make dropout the same in both passes over a part, whatever lies between them."""
+    """Make dropout the same in both passes over a part."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -60,7 +60,7 @@ class Parts:
 
     @cached_property
     def numbers(self) -> list[list[int]]:
-        """Which texts are in each forward, in the order of its layout."""
+        """Which texts are in each forward, in the order of its rows."""
         return [[number for row in rows for number in row] for rows in self.forwards]
 
     @property
@@ -70,12 +70,12 @@ class Parts:
         return [computed_tokens(lengths, [rows], self.multiple) for rows in self.forwards]
 
     def layout(self, number: int) -> TokenRows:
-        """Of the forward called ``number``."""
+        """Token rows of forward ``number``."""
         return place_some(self.trees, self.forwards[number], self.multiple)[1]
 
 
-_Mine = tuple[int, Future[TokenRows]]
-"""The number of a part, ``-1`` for one that counts for nothing, and the layout, which may be still in the making."""
+_Part = tuple[int, Future[TokenRows]]
+"""The number of a part, ``-1`` for one that counts for nothing, and its token rows, or a promise of them."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class ContrastiveObjective:
     """InfoNCE over one optimizer batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens.
 
     ``layout``: as ``text_batching`` has it.
-    ``note`` is told, once, of a batch in which no query has a passage to be contrasted with.
+    ``note`` is called, once, for a batch in which no query has a passage to be contrasted with.
     """
 
     decoder: Decoder
@@ -111,43 +111,43 @@ class ContrastiveObjective:
         engine = engine or Engine()
         parts = self.parts(groups, engine.processes)
         costs = parts.costs
-        hands = assign_to_ranks(costs, engine.processes)
-        heaviest = max(sum(costs[number] for number in hand if number >= 0) for hand in hands)
+        by_rank = assign_to_ranks(costs, engine.processes)
+        heaviest = max(sum(costs[number] for number in own if number >= 0) for own in by_rank)
         keep = self.chunk is None and heaviest <= self.budget
-        loss = self.backward_through(parts, hands[engine.rank], groups, engine, keep_graph=keep)
+        loss = self.backward_through(parts, by_rank[engine.rank], groups, engine, keep_graph=keep)
         self.seed += len(parts.forwards)
         return Terms(float(loss), texts=len(parts.trees), tokens=parts.tokens)
 
     def backward_through(
-        self, parts: Parts, hand: Sequence[int], groups: Sequence[Group], engine: Engine, *, keep_graph: bool
+        self, parts: Parts, own: Sequence[int], groups: Sequence[Group], engine: Engine, *, keep_graph: bool
     ) -> Tensor:
-        """The batch's loss; its gradients through the parts called ``hand``, of which ``-1`` counts for nothing.
+        """The batch's loss; pushes its gradients through the parts of this rank, of which ``-1`` counts for nothing.
 
         ``keep_graph``: one forward and one backward for all of them; else GradCache, but for the first and largest
         part: there is room for one part's graph, so that one need not be embedded again.
         """
-        kept = len(hand) if keep_graph else 1
+        kept = len(own) if keep_graph else 1
         with ThreadPoolExecutor(1, thread_name_prefix="layouts") as thread:  # they are made while the device computes
-            mine = [(number, thread.submit(parts.layout, max(number, 0))) for number in hand]
-            with engine.accumulate(last=kept == len(hand)):
-                whole = engine.run(self._embed_all, mine[:kept])
+            own_rows = [(number, thread.submit(parts.layout, max(number, 0))) for number in own]
+            with engine.accumulate(last=kept == len(own)):
+                whole = engine.run(self._embed_all, own_rows[:kept])
                 with torch.no_grad():
-                    rest = engine.run(self._embed_all, mine[kept:]) if mine[kept:] else []
-                leaf, loss = self._loss_at(parts, hand, [*whole, *rest], groups, engine)
-                gradients = _gradients_at(leaf, parts, hand)
+                    rest = engine.run(self._embed_all, own_rows[kept:]) if own_rows[kept:] else []
+                leaf, loss = self._loss_at(parts, own, [*whole, *rest], groups, engine)
+                gradients = _gradients_at(leaf, parts, own)
                 torch.autograd.backward(whole, gradients[:kept])
-            for place in range(kept, len(hand)):
-                with engine.accumulate(last=place == len(hand) - 1):
-                    engine.run(self._embed, *mine[place]).backward(gradients[place])
+            for place in range(kept, len(own)):
+                with engine.accumulate(last=place == len(own) - 1):
+                    engine.run(self._embed, *own_rows[place]).backward(gradients[place])
         self._look_for_contrast(loss, leaf, groups)
         return loss
 
     def _loss_at(
-        self, parts: Parts, hand: Sequence[int], found: Sequence[Tensor], groups: Sequence[Group], engine: Engine
+        self, parts: Parts, own: Sequence[int], found: Sequence[Tensor], groups: Sequence[Group], engine: Engine
     ) -> tuple[Tensor, Tensor]:
         """All embeddings (texts, dim), as a leaf that has the scaled loss' gradient; and the loss, detached."""
         leaf = found[0].new_zeros(len(parts.trees), found[0].shape[1]).detach()
-        if live := [(parts.numbers[number], one) for number, one in zip(hand, found, strict=True) if number >= 0]:
+        if live := [(parts.numbers[number], one) for number, one in zip(own, found, strict=True) if number >= 0]:
             places = to_device(np.concatenate([numbers for numbers, _ in live]), leaf.device)
             leaf.index_copy_(0, places, torch.cat([one.detach() for _, one in live]))
         if engine.processes > 1:
@@ -159,7 +159,7 @@ class ContrastiveObjective:
         return leaf, loss.detach()
 
     def _look_for_contrast(self, loss: Tensor, embeddings: Tensor, groups: Sequence[Group]) -> None:
-        """Tell, once, of a batch without a contrast; after all else, as the loss has to be waited for."""
+        """Warn, once, of a batch without a contrast; last of all, as this waits for the loss."""
         if self._noted or float(loss) != 0 or contrasts(self.loss.mask(embeddings, groups)):
             return
         self._noted = True
@@ -168,8 +168,8 @@ class ContrastiveObjective:
             "without a hard negative or another row's passage that is not masked as a false negative"
         )
 
-    def _embed_all(self, mine: Sequence[_Mine]) -> list[Tensor]:
-        return [self._embed(number, token_rows) for number, token_rows in mine]
+    def _embed_all(self, own_rows: Sequence[_Part]) -> list[Tensor]:
+        return [self._embed(number, token_rows) for number, token_rows in own_rows]
 
     def _embed(self, number: int, token_rows: Future[TokenRows]) -> Tensor:
         """(texts of the part, dim), not normalized."""
@@ -177,7 +177,7 @@ class ContrastiveObjective:
             return pool(self.decoder.slots(token_rows.result()), self.recipe, normalize=False)
 
     def parts(self, groups: Sequence[Group], processes: int = 1) -> Parts:
-        """The forwards of a batch; at least as many as ``processes`` where there are texts enough."""
+        """Split a batch into forwards, at least one for each of ``processes`` where there are enough texts."""
         queries = self.sequencer.trees([group.query for group in groups], "query")
         passages = self.sequencer.trees([text for group in groups for text in group.passages], "passage")
         trees = queries.trees + passages.trees
@@ -187,9 +187,9 @@ class ContrastiveObjective:
         return Parts(trees, forwards, self.batching.multiple, queries.tokens + passages.tokens)
 
 
-def _gradients_at(leaf: Tensor, parts: Parts, hand: Sequence[int]) -> list[Tensor]:
+def _gradients_at(leaf: Tensor, parts: Parts, own: Sequence[int]) -> list[Tensor]:
     """The gradient at the texts of each part; zeros for a part that counts for nothing."""
     assert leaf.grad is not None
-    numbers = [parts.numbers[max(number, 0)] for number in hand]
+    numbers = [parts.numbers[max(number, 0)] for number in own]
     rows = leaf.grad[to_device(np.concatenate(numbers), leaf.device)].split([len(part) for part in numbers])
-    return [part if number >= 0 else torch.zeros_like(part) for number, part in zip(hand, rows, strict=True)]
+    return [part if number >= 0 else torch.zeros_like(part) for number, part in zip(own, rows, strict=True)]

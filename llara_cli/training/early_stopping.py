@@ -21,7 +21,7 @@ EVALUATIONS = 10
 
 
 class JudgedQueries(Protocol):
-    """Judged queries and their collection."""
+    """Queries with judgments, and their documents."""
 
     @property
     def metric(self) -> str:
@@ -31,7 +31,7 @@ class JudgedQueries(Protocol):
         """Its files: names and digests."""
 
     def score(self, encode: Encode) -> float:
-        """How good the encoder is, higher is better."""
+        """Score of the encoder, higher is better."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class EarlyStopping:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best row, the earlier of equals."""
+        """The best row; of equal ones the first."""
         return max(self.rows, key=lambda row: (row[self.metric], -row["step"]), default=None)
 
     @property
@@ -101,7 +101,10 @@ class EarlyStopping:
         self._keep(self._safe)
 
     def restore_best(self) -> dict[str, Any]:
-        """Give the model its best weights; what the result says of it. Raises ``LlaraError`` where they are damaged."""
+        """Load the best weights into the model; the ``dev`` part of the result.
+
+        Raises ``LlaraError`` where they are damaged.
+        """
         assert self.best is not None
         checkpoints.take_best(self.folder, self.model, self.best["step"])
         return {"metric": self.metric, "best": self.best[self.metric], "step": self.best["step"], "scores": self.rows}

@@ -32,16 +32,16 @@ class Engine:
 
     @property
     def scale(self) -> float:
-        """What a loss is multiplied by before it goes backward."""
+        """Factor of a loss before ``backward``."""
         return 1.0
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The function's result; what it returns may be gone backward from."""
+        """Call the function; ``backward`` may be called on its result."""
         return function(*args, **kwargs)
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
-        """Around a forward and its backward; ``last``: of this process in the optimizer batch."""
+        """Context of a forward and its backward; ``last``: the last one of this process in the optimizer batch."""
         yield
 
     def total(self, values: Tensor) -> Tensor:
@@ -49,17 +49,17 @@ class Engine:
         return values
 
     def agreed(self, mine: bool) -> bool:
-        """True in every process where it is true in any."""
+        """True in every process if true in any."""
         return mine
 
 
 def local(weight: Tensor) -> Tensor:
-    """This process' part of a weight, which is all of it unless it is sharded."""
+    """This process' shard of a weight: all of it unless it is sharded."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 class Entry(nn.Module):
-    """Calls functions of ``model`` inside its own ``forward``, where DDP and FSDP look after the weights."""
+    """Calls functions of ``model`` inside its own ``forward``, where DDP and FSDP handle the weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Entry(nn.Module):
         return function(*args, **kwargs)
 
     def tie_weights(self) -> None:
-        """Make embeddings and projection one weight again, where they are: accelerate parts them when it shards."""
+        """Tie embeddings and projection again where they were tied: accelerate separates them when it shards."""
         tie = getattr(self.model, "tie_weights", None)  # a model of transformers has it
         if callable(tie):
             tie()
@@ -135,13 +135,13 @@ class AcceleratedEngine(Engine):
         return bool(self.total(torch.tensor(float(mine), device=self.accelerator.device)) > 0)
 
     def clip(self, max_norm: float) -> float:
-        """Unscale the gradients and clip them, all weights' together; their norm before."""
+        """Unscale the gradients and clip their total norm; the norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm: Any = nn.utils.clip_grad_norm_(self.entry.parameters(), max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def gather(self, model: nn.Module) -> None:
-        """Make a sharded model a plain one on the CPU, whole in the first process; it can be trained no more."""
+        """Gather a sharded model on the CPU of the first process; it can no longer be trained."""
         plain: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
             for name, weight in module.named_parameters(recurse=False):
@@ -153,7 +153,7 @@ class AcceleratedEngine(Engine):
                 _, module.__class__ = type(module).__bases__
 
     def _whole(self, weight: DTensor) -> Tensor:
-        """All of a sharded weight in the first process, nothing in the others, which help to gather it."""
+        """All of a sharded weight in the first process; None in the others, which take part in gathering it."""
         whole = weight.full_tensor().detach()
         return whole.cpu() if self.rank == 0 else whole.new_empty(0)
 
@@ -165,7 +165,7 @@ class AcceleratedEngine(Engine):
 
 
 def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path) -> Accelerator:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone where none did.
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any.
 
     ``trackers``: names of accelerate's trackers, which write below ``folder``. Raises ``UserError`` where the library
     of one is missing: accelerate would go on without it; and for FSDP1, whose flat weights cannot be saved as they are.

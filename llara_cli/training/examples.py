@@ -67,7 +67,7 @@ class ExampleBuilder:
     max_length: int
 
     def key(self, inputs: Sequence[Mapping[str, Any]]) -> str:
-        """What the cached table is filed under: the inputs' content and format, the tokenizer and the settings.
+        """Cache key of the table: content and format of the inputs, tokenizer and settings.
 
         ``inputs``: records with ``name`` and ``sha256`` (None: it has no content here, and goes by its name).
         """
@@ -84,7 +84,7 @@ class ExampleBuilder:
         read: Callable[[Sequence[str]], Iterator[Item]] = read_corpus,
         most: int | None = None,
     ) -> ExampleTable:
-        """Read, split and tokenize the corpus into ``path``; at once if an earlier run did so.
+        """Read, split and tokenize the corpus into ``path``, unless an earlier run did so.
 
         Args:
             read: gives the corpus' documents or ready rows, or those of them that are wanted.
@@ -137,7 +137,7 @@ class ExampleBuilder:
 
     @property
     def text_limit(self) -> int:
-        """Tokens of an example's text at most."""
+        """Most tokens of an example's text."""
         return self.prompts.text_limit(self.max_length)
 
     @property
@@ -148,7 +148,7 @@ class ExampleBuilder:
     def _kept(
         self, texts: Iterable[TokenIds], own: Iterable[TokenIds], successors: Iterable[TokenIds]
     ) -> Iterator[Example]:
-        """Examples, but for those that nothing is to be learnt from."""
+        """Drop examples without any target."""
         for text, itself, successor in zip(texts, own, successors, strict=True):
             if len(itself) or len(successor) or (len(text) and self.recipe.language_model_loss):
                 yield Example(text, {"self": itself, "next": successor})
@@ -161,7 +161,7 @@ class ExampleBuilder:
 
     @property
     def _target_limit(self) -> int:
-        """The authors cut at the total length with the start token counted, the paper at the text's."""
+        """The authors' code cuts targets at the total length, BOS counted; the paper's recipe at the text's."""
         return self.text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
 
     def _chosen(self, rows: Iterable[TokenIds]) -> list[TokenIds]:
@@ -174,7 +174,7 @@ class ExampleBuilder:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists that bear tokenizing at once."""
+    """Texts in lists small enough to be tokenized at once."""
     block: list[str] = []
     for text in texts:
         block.append(text)

@@ -1,4 +1,4 @@
-"""What one step of fine-tuning is made of: queries, each with the passages drawn for it."""
+"""Queries of a fine-tuning step, each with the passages drawn for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llara_cli.data.training_rows import TrainingRow
 class Group:
     """A query with its passages, the positive first.
 
-    ``identities``: what each passage is known by (id and text); ``own``: those of all the query's positives;
+    ``identities``: what identifies each passage (id and text); ``own``: those of all the query's positives;
     ``scores``: a teacher's, one a passage, where the row has them.
     """
 
@@ -26,7 +26,7 @@ class Group:
 
 
 def identity(text: str, passage_id: str | None) -> frozenset[str]:
-    """What a passage is known by when false negatives are masked: its text, and its id where it has one.
+    """What identifies a passage when false negatives are masked: its text, and its id where it has one.
 
     Blanks around a text do not tell it from another: formats and tools strip them or do not.
     """

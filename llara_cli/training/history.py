@@ -1,4 +1,4 @@
-"""What a run shows while it trains: rows on disk, the bar's text, trackers, and a picture of the losses at the end."""
+"""Training history: rows on disk, text of the progress bar, experiment trackers, and a plot of the losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llara_cli.training import checkpoints
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
 TERMS = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
-"""The terms of a row and what they are called on the screen."""
+"""The losses of a row, and their names on the screen."""
 
 
 class History:
@@ -35,7 +35,7 @@ class History:
         self._started, self._tokens = time.monotonic(), 0
 
     def resume(self, done: int) -> None:
-        """Take up the first ``done`` rows of an earlier run and forget what it did after its last checkpoint.
+        """Keep the first ``done`` rows of an earlier run, and drop those after its last checkpoint.
 
         Raises ``LlaraError`` where one of them is missing.
         """
@@ -62,7 +62,7 @@ class History:
             os.fsync(self._file.fileno())
 
     def add(self, row: dict[str, Any]) -> str:
-        """Keep a row; what the bar says of it."""
+        """Add a row; its text for the progress bar."""
         self.rows.append(row)
         self._tokens += row["tokens"]
         if self._file is not None:
@@ -76,7 +76,7 @@ class History:
 
 
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, if there is one, up to the first that is not whole, as a kill may leave the last."""
+    """The rows of a file up to the first incomplete one: a kill may leave such a last row."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)

@@ -43,7 +43,7 @@ def contrasts(mask: Tensor) -> bool:
 
 
 def _copies(groups: Sequence[Group], identities: Sequence[frozenset[str]]) -> list[tuple[int, int]]:
-    """Query and passage of every pair where the passage goes by a name of one of the query's positives."""
+    """Every pair of a query and a passage that has the id or the text of one of the query's positives."""
     columns: dict[str, list[int]] = {}
     for column, names in enumerate(identities):
         for name in names:

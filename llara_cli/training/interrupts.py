@@ -16,12 +16,12 @@ SIGNALS: tuple[int, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 ECHO_SECONDS = 0.5
-"""Signals so soon after the first ask for the same: launchers pass on what the scheduler sends to every process."""
+"""Seconds in which further signals count as the first: launchers repeat what the scheduler sends to every process."""
 
 
 @contextmanager
 def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """The first signal is kept until it is asked for, by all processes together; a second one stops at once.
+    """Defer the first signal until all processes ask for it together; a second one stops at once.
 
     What is given tells whether to stop: the exception to raise then, the same in every process. A signal that nobody
     asked about any more, such as one during the last checkpoint, is delivered at the end. A signal that is ignored
@@ -64,7 +64,7 @@ def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrup
 
 
 def _agreed(engine: Engine, mine: int | None) -> KeyboardInterrupt | None:
-    """What to raise in every process, where any has received a signal."""
+    """The exception to raise in every process if any has received a signal."""
     if not engine.agreed(mine is not None):
         return None
     number = next(number for number in SIGNALS if engine.agreed(mine == number))

@@ -62,7 +62,7 @@ class Trainer(Generic[ItemT]):
         self.history = History(self.folder, self.accelerator)
 
     def resume(self) -> None:
-        """Take up the newest checkpoint, if there is one.
+        """Resume from the newest checkpoint, if there is one.
 
         Raises ``LlaraError`` where it is damaged, or does not fit the model or the history.
         """
@@ -81,7 +81,7 @@ class Trainer(Generic[ItemT]):
             self.early_stopping.resume(checkpoints.scores(self.folder))
 
     def train(self, bar: Bar) -> list[dict[str, Any]]:
-        """Run to the last step; the history, one row an optimizer step.
+        """Train to the last step; the history, one row per optimizer step.
 
         Raises ``LlaraError`` where a loss, a gradient or a weight is not finite; the last good weights are kept.
         """
@@ -134,7 +134,7 @@ class Trainer(Generic[ItemT]):
         return row
 
     def _gradients(self, items: Sequence[ItemT]) -> tuple[Terms, float]:
-        """Gradients of a batch in the weights, unscaled and clipped; their norm before clipping."""
+        """Compute the gradients of a batch, unscaled and clipped; their norm before clipping."""
         self.engine.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
             terms = self.objective.backward(items, self.engine)
@@ -175,7 +175,7 @@ class Trainer(Generic[ItemT]):
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Compute in ``dtype`` what is precise enough in it."""
+    """Autocast to ``dtype``; nothing for float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)

@@ -1,4 +1,4 @@
-"""How many tokens a forward has, and how many layers are computed again in backward, by the memory that a GPU has free.
+"""How many tokens a forward has, and how many layers are recomputed in backward, to fit the free memory of a GPU.
 
 What training takes grows evenly with tokens and with layers, so it is counted on models of one and of two layers, in
 forwards of a few tokens, before the weights of the whole model are loaded.
@@ -20,19 +20,19 @@ from llara_cli.model.decoder import Decoder
 from llara_cli.model.sequences import Tree, place_in_rows
 
 MOST_TOKENS, LEAST_TOKENS, STEP = 16384, 4096, 1024
-"""Tokens of a forward on a GPU: with fewer than the least, layers are computed again rather."""
+"""Tokens of a forward on a GPU: below the least, layers are recomputed instead."""
 TRIAL_ROWS, TRIAL_TOKENS = 2, 64
 """Rows of the smaller of two trial forwards, and their tokens."""
 USABLE = 0.9
-"""Share of the free memory that is planned with: the allocator loses some between its pieces."""
+"""Share of the free memory that is used: the allocator loses some to fragmentation."""
 RESERVED = 4 * 2**30
-"""Bytes for logits and what is made of them."""
+"""Bytes for logits and their softmax."""
 Context = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that training takes: weights and what belongs to them, and what autograd keeps for backward.
+    """Memory of training in bytes: weights, gradients, optimizer state, and what autograd saves for backward.
 
     Attributes:
         fixed: whatever the numbers of tokens and layers are.
@@ -58,21 +58,21 @@ class Needs:
 
 @dataclass(frozen=True)
 class Forwards:
-    """Tokens of a forward; every ``every``-th layer is computed again in backward (0: none)."""
+    """Tokens of a forward; every ``every``-th layer is recomputed in backward (0: none)."""
 
     tokens: int
     every: int
 
 
 def recomputed(layers: int, every: int) -> int:
-    """How many of the layers are computed again."""
+    """Number of recomputed layers."""
     return -(-layers // every) if every else 0
 
 
 def choose_forwards(
     free: float, needs: Needs, layers: int, *, longest: int, tokens: int | None = None, recompute: bool | None = None
 ) -> Forwards:
-    """The most tokens that fit ``free`` bytes, and as few layers as possible computed again.
+    """The most tokens that fit ``free`` bytes, with as few recomputed layers as possible.
 
     Args:
         longest: tokens of the longest sequence, which no forward cuts.
@@ -97,7 +97,7 @@ def fit_forwards(
     free: int, count: Callable[[], Needs], layers: int, reporter: Reporter, *, longest: int, tokens: int | None,
     recompute: bool | None,
 ) -> Forwards:  # fmt: skip
-    """``choose_forwards`` by what is free and what ``count`` finds, and say what was chosen, or that nothing fits.
+    """``choose_forwards`` for the free memory and the needs that ``count`` finds, with a note or a warning.
 
     Where nothing can be counted, it is ``LEAST_TOKENS`` tokens, and nothing computed again that is not asked for.
     """
@@ -113,7 +113,7 @@ def fit_forwards(
         return chosen
     usable = USABLE * free
     chosen = choose_forwards(usable, needs, layers, longest=longest, tokens=tokens, recompute=recompute)
-    again = f", {recomputed(layers, chosen.every)} of {layers} layers computed again" if chosen.every else ""
+    again = f", {recomputed(layers, chosen.every)} of {layers} layers recomputed" if chosen.every else ""
     reporter.note(f"{chosen.tokens} tokens a forward{again}")
     if (needed := needs.total(max(chosen.tokens, longest), layers, chosen.every)) > usable:
         reporter.warn(
@@ -124,13 +124,13 @@ def fit_forwards(
 
 
 def _ways(layers: int) -> list[int]:
-    """The values of ``every`` that differ, from no layer to all of them."""
+    """The distinct values of ``every``, from no layer to all of them."""
     by_count = {recomputed(layers, every): every for every in range(1, layers + 1)}
     return [0, *(by_count[count] for count in sorted(by_count))]
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that the device can still give; None on a CPU, where forwards are small for the sake of its caches."""
+    """Free memory of a GPU in bytes; None on a CPU, where forwards are kept small for its caches."""
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()
@@ -155,7 +155,7 @@ def count_needs(
 def _count(
     decoder: Decoder, static_bytes: Callable[[Decoder], float], autocast: Context
 ) -> tuple[float, float, float | None]:
-    """Bytes whatever the number of tokens, of each token, and of each where all layers are computed again."""
+    """Fixed bytes, bytes per token, and bytes per token where all layers are recomputed."""
     fixed, token = _by_tokens(decoder, autocast)
     if not decoder.model.supports_gradient_checkpointing:
         return static_bytes(decoder) + fixed, token, None
@@ -164,7 +164,7 @@ def _count(
 
 
 def _by_tokens(decoder: Decoder, autocast: Context) -> tuple[float, float]:
-    """Bytes that are kept whatever the number of tokens, and bytes of each."""
+    """Fixed bytes, and bytes per token."""
     decoder.model.train()
     few, many = (kept_bytes(decoder, rows, autocast) for rows in (TRIAL_ROWS, 2 * TRIAL_ROWS))
     each = (many - few) / (TRIAL_ROWS * TRIAL_TOKENS)
@@ -172,7 +172,7 @@ def _by_tokens(decoder: Decoder, autocast: Context) -> tuple[float, float]:
 
 
 def kept_bytes(decoder: Decoder, rows: int, autocast: Context) -> int:
-    """What autograd keeps of a forward of so many rows, weights and buffers aside."""
+    """Bytes that autograd saves in a forward of ``rows`` rows, without weights and buffers."""
     own = {_piece(weight) for weight in (*decoder.model.parameters(), *decoder.model.buffers())}
     found: dict[int, int] = {}
 
@@ -189,5 +189,5 @@ def kept_bytes(decoder: Decoder, rows: int, autocast: Context) -> int:
 
 
 def _piece(tensor: Tensor) -> int:
-    """A piece of memory, which several tensors may share."""
+    """Address of a tensor's storage, which several tensors may share."""
     return tensor.untyped_storage().data_ptr()

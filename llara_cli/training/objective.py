@@ -1,4 +1,4 @@
-"""What the loop asks of an objective, and what it is told."""
+"""The interface of a training objective, and the losses that it reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Objective(Protocol[ItemT_contra]):
 
     @property
     def execution(self) -> dict[str, Any]:
-        """How it computes: what changes results by float noise at most."""
+        """How it is computed: what changes results by rounding at most."""
 
     def backward(self, items: Sequence[ItemT_contra], engine: Engine = ...) -> Terms:
         """``items``: the whole batch, the same in every process; each runs its share of it."""

@@ -14,11 +14,11 @@ from llara_cli.training.config import OptimizerConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "paged-adamw": 0.0, "paged-adamw-8bit": 0.0}
-"""Of a weight's state on the device, by the optimizer; paged ones may leave it."""
+"""Optimizer state on the device per weight; paged optimizers may move it off."""
 
 
 def make_optimizer(weights: Sequence[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over ``weights``, whose gradients are summed in fp32 from here on, whatever they are.
+    """AdamW over ``weights``, whose gradients are summed in fp32 from now on.
 
     Raises ``UserError`` where the library that the chosen form needs is missing.
     """
@@ -38,7 +38,7 @@ def make_optimizer(weights: Sequence[nn.Parameter], config: OptimizerConfig) -> 
 
 
 def uncompiled_on_cpu(device: torch.device) -> AbstractContextManager[Any]:
-    """Around an optimizer's step: torchao compiles its own, which on a CPU takes longer than it ever saves."""
+    """Context of an optimizer step: torchao compiles its own, which on a CPU takes longer than it saves."""
     eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager if device.type == "cpu" else nullcontext()
 

@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one pass over the data is made of.
+    """Size of one pass over the data.
 
     Attributes:
         text_tokens: tokens of all texts, prompts not counted.
@@ -66,13 +66,13 @@ class Workload:
     texts: float = 1.0
 
     def tokens(self, items: int) -> int:
-        """Of texts and prompts."""
+        """Tokens of texts and prompts."""
         return self.text_tokens + items * self.overhead
 
 
 @dataclass(frozen=True)
 class Sample(Generic[ItemT]):
-    """What a plan goes by: the run's ``schedule`` and ``workload``, and the items of a few steps.
+    """Basis of a plan: the run's ``schedule`` and ``workload``, and the items of a few steps.
 
     ``estimated``: counts of the plan that are known from a part of the data only.
     """
@@ -101,7 +101,7 @@ def probed_plan(
     processes: int,
     forwards: Forwards,
 ) -> Plan:
-    """From what the whole model will cost.
+    """The plan, from the cost of the whole model.
 
     Args:
         runtime: bytes that the process takes before it has a model.
@@ -128,6 +128,6 @@ def probed_plan(
 
 
 def warn_if_long(reporter: Reporter, seconds: float, steps: int) -> None:
-    """Say so before a run that will take more than an hour."""
+    """Warn before a run that will take more than an hour."""
     if (hours := seconds / 3600) > 1:
         reporter.warn(f"about {hours:.1f} hours expected for {steps} steps; `max_steps` shortens the run")

@@ -39,7 +39,7 @@ class Example:
 
 
 Factors = tuple[float, float, float]
-"""What a summed EBAE, EBAR and LM term weigh in the total."""
+"""Weights of the summed EBAE, EBAR and LM losses in the total."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What one forward is given, ready on the host.
+    """Inputs of one forward, on the host.
 
     Attributes:
         kinds: (embeddings,) which of ``Factors`` the loss of each embedding is weighed by.
@@ -71,7 +71,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Texts with an EBAE and an EBAR target, and positions with an LM loss, in the whole optimizer batch."""
+    """Texts with an EBAE and an EBAR target, and positions with an LM loss, of an optimizer batch."""
 
     ebae: int
     ebar: int
@@ -107,16 +107,16 @@ class PretextObjective:
         lengths = [len(tree) for tree in trees]
         forwards = self.batching.forwards(lengths, engine.processes, spans=[tree.span for tree in trees])
         costs = [computed_tokens(lengths, [rows], self.batching.multiple) for rows in forwards]
-        hand = assign_to_ranks(costs, engine.processes)[engine.rank]
+        own = assign_to_ranks(costs, engine.processes)[engine.rank]
         sums = torch.zeros(3, device=self.decoder.device, dtype=torch.float64)
         self._gathered.start()
         scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
-        rows = [forwards[max(number, 0)] for number in hand]
+        rows = [forwards[max(number, 0)] for number in own]
         inputs = while_computing(partial(self._inputs, pieces, trees), rows, self.decoder.device)
-        for place, (number, given) in enumerate(zip(hand, inputs, strict=True)):
+        for place, (number, given) in enumerate(zip(own, inputs, strict=True)):
             idle = number < 0  # another process has more to do: the forward counts for nothing
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
-            self._gathered.last = place == len(hand) - 1
+            self._gathered.last = place == len(own) - 1
             with engine.accumulate(last=self._gathered.last):
                 total, found = engine.run(self._forward, given, factors)
                 total.backward()
@@ -130,7 +130,7 @@ class PretextObjective:
         return _Counts(ebae, ebar, lm if self.recipe.language_model_loss else 0)
 
     def _factors(self, counts: _Counts, scale: float = 1.0) -> Factors:
-        """What a summed EBAE, EBAR and LM term weigh in the total of the batch, times ``scale``."""
+        """Weights of the summed EBAE, EBAR and LM losses in the batch's total, times ``scale``."""
         both = 0.5 if self.recipe.pretext_mean and counts.ebae and counts.ebar else 1.0
         pretext = scale * both * self.recipe.pretext_weight
         return pretext / max(1, counts.ebae), pretext / max(1, counts.ebar), scale / max(1, counts.lm)
@@ -160,7 +160,7 @@ class PretextObjective:
         return Tree(trunk, [self.prompts.prompts[branch] for branch in piece.branches], self.prompts.slots)
 
     def _inputs(self, pieces: Sequence[_Piece], trees: Sequence[Tree], rows: Rows) -> _Inputs:
-        """Of the forward that has these rows."""
+        """Inputs of the forward with these rows."""
         numbers, token_rows = place_some(trees, rows, self.batching.multiple)
         pieces = [pieces[number] for number in numbers]
         owners = [(piece.example, branch) for piece in pieces for branch in piece.branches]
@@ -170,7 +170,7 @@ class PretextObjective:
         return _Inputs(token_rows, kinds, targets, positions, token_rows.ids.reshape(-1)[positions + 1])
 
     def _forward(self, given: _Inputs, factors: Factors) -> tuple[Tensor, Tensor]:
-        """What to go backward from: the forward's share of the batch's loss; and its summed terms (3,), detached."""
+        """The forward's share of the batch's loss, for ``backward``; and its summed losses (3,), detached."""
         hidden = self.decoder.hidden(given.token_rows)
         sums = torch.zeros(3, device=hidden.device, dtype=torch.float64)
         totals: list[Tensor] = []
@@ -191,7 +191,7 @@ class PretextObjective:
         return torch.stack(totals or [hidden.sum() * 0]).sum(), sums
 
     def _nothing(self, hidden: Tensor) -> Tensor:
-        """A loss of weight zero, through which the gradients gathered so far are handed over."""
+        """A loss of zero, whose backward passes on the gradients gathered so far."""
         weights = torch.zeros(1, device=hidden.device, dtype=wide(hidden))
         targets = Targets([[0]])
         return pretext_losses(
@@ -200,7 +200,7 @@ class PretextObjective:
         )[0]  # fmt: skip
 
     def _pretext(self, given: _Inputs, hidden: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
-        """Weighted sum to go backward from, and each embedding's loss."""
+        """Weighted sum of the losses, for ``backward``, and the loss of each embedding."""
         weights = to_device(np.asarray(factors)[given.kinds], hidden.device).to(wide(hidden))
         slots = hidden[to_device(given.token_rows.slots, hidden.device)]
         return pretext_losses(

@@ -34,7 +34,7 @@ from llara_cli.training.optimizers import uncompiled_on_cpu
 DEPTHS = (1, 5)
 LOOK_SECONDS = 0.005
 _SLACK = 1 << 24
-"""Bytes that memory may grow by between two looks at it."""
+"""Bytes that memory may grow by between two measurements."""
 T = TypeVar("T")
 
 
@@ -52,7 +52,7 @@ class Cost:
     frozen: float
 
     def at(self, depth: int, other: Cost, layers: int) -> Cost:
-        """Of a model of ``layers`` layers, where this is of ``DEPTHS[0]`` layers and ``other`` of ``depth``."""
+        """Cost of a model of ``layers`` layers, from this one of ``DEPTHS[0]`` and ``other`` of ``depth``."""
         share = (layers - DEPTHS[0]) / (depth - DEPTHS[0])
         values = {name: mine + share * (getattr(other, name) - mine) for name, mine in vars(self).items()}
         return Cost(**values)
@@ -122,7 +122,7 @@ def cost_of(
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """Garbage is collected once, then only among the objects made within: those of the imported libraries, hundreds of
+    """Collect garbage once, then only among new objects: those of the imported libraries, hundreds of
     thousands, would be gone through each time.
     """
     gc.collect()
@@ -158,7 +158,7 @@ def _state_bytes(state: Sequence[Any]) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has taken so far: on a GPU of its memory, else of the machine's."""
+    """Peak memory of this process so far, in bytes: of its GPU, else of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
@@ -174,7 +174,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def forget_peak() -> bool:
-    """Let the system measure this process' peak of memory from now on; whether it does (Linux)."""
+    """Reset the system's record of this process' peak memory; whether it could (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -183,8 +183,8 @@ def forget_peak() -> bool:
 
 
 class Growth:
-    """A context: ``peak`` is the most bytes that memory grew by meanwhile: a GPU's as torch counts it, else the
-    process' as the system does, looked at all the time where the system does not keep the peak itself.
+    """Context manager: ``peak`` is the most bytes that memory grew by within it: a GPU's as torch counts it, else the
+    process' as the system does, polled where the system keeps no peak.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -18,19 +18,19 @@ from llara_cli.cpu import add_matmul_transposed, gradient_dtype, linear, wide, z
 from llara_cli.training.targets import Predicted, Wanted
 
 LOGITS_BYTES, GPU_LOGITS_BYTES = 64 * 2**20, 2**30
-"""Memory that one chunk of float32 logits may take: on a CPU, and on a GPU, which wants few and large products."""
+"""Memory that one chunk of float32 logits may take: on a CPU, and on a GPU, where few large products are faster."""
 SLICE_BYTES = 16 * 2**20
 """Memory on a CPU that float32 logits of a slice may take, and its weights' gradients as well."""
 ALIGNED = 64
-"""Of how many tokens a slice is a multiple."""
+"""The width of a slice is a multiple of this many tokens."""
 
 
 class HeadGradients:
-    """The projection's gradients, gathered over the forwards of an optimizer batch and handed over with the last.
+    """The projection's gradients, summed over the forwards of an optimizer batch and passed on with the last.
 
     They are as large as the vocabulary: to make, scale and add them once a forward would take longer than the losses.
     So backward must come to all losses of a batch with the same gradient: the last one's is what the sum is times.
-    ``last``: the forward at hand is this process' last of the batch.
+    ``last``: whether this forward is the process' last of the batch.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class HeadGradients:
         self._waiting = False  # whether the sums hold what is not handed over yet
 
     def start(self) -> None:
-        """Begin a batch, whatever became of the one before."""
+        """Begin a batch; drops what is left of the one before."""
         self._waiting = False
 
     def sum_of(self, name: str, weight: Tensor) -> Tensor:
-        """Where the gradient of ``weight`` is summed up."""
+        """The tensor in which the gradient of ``weight`` is summed."""
         if not self._waiting:
             for total in self._sums.values():
                 total.zero_()
@@ -53,7 +53,7 @@ class HeadGradients:
         return self._sums[name]
 
     def take(self, name: str, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """What was summed, times ``upstream``, once, in ``dtype``; None before the last forward."""
+        """The sum times ``upstream``, once, in ``dtype``; None before the last forward."""
         if not self.last or not self._waiting or name not in self._sums:
             return None
         total = self._sums[name]
@@ -61,12 +61,12 @@ class HeadGradients:
         return torch.mul(total, upstream.to(total.dtype), out=taken)
 
     def taken(self) -> None:
-        """All that was summed is handed over."""
+        """Forget the sums, which have been passed on."""
         self._waiting = self._waiting and not self.last
 
 
 def chunk_rows(slots: int, vocabulary: int, device: torch.device) -> int:
-    """Rows of so many slots each whose logits make a chunk on ``device``."""
+    """Rows per chunk of logits on ``device``, for rows of so many slots."""
     most = LOGITS_BYTES if device.type == "cpu" else GPU_LOGITS_BYTES
     return max(1, most // (4 * slots * vocabulary))
 
@@ -78,7 +78,7 @@ def chunks(hidden: Tensor, vocabulary: int) -> list[slice]:
 
 
 def slices(chunk: Tensor, vocabulary: int) -> list[slice]:
-    """The vocabulary in slices of like width, for hidden states (rows, slots, dim); whole but where a CPU computes."""
+    """The vocabulary in slices of equal width, for hidden states (rows, slots, dim); in one piece except on a CPU."""
     if chunk.device.type != "cpu":
         return [slice(0, vocabulary)]
     rows, dim = chunk.shape[0] * chunk.shape[1], chunk.shape[2]
@@ -117,7 +117,7 @@ def losses_and_gradients(
 
 
 class _GradientsAtOnce(torch.autograd.Function):
-    """Forward takes each chunk's gradients while its logits are there."""
+    """Computes each chunk's gradients in forward, while its logits are in memory."""
 
     @staticmethod
     def forward(
@@ -133,7 +133,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         ]
 
         def add_up(part: slice) -> Tensor:
-            """Losses of a part, whose gradients are added up; its logits are let go before the next ones are made."""
+            """Losses of a part, whose gradients are summed; its logits are freed before the next ones."""
             chunk, predicted = hidden[part], targets.part(part, hidden.device)
             made = [
                 _Shares(chunk, weight, bias, columns, predicted, scale, cap) for columns in slices(chunk, len(weight))
@@ -165,7 +165,7 @@ class _GradientsAtOnce(torch.autograd.Function):
 
 
 def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """In place, in the wider dtype of the two: fp16 may not have the upstream gradient."""
+    """Multiply in place, in the wider dtype of the two: the upstream gradient may overflow fp16."""
     return torch.mul(gradient, upstream.reshape([1] * gradient.dim()), out=gradient)
 
 
@@ -214,7 +214,7 @@ class _Shares:
         return ids[inside] - self._columns.start, owner[inside], counts
 
     def _normalize(self) -> None:
-        """Logits become shares, in their place."""
+        """Turn logits into softmax shares, in place."""
         values, highest = self._values, self._values.amax(dim=-1)
         picked = values[self._owner, self._place] / self._counts[self._owner]
         self.wanted = torch.zeros_like(highest).index_add(0, self._owner, picked)

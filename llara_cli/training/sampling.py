@@ -1,7 +1,7 @@
 """How much of a corpus a run tokenizes: all of it, or, where the run needs little of it, documents drawn from all over.
 
 A survey reads and checks the whole corpus and tokenizes a few hundred documents of it. From these it estimates how many
-passages the corpus has, which tells how many documents a run needs; ``--dry-run`` goes by the same survey.
+passages the corpus has, which tells how many documents a run needs; plans use the same survey.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from llara_cli.training.pretext import Example
 SURPLUS = 2
 """Passages tokenized for each that the steps take, so that those of a batch come from many documents."""
 LEAST_UNITS = 256
-"""Units that are drawn however few passages are needed, so that a batch is not of a few documents' neighbors."""
-TOKENISED_WHOLE = 1 << 22
-"""Characters. A corpus that has no more takes seconds to tokenize: that is done whatever the run needs."""
+"""Fewest units to draw, so that a batch does not consist of neighbors from a few documents."""
+TOKENIZED_WHOLE = 1 << 22
+"""Characters up to which a corpus is tokenized whole, whatever the run needs: it takes seconds."""
 SAMPLE = 256
 """Units that a survey tokenizes."""
 UNIT_CHARACTERS = 64
@@ -77,7 +77,7 @@ def units(items: Iterable[Item], longest: int) -> Iterator[Item]:
 
 
 def longest_unit(builder: ExampleBuilder) -> int:
-    """Characters that are drawn as one."""
+    """Characters of the longest unit."""
     return UNIT_CHARACTERS * builder.text_limit
 
 
@@ -157,7 +157,7 @@ class Corpus:
             path = folder / f"examples-{key}-first-{wanted}-{seed}.arrow"
             return self._built(path, lambda corpus: read_corpus(corpus, seed), most=wanted)
         found = self._estimate(folder, key)
-        small = found.characters <= TOKENISED_WHOLE or found.units <= LEAST_UNITS
+        small = found.characters <= TOKENIZED_WHOLE or found.units <= LEAST_UNITS
         if small or found.passages <= SURPLUS * wanted:
             return self._built(whole, read_corpus, found.passages)
         count = max(LEAST_UNITS, math.ceil(wanted * found.units / found.passages))
@@ -168,7 +168,7 @@ class Corpus:
             count = min(2 * count, found.units)  # far fewer passages than estimated
 
     def survey(self, needed: int | None) -> Survey:
-        """What ``--dry-run`` goes by. Of a stream no more is read than a run that takes ``needed`` passages may read.
+        """The basis of a plan. Of a stream no more is read than a run that takes ``needed`` passages may read.
 
         Raises ``UserError`` for bad data, and where there is nothing to learn in what was tokenized.
         """
@@ -194,7 +194,7 @@ class Corpus:
             return Estimate(**json.loads(path.read_text(encoding="utf-8")))
 
     def _drawn(self, folder: Path, key: str, count: int, found: Estimate, seed: int) -> ExampleTable:
-        """``count`` of the units."""
+        """Tokenize ``count`` of the units."""
         path = folder / f"examples-{key}-{count}-of-{found.units}-{seed}.arrow"
         expected = found.passages * count // found.units
 

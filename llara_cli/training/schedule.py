@@ -60,7 +60,7 @@ class Schedule:
 
     @property
     def items(self) -> int:
-        """That one epoch takes."""
+        """Items of one epoch."""
         return sum(share.quota for share in self.shares)
 
     @property
@@ -83,7 +83,7 @@ class Schedule:
         return replace(self, steps=self._firsts[-1]).batches()
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, Sequence[int]]]:
-        """From step ``start`` on: how often the batch's set was gone through before, and the numbers of its items."""
+        """From step ``start`` on: the number of earlier passes over the batch's set, and the numbers of its items."""
         per_epoch = self._firsts[-1]
         order: Sequence[int] | NDArray[np.int64] = range(per_epoch)
         orders: dict[int, tuple[int, NDArray[np.int32]]] = {}

@@ -1,4 +1,4 @@
-"""The tokens that embeddings and positions are to predict."""
+"""Target tokens of embeddings and positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from llara_cli.model.to_device import to_device
 
 Predicted: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""What some rows are to predict: flat ids, the row that each belongs to (from 0), the number of ids of each row."""
+"""Targets of some rows: flat ids, the row that each belongs to (from 0), the number of ids of each row."""
 
 
 class Targets:
@@ -38,7 +38,7 @@ class Targets:
         return (int(self.ids.min()), int(self.ids.max())) if len(self.ids) else None
 
     def part(self, part: slice, device: torch.device) -> Predicted:
-        """What the embeddings in ``part`` are to predict."""
+        """Targets of the embeddings in ``part``."""
         starts = self.starts[part.start : part.stop + 1]
         counts = to_device(np.diff(starts), device)
         ids = to_device(self.ids[starts[0] : starts[-1]], device)
@@ -56,22 +56,22 @@ class NextTokens:
         return len(self.next_ids)
 
     def extremes(self) -> tuple[int, int] | None:
-        """As ``Targets.extremes``, but None for ids on a GPU, which would have to be waited for."""
+        """As ``Targets.extremes``, but None for ids on a GPU, for which one would have to wait."""
         known = self.next_ids.device.type == "cpu" and len(self.next_ids) > 0
         return (int(self.next_ids.min()), int(self.next_ids.max())) if known else None
 
     def part(self, part: slice, device: torch.device) -> Predicted:
-        """What the positions in ``part`` are to predict: an id each."""
+        """Targets of the positions in ``part``: one id each."""
         ids = self.next_ids[part].to(device)
         return ids, torch.arange(len(ids), device=device), torch.ones_like(ids)
 
 
 Wanted: TypeAlias = Targets | NextTokens
-"""What rows are to predict."""
+"""Targets of rows."""
 
 
 def check_targets(targets: Wanted, rows: int, vocabulary: int) -> None:
-    """Refuse what cannot be the targets of so many rows of logits.
+    """Raise ``ValueError`` for targets that do not fit the rows of logits.
 
     Raises:
         ValueError: there are more or fewer than rows.

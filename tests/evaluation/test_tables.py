@@ -18,7 +18,7 @@ from rich.console import Console as Screen
 
 from llara_cli.commands.render import drawn, wrapped
 from llara_cli.evaluation.leaderboard import LeaderboardEntry, means, published
-from llara_cli.evaluation.result_tables import Grid, Row, beside_grid, own_grid
+from llara_cli.evaluation.result_tables import Grid, Row, leaderboard_table, result_table
 from llara_cli.evaluation.table_formats import latex, markdown
 
 BM25 = ("--model", "bm25")
@@ -75,7 +75,7 @@ def test_a_published_mean_is_over_the_same_sets_or_none() -> None:
     whole = LeaderboardEntry("whole", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT})
     partial = LeaderboardEntry("partial", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT[1:]})
     result = result_of((*ZERO_SHOT, "msmarco"))
-    grid = beside_grid(result, [LeaderboardEntry("mine", result["datasets"]), whole, partial])
+    grid = leaderboard_table(result, [LeaderboardEntry("mine", result["datasets"]), whole, partial])
     assert grid is not None
     last = grid.rows[-1]
     assert (last.label, list(last.cells)) == ("mean of 13", ["50.00", "60.00", ""])
@@ -89,7 +89,7 @@ def test_a_cell_without_a_source_stays_empty_and_the_best_is_bold() -> None:
         LeaderboardEntry("mine", {"scifact": {"nDCG@10": 0.7}, "fiqa": {"nDCG@10": 0.3}}),
         LeaderboardEntry("theirs", {"scifact": {"nDCG@10": 0.70001, "R@100": 0.99}}, "a paper"),
     ]
-    grid = beside_grid(result_of(("scifact", "fiqa")), leaderboard)
+    grid = leaderboard_table(result_of(("scifact", "fiqa")), leaderboard)
     assert grid is not None
     first, second, _ = grid.rows
     assert list(first.cells) == ["70.00", "70.00"]
@@ -131,7 +131,7 @@ def test_forums_are_shown_below_their_set() -> None:
         "datasets": {"cqadupstack": group},
         "mean": {"nDCG@10": 0.4, "datasets": 1},
     }
-    grid = own_grid(result)
+    grid = result_table(result)
     assert [row.kind for row in grid.rows] == ["plain"] + ["part"] * 12
     assert "  android" in text_of([grid])
 
@@ -150,7 +150,7 @@ def test_the_screen_holds_all_of_beir(monkeypatch: pytest.MonkeyPatch, columns: 
     result = result_of((*ZERO_SHOT, "msmarco"))
     names = ("bm25", "a-model-with-a-long-name-of-its-own")
     others = [LeaderboardEntry(name, {dataset: {"nDCG@10": 0.4} for dataset in ZERO_SHOT}) for name in names]
-    grid = beside_grid(result, [LeaderboardEntry("mine", result["datasets"]), *others, *published()[:5]])
+    grid = leaderboard_table(result, [LeaderboardEntry("mine", result["datasets"]), *others, *published()[:5]])
     assert grid is not None
     shown = text_of([grid], columns)
     assert all(len(line.rstrip()) <= columns for line in shown.splitlines())

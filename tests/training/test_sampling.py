@@ -42,7 +42,7 @@ def wiki(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_counts_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corpus need not have millions of characters for documents to be drawn from it, nor are hundreds drawn."""
-    monkeypatch.setattr(sampling, "TOKENISED_WHOLE", 0)
+    monkeypatch.setattr(sampling, "TOKENIZED_WHOLE", 0)
     monkeypatch.setattr(sampling, "LEAST_UNITS", 1)
 
 
@@ -86,7 +86,7 @@ def test_few_steps_take_documents_from_all_over_the_corpus(wiki: Path, tmp_path:
 def test_however_few_steps_there_are_many_documents_are_drawn(
     wiki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "TOKENISED_WHOLE", 0)
+    monkeypatch.setattr(sampling, "TOKENIZED_WHOLE", 0)
     assert len(set(numbers(table(wiki, tmp_path, 4)))) == sampling.LEAST_UNITS
 
 
