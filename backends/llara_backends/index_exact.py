@@ -20,7 +20,7 @@ from llara_cli.core.protocols import Hits, IndexBackend, IndexOptions, Parameter
 VECTORS = "vectors.npy"
 _BLOCK_BYTES = 1 << 26
 _BLOCK_ROWS = 1 << 14
-_CELLS = 1 << 20
+SCORES_AT_ONCE = 1 << 20
 """Scores looked at together: with the keys made of them and the block of vectors, about 80 MB."""
 _ROW_STEP, _QUERY_STEP = 256, 16
 """Block and query sizes are padded to multiples of these.
@@ -144,7 +144,7 @@ def _search(stream: VectorBlocks, queries: Vectors, k: int) -> Hits:
 
 def _query_chunks(queries: Vectors, width: int) -> Iterator[torch.Tensor]:
     """(chunk, dim) tensors, each of a multiple of ``_QUERY_STEP`` queries, the last filled up with zeros."""
-    size = max(1, _CELLS // width // _QUERY_STEP) * _QUERY_STEP
+    size = max(1, SCORES_AT_ONCE // width // _QUERY_STEP) * _QUERY_STEP
     queries = np.pad(queries, ((0, -len(queries) % _QUERY_STEP), (0, 0)))
     for start in range(0, len(queries), size):
         yield torch.from_numpy(queries[start : start + size])

@@ -36,7 +36,7 @@ _globals.product_quantizer_compute_codes_bs = _ROWS_PER_TABLE
 def train(index: Any, vectors: VectorBlocks, size: int) -> None:
     """Train an index on so many vectors of the stream; an index that needs no training stays as it is."""
     if not index.is_trained:
-        _train(index, _sample(vectors, size))
+        train_stage(index, _sample(vectors, size))
 
 
 def sample_size(index: Any, count: int) -> int:
@@ -51,7 +51,7 @@ def lists(index: Any) -> int | None:
     return None if ivf is None else int(ivf.nlist)
 
 
-def _train(index: Any, sample: Vectors) -> None:
+def train_stage(index: Any, sample: Vectors) -> None:
     """Train an index, part by part, on all of ``sample`` (rows, dim) or on what a part has room for."""
     index = faiss.downcast_index(index)
     if hasattr(index, "do_polysemous_training"):
@@ -60,11 +60,11 @@ def _train(index: Any, sample: Vectors) -> None:
         chain: Any = index.chain  # a vector of C++, whatever FAISS's annotations say
         for place in range(chain.size()):
             sample = _transformed(faiss.downcast_VectorTransform(chain.at(place)), sample)
-        _train(index.index, sample)
+        train_stage(index.index, sample)
         index.is_trained = True
     elif isinstance(index, faiss.IndexRefine):
-        _train(index.base_index, sample)
-        _train(index.refine_index, sample)
+        train_stage(index.base_index, sample)
+        train_stage(index.refine_index, sample)
         index.is_trained = True
     elif isinstance(index, faiss.IndexIVF):
         ivf: Any = index  # FAISS's annotations lack the method
@@ -100,7 +100,7 @@ def _thinned(sample: Vectors) -> Vectors:
 def _transformed(transform: Any, sample: Vectors) -> Vectors:
     """(rows, its width): the sample as a transform, trained now, makes it."""
     if not transform.is_trained:
-        (_learn_rotation if isinstance(transform, faiss.OPQMatrix) else _learn)(transform, sample)
+        (learn_rotation if isinstance(transform, faiss.OPQMatrix) else _learn)(transform, sample)
     made = _room(len(sample), transform.d_out)
     for start in range(0, len(sample), _ROWS_PER_TRANSFORM):
         part = slice(start, start + _ROWS_PER_TRANSFORM)
@@ -112,7 +112,7 @@ def _learn(transform: Any, sample: Vectors) -> None:
     transform.train(_thinned(sample))
 
 
-def _learn_rotation(rotation: Any, sample: Vectors) -> None:
+def learn_rotation(rotation: Any, sample: Vectors) -> None:
     """Train OPQ on few vectors, without its word on each of its thousand clusterings that there are few."""
     rotation.max_train_points = min(_LEAST, _ROTATION_BYTES // (4 * int(rotation.d_in)))
     quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)

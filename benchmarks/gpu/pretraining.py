@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--system", default="llara", choices=("llara", "authors", "two passes"))
     options.add_argument("--attention", default="auto")
     options.add_argument("--compile", action="store_true")
-    options.add_argument("--recompute", type=int, nargs="?", const=1, help="layers of which one is computed again")
+    options.add_argument("--recompute", type=int, nargs="?", const=1, help="layers of which one is recomputed")
     options.add_argument("--float8", action="store_true")
     options.add_argument("--qlora", action="store_true")
     options.add_argument("--rounding", action="store_true", help="the optimizer of the command's --weights bf16")

@@ -75,7 +75,7 @@ class Console(Reporter):
             text = json.dumps(payload, ensure_ascii=False)
             sys.stdout.write((text if _can_hold(sys.stdout, text) else json.dumps(payload)) + "\n")
         else:
-            self._rich(stderr=False).print(render())
+            self.rich(stderr=False).print(render())
         sys.stdout.flush()
 
     def text(self, text: str) -> None:
@@ -149,17 +149,18 @@ class Console(Reporter):
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[detail]}", style="dim", markup=False),
         ]
-        with Progress(*columns, console=self._rich(stderr=True), disable=self.quiet) as progress:
+        with Progress(*columns, console=self.rich(stderr=True), disable=self.quiet) as progress:
             bar = RichBar(progress, progress.add_task(label, total=total, detail=""))
             yield bar
             if total is None:
                 bar.finish()
 
     def _print(self, line: str, *, style: str) -> None:
-        self._rich(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.rich(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     @staticmethod
-    def _rich(*, stderr: bool) -> Any:
+    def rich(*, stderr: bool) -> Any:
+        """The screen: a console of rich over standard output or standard error."""
         from rich.console import Console as RichConsole
 
         return RichConsole(stderr=stderr)

@@ -91,13 +91,13 @@ def causal_blocks(width: int) -> list[Block]:
     found = []
     for first in range(0, width, BLOCK):
         count = min(BLOCK, width - first)
-        added = _triangle()[:count, MOST_CAUSAL - BLOCK - first : MOST_CAUSAL - BLOCK + count]
+        added = triangle()[:count, MOST_CAUSAL - BLOCK - first : MOST_CAUSAL - BLOCK + count]
         found.append(Block((ALL, ALL, slice(first, first + count)), (ALL, ALL, slice(0, first + count)), added))
     return found
 
 
 @cache
-def _triangle() -> Tensor:
+def triangle() -> Tensor:
     """(BLOCK, MOST_CAUSAL): -inf above the diagonal of the last columns, else 0."""
     with torch.inference_mode(False):
         added = torch.zeros(BLOCK, MOST_CAUSAL)

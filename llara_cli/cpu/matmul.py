@@ -47,7 +47,7 @@ ONEDNN_LINEAR: Kernel[Callable[..., Any]] = Kernel(
 def onednn_is_faster() -> bool:
     """Whether oneDNN is there and multiplies fp32 faster than what PyTorch uses by itself."""
     there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-    return there and _processor_is_amd()
+    return there and processor_is_amd()
 
 
 @cache
@@ -56,7 +56,7 @@ def onednn_sums_faster() -> bool:
     return onednn_is_faster() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def _processor_is_amd() -> bool:
+def processor_is_amd() -> bool:
     described = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (described.read_text() if described.is_file() else platform.processor())
 

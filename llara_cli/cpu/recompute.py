@@ -42,7 +42,7 @@ class Recomputation:
     """How to recompute a tensor; every use is announced, so that the last one can free it."""
 
     def __init__(self, make: Callable[..., Tensor], operands: tuple[Saved, ...], options: Mapping[str, Any]) -> None:
-        self._make, self._operands, self._options = make, operands, options
+        self._make, self.operands, self._options = make, operands, options
         self._uses = 0
         self._made: Tensor | None = None
         for operand in operands:
@@ -55,7 +55,7 @@ class Recomputation:
     def tensor(self) -> Tensor:
         """The tensor, computed now or for an earlier use. Raises ``RuntimeError`` as ``SavedTensor.tensor`` does."""
         if self._made is None:
-            self._made = self._make(*(operand.tensor() for operand in self._operands), **self._options)
+            self._made = self._make(*(operand.tensor() for operand in self.operands), **self._options)
         made = self._made
         self._uses -= 1
         if self._uses <= 0:
@@ -83,7 +83,7 @@ class RecomputedTensors(saved_tensors_hooks):
     """Context in which tensors passed to ``note`` are not saved for backward if their operands are."""
 
     def __init__(self) -> None:
-        super().__init__(self._pack, lambda kept: kept.tensor())
+        super().__init__(self.pack, lambda kept: kept.tensor())
         self._known: dict[int, KnownRecomputation] = {}
 
     def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
@@ -108,7 +108,7 @@ class RecomputedTensors(saved_tensors_hooks):
         noted = self._known.get(id(tensor))
         return noted.recipe if noted is not None and noted.makes(tensor) else None
 
-    def _pack(self, tensor: Tensor) -> Saved:
+    def pack(self, tensor: Tensor) -> Saved:
         kept = self._recipe(tensor) or SavedTensor(tensor.detach())  # itself would be a cycle that Python cannot see
         kept.announce()
         return kept

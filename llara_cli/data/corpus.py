@@ -19,7 +19,7 @@ from llara_cli.data.records import Record, read_records
 from llara_cli.data.text_files import Note, check_file, ignore, kind, one_line, read_lines, unreadable
 from llara_cli.data.wiki_dumps import read_mediawiki, read_wikiextractor
 
-TEXT_FIELDS = ("text", "contents")
+RAW_TEXT_FIELDS = ("text", "contents")
 READY_FIELDS = ("input", "output_summarize", "output_predict")
 _KNOWN = ".txt, .jsonl, MediaWiki's .xml, WikiExtractor's wiki_NN, each also as .gz, .bz2 or .zst; .parquet"
 _JSON = "a .json file (one object a line) is read where it is named itself"
@@ -55,15 +55,58 @@ class ReadyRow:
 _KINDS: Mapping[type, str] = {RawDocument: "a raw document", ReadyRow: "a ready row (input, output_...)"}
 
 
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """A file to read; what its name says is decided once, by ``CorpusFile.named``.
+
+    Attributes:
+        format: the ending in lower case, without that of a compression; None: a compressed parquet, which is no format.
+        about_the_data: whether it is a text about the data: README, LICENSE.txt, PROVENANCE.md ...
+    """
+
+    path: Path
+    format: str | None
+    about_the_data: bool
+
+    @classmethod
+    def named(cls, path: Path) -> CorpusFile:
+        """What the name says of a file."""
+        suffix, compression = kind(path)
+        stem = path.name[: len(path.name) - len(suffix + compression)]
+        about = suffix in ("", ".txt", ".md") and stem.upper() in _ABOUT_THE_DATA
+        return cls(path, None if suffix == ".parquet" and compression else suffix, about)
+
+    @property
+    def belongs_in_folder(self) -> bool:
+        """Whether a file met inside a folder is part of the corpus.
+
+        Left out are unknown formats, texts about the data, and ``.json``: in a folder that is metadata more often than
+        lines. It is read, as hidden files and texts about the data are, when it is named itself.
+        """
+        extracted = self.format == "" and _EXTRACTED.fullmatch(self.path.name.partition(".")[0]) is not None
+        return not self.about_the_data and (self.format in _IN_FOLDERS or extracted)
+
+    def records(self) -> Iterator[Record]:
+        """Its rows or documents. Raises ``UserError`` for an unknown format."""
+        return self.reader(self.path)
+
+    @property
+    def reader(self) -> Callable[[Path], Iterator[Record]]:
+        """What reads the format. Raises ``UserError`` for an unknown one."""
+        if self.format not in _READERS:
+            raise UserError(f"{self.path}: unknown kind of corpus: known are {_KNOWN}, .json (one object a line)")
+        return _READERS[self.format]
+
+
 def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
     """The files that a corpus is read from, in order. Hub data sets have none.
 
-    ``note`` is told of files in folders that are left out, for their endings or as texts about the data.
+    ``note`` is called with the files in folders that are left out, for their endings or as texts about the data.
     """
     listed = [_files(Path(argument)) for argument in arguments if not argument.startswith(HUB)]
     if skipped := [file for _, others in listed for file in others]:
-        note(_told(skipped))
-    return [file for found, _ in listed for file in found]
+        note(_skipped(skipped))
+    return [file.path for files, _ in listed for file in files]
 
 
 def read_corpus(arguments: Sequence[str], shuffle_seed: int | None = None) -> Iterator[RawDocument | ReadyRow]:
@@ -94,38 +137,39 @@ def _records(arguments: Sequence[str], shuffle_seed: int | None) -> Iterator[Rec
             yield from read_hub(argument, shuffle_seed)
         else:
             for file in _files(Path(argument))[0]:
-                yield from _reader(file)(file)
+                yield from file.records()
 
 
 def _item(record: Record) -> RawDocument | ReadyRow:
-    if record.name_of(*TEXT_FIELDS) is None and READY_FIELDS[0] in record.fields:
+    if record.name_of(*RAW_TEXT_FIELDS) is None and READY_FIELDS[0] in record.fields:
         summarize, predict = (record.optional_string(name) for name in READY_FIELDS[1:])
         return ReadyRow(record.string(READY_FIELDS[0]), summarize, predict, record.where)
-    text, title = record.string(*TEXT_FIELDS), (record.optional_string("title") or "").strip()
+    text, title = record.string(*RAW_TEXT_FIELDS), (record.optional_string("title") or "").strip()
     # WikiExtractor repeats the title at the head of the text; most others do not. A title alone is no document.
     titled = text if not text.strip() or text.lstrip().startswith(title) else f"{title}\n{text}"
     return RawDocument(titled, record.where)
 
 
-def _files(path: Path) -> tuple[list[Path], list[Path]]:
-    """The file itself, or the corpus files of a folder; and those of a folder that nobody reads.
+def _files(path: Path) -> tuple[list[CorpusFile], list[CorpusFile]]:
+    """The file itself, or the corpus files of a folder; and those of a folder that are left out.
 
     Raises ``UserError`` where there is no file to read.
     """
     if not path.is_dir():
         check_file(path)
-        _reader(path)
-        return [path], []
+        file = CorpusFile.named(path)
+        _ = file.reader
+        return [file], []
     if is_beir_folder(path):
         # Its queries and judgments are no documents.
-        return [BeirFolder(path).corpus], []
-    files = _walk(path)
-    found = [path / name for name in files if _belongs(name)]
-    others = [name for name in files if not _belongs(name)]
-    if not found:
-        why = f"; {_told(others)}" if others else ""
+        return [CorpusFile.named(BeirFolder(path).corpus)], []
+    every = [CorpusFile.named(path / name) for name in _walk(path)]
+    files = [file for file in every if file.belongs_in_folder]
+    others = [file for file in every if not file.belongs_in_folder]
+    if not files:
+        why = f"; {_skipped(others)}" if others else ""
         raise UserError(f"{path}: no corpus file in this folder: looked for {_KNOWN}{why}")
-    return found, others
+    return files, others
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -149,61 +193,22 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(found, key=_parts)
 
 
-def _told(skipped: Sequence[Path]) -> str:
-    """How many files nobody reads, their endings, and the names of those about the data."""
-    about = {path.name for path in skipped if _is_about_the_data(path)}
-    endings = {"".join(kind(path)) or "no ending" for path in skipped if path.name not in about}
-    told = [*sorted(about), *sorted(endings)]
-    named = one_line(", ".join(told[:_NAMED])) + (", ..." if len(told) > _NAMED else "")
-    hint = f" ({_JSON})" if any(kind(path)[0] == ".json" for path in skipped) else ""
-    return f"skipped {len(skipped)} file{'s' if len(skipped) > 1 else ''}: {named}{hint}"
+def _skipped(files: Sequence[CorpusFile]) -> str:
+    """How many files are left out, their endings, and the names of those about the data."""
+    about = {file.path.name for file in files if file.about_the_data}
+    endings = {"".join(kind(file.path)) or "no ending" for file in files if not file.about_the_data}
+    named = [*sorted(about), *sorted(endings)]
+    listed = one_line(", ".join(named[:_NAMED])) + (", ..." if len(named) > _NAMED else "")
+    hint = f" ({_JSON})" if any(file.format == ".json" for file in files) else ""
+    return f"skipped {len(files)} file{'s' if len(files) > 1 else ''}: {listed}{hint}"
 
 
 def _parts(path: Path) -> tuple[str, ...]:
     return path.parts
 
 
-def _is_about_the_data(name: Path) -> bool:
-    """Whether a file met inside a folder is a text about the data: README, LICENSE.txt, PROVENANCE.md ..."""
-    suffix, compression = kind(name)
-    stem = name.name[: len(name.name) - len(suffix + compression)]
-    return suffix in ("", ".txt", ".md") and stem.upper() in _ABOUT_THE_DATA
-
-
-def _belongs(name: Path) -> bool:
-    """Whether a file met inside a folder is part of the corpus.
-
-    Left out are what no reader knows, texts about the data, and ``.json``: in a folder that is metadata more often than
-    lines. It is read, as hidden files and texts about the data are, when it is named itself.
-    """
-    if _is_about_the_data(name):
-        return False
-    extracted = _EXTRACTED.fullmatch(name.name.partition(".")[0]) is not None
-    return _format(name) in _IN_FOLDERS or (_format(name) == "" and extracted)
-
-
-def _format(path: Path) -> str | None:
-    """What the name promises; parquet is compressed inside, so ``.parquet.gz`` is no format."""
-    suffix, compression = kind(path)
-    return None if suffix == ".parquet" and compression else suffix
-
-
-def _reader(path: Path) -> Callable[[Path], Iterator[Record]]:
-    readers: dict[str | None, Callable[[Path], Iterator[Record]]] = {
-        ".txt": _read_text,
-        ".jsonl": _read_rows,
-        ".json": _read_rows,
-        ".parquet": _read_rows,
-        ".xml": read_mediawiki,
-        "": read_wikiextractor,
-    }
-    if _format(path) not in readers:
-        raise UserError(f"{path}: unknown kind of corpus: known are {_KNOWN}, .json (one object a line)")
-    return readers[_format(path)]
-
-
 def _read_rows(path: Path) -> Iterator[Record]:
-    return read_records(path, columns=("title", *TEXT_FIELDS, *READY_FIELDS))
+    return read_records(path, columns=("title", *RAW_TEXT_FIELDS, *READY_FIELDS))
 
 
 def _read_text(path: Path) -> Iterator[Record]:
@@ -241,3 +246,14 @@ def _cut(text: str, start: int, end: int) -> int:
         if place >= 0:
             return place
     return end
+
+
+_READERS: Mapping[str | None, Callable[[Path], Iterator[Record]]] = {
+    ".txt": _read_text,
+    ".jsonl": _read_rows,
+    ".json": _read_rows,
+    ".parquet": _read_rows,
+    ".xml": read_mediawiki,
+    "": read_wikiextractor,
+}
+"""Format -> what reads it."""

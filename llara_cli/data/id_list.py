@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llara_cli.core.errors import LlaraError
 from llara_cli.data.text_files import one_line
 
-_PIECE = 1 << 24
+PIECE = 1 << 24
 _LINE_FEED = 10
 
 
@@ -46,8 +46,8 @@ class IdList(Ids):
             self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
         except OSError as error:
             raise self._damage(error) from error
-        pieces = (self._bytes[at : at + _PIECE] for at in range(0, size, _PIECE))
-        found = [np.flatnonzero(piece == _LINE_FEED) + n * _PIECE for n, piece in enumerate(pieces)]
+        pieces = (self._bytes[at : at + PIECE] for at in range(0, size, PIECE))
+        found = [np.flatnonzero(piece == _LINE_FEED) + n * PIECE for n, piece in enumerate(pieces)]
         self._ends = np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -209,3 +209,9 @@ class _ZstdReader(io.RawIOBase):
                 block = self._frame.unused_data
                 self._frame = self._decompressor.decompressobj()
         return b"".join(parts)
+
+
+def first_of(items: Sequence[str], most: int) -> str:
+    """``a, b, c and 7 more``: at most ``most`` items are named."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -18,6 +18,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from llara_cli.core.errors import UserError
 from llara_cli.core.registry import install_hint
+from llara_cli.data.text_files import first_of
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import first_line
 
@@ -176,9 +177,7 @@ def why_unreadable(file: Path, error: Exception) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """``a, b, c, d, e and 7 more``."""
-    every = sorted(names)
-    more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
-    return ", ".join(every[:NAMED]) + more
+    return first_of(sorted(names), NAMED)
 
 
 def refuse_incomplete(source: ModelSource, model: PreTrainedModel, loaded: Mapping[str, Any]) -> frozenset[str]:

@@ -20,7 +20,7 @@ from llara_cli.model.backends import Encoded
 from llara_cli.model.batching import Batching, Rows, computed_tokens
 from llara_cli.model.block_mask import row_multiple
 from llara_cli.model.decoder import Decoder
-from llara_cli.model.prefetch import ahead, while_computing
+from llara_cli.model.prefetch import prefetch, while_computing
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.sequences import TokenRows, Tree, place_some
 from llara_cli.model.tokenizer import PromptIds, TextTokenizer
@@ -123,7 +123,7 @@ class Encoder:
         self, batches: Iterable[Sequence[str]], role: Role, progress: Advance | None = None
     ) -> Iterator[Encoded]:
         """``encode`` of one batch after the other; the next is tokenized while this one is computed."""
-        for sequences in ahead(lambda texts: self.sequencer.trees(texts, role), batches):
+        for sequences in prefetch(lambda texts: self.sequencer.trees(texts, role), batches):
             yield self.compute(sequences, progress)
 
     @torch.inference_mode()

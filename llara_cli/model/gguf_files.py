@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llara_cli.core.errors import UserError
+from llara_cli.data.text_files import first_of
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _OF_THE_FILE = {"split.no", "split.count", "split.tensors.count", "general.architecture"}
@@ -43,8 +44,7 @@ def parts(file: Path) -> list[Path]:
     count = match["count"]
     every = [file.with_name(f"{match['stem']}-{number:05d}-of-{count}.gguf") for number in range(1, int(count) + 1)]
     if missing := [part.name for part in every if not part.is_file()]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"{file}: parts of this split GGUF are missing: {', '.join(missing[:3])}{more}")
+        raise UserError(f"{file}: parts of this split GGUF are missing: {first_of(missing, 3)}")
     return every
 
 

@@ -13,17 +13,17 @@ ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
 
 
-def ahead(function: Callable[[ItemT], DoneT], items: Iterable[ItemT]) -> Iterator[DoneT]:
-    """``function`` of each item, in order, one ahead of the caller: two results are held at most.
+def prefetch(function: Callable[[ItemT], DoneT], items: Iterable[ItemT]) -> Iterator[DoneT]:
+    """``map``, one item ahead of the caller: two results are in memory at most.
 
-    Items are taken, and the function runs, in one thread of its own; what either raises is raised here, in its turn.
+    Items are read, and the function runs, in a thread of its own; errors of both are raised here, in their turn.
     """
     source = iter(items)
 
     def step() -> list[DoneT]:
         return [function(item) for item in islice(source, 1)]
 
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         coming = thread.submit(step)
         while done := coming.result():
             coming = thread.submit(step)
@@ -33,5 +33,5 @@ def ahead(function: Callable[[ItemT], DoneT], items: Iterable[ItemT]) -> Iterato
 def while_computing(
     function: Callable[[ItemT], DoneT], items: Iterable[ItemT], device: torch.device
 ) -> Iterator[DoneT]:
-    """``ahead`` where a GPU computes; on a CPU one after the other, as its cores are busy with computing."""
-    return map(function, items) if device.type == "cpu" else ahead(function, items)
+    """``prefetch`` where a GPU computes; on a CPU one after the other, as its cores are busy with computing."""
+    return map(function, items) if device.type == "cpu" else prefetch(function, items)

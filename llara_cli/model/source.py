@@ -183,7 +183,7 @@ def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
     if not _HUB_ID.fullmatch(argument):
         raise UserError(f"{argument!r} is not a model name, folder, .gguf file or hub id")
     go_offline_if_unreachable()
-    source = ModelSource(slug(argument.rpartition("/")[2]), argument, None, _hub_recipe(argument), remote_code)
+    source = ModelSource(slug(argument.rpartition("/")[2]), argument, None, hub_recipe(argument), remote_code)
     config = hub_file(argument, PEFT_CONFIG)
     return source if config is None else _on_base(source, config, _FULL_WEIGHTS)
 
@@ -223,7 +223,7 @@ def resolve_recorded(
     return source
 
 
-def _hub_recipe(repo_id: str) -> Recipe | None:
+def hub_recipe(repo_id: str) -> Recipe | None:
     """The recipe of a hub model: its small files are fetched (or found in the hub's cache) and read like a folder's."""
     found = _fetch(repo_id, RECIPE_SOURCES)
     return read_recipe(found[-1].parent) if found else None

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from llara_cli.core.errors import UserError
+from llara_cli.data.text_files import first_of
 from llara_cli.model.gguf_tokenizer import load_gguf_tokenizer
 from llara_cli.model.recipe import BRANCHES, Branch, Recipe
 from llara_cli.model.source import ModelSource
@@ -225,11 +226,11 @@ class TextTokenizer:
 
         ``parts``: consecutive pieces of each text, none empty or with white space around it.
         """
-        halves = [list(self._halves(document, pieces)) for document, pieces in zip(documents, parts, strict=True)]
+        halves = [list(self.halves(document, pieces)) for document, pieces in zip(documents, parts, strict=True)]
         heads = iter(self.encode([head for row in halves for head, _ in row]))
         return [[np.concatenate([np.array(next(heads), np.uint32), ids]) for _, ids in row] for row in halves]
 
-    def _halves(self, document: Tokenized, parts: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint32]]]:
+    def halves(self, document: Tokenized, parts: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         """Each part as a head, to be tokenized on its own, and the ids of the rest, which are the document's.
 
         The head is the first word, whose tokens depend on what stands before it, or all of the part.
@@ -309,11 +310,10 @@ class TextTokenizer:
         special = {number for number, token in self.hf.added_tokens_decoder.items() if token.special}
         beyond = {number for number in self.hf.get_vocab().values() if number >= rows} - special
         if found := sorted(beyond | {number for number in also if number >= rows}):
-            first = ", ".join(f"{self.hf.convert_ids_to_tokens(number)!r} ({number})" for number in found[:3])
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            tokens = [f"{self.hf.convert_ids_to_tokens(number)!r} ({number})" for number in found]
             raise UserError(
-                f"{where}: its tokenizer has tokens that the model does not know: {first}{more}, but the embedding has"
-                f" rows for ids below {rows}: use the tokenizer that belongs to the model, or add rows to it"
+                f"{where}: its tokenizer has tokens that the model does not know: {first_of(tokens, 3)}, but the"
+                f" embedding has rows for ids below {rows}: use the tokenizer that belongs to the model, or add rows to it"
             )
 
     @property

@@ -64,7 +64,7 @@ def usual_encoder(source: ModelSource) -> str:
     return SENTENCE_TRANSFORMERS if source.saved_recipe is None and source.has_modules else "torch"
 
 
-def derived_name(source: ModelSource, path: Path, role: Role) -> str:
+def default_name(source: ModelSource, path: Path, role: Role) -> str:
     """``MODEL-INPUT``, with the role where it is not the usual one."""
     return slug(f"{slug(source.name)}-{input_stem(path)}", _DERIVED_BYTES) + ("-query" if role == "query" else "")
 
@@ -97,7 +97,7 @@ class Encoding:
     @contextmanager
     def _building(self, restart: bool) -> Iterator[Build | Artifact]:
         """The artifact under construction, its collection checked; a caller's mistake leaves none without a shard."""
-        name = self.name or self.derived_name()
+        name = self.name or self.default_name()
         with self.workspace.reporter.status(f"checking {self.source.name} and {self.file.name}"):
             _ = self.run_spec
         with self.workspace.build("embeddings", name, self.run_spec, restart=restart) as build:
@@ -121,7 +121,7 @@ class Encoding:
         dtype = choose_dtype(self.settings.dtype, device)
         width = STORES[self.settings.store]().nbytes
         plan: dict[str, Any] = {
-            "name": self.name or self.derived_name(),
+            "name": self.name or self.default_name(),
             "device": str(device),
             "dtype": dtype_name(dtype),
             "parameters": facts.parameters,
@@ -162,9 +162,9 @@ class Encoding:
         parts = {"weights": weights, "loading or computing": max(weights, computing)}
         return parts | {"runtime": resident_memory()}
 
-    def derived_name(self) -> str:
+    def default_name(self) -> str:
         """``MODEL-INPUT``, with the role where it is not the usual one."""
-        return derived_name(self.source, self.collection, self.role)
+        return default_name(self.source, self.collection, self.role)
 
     @property
     def role(self) -> Role:
@@ -200,7 +200,7 @@ class Encoding:
         texts, shards, size = Table(build.folder / TEXTS), Shards(build.folder), self.settings.shard_size
         mine = range(process_group.rank, -(-len(texts) // size), process_group.size)
         left = [number for number in mine if number not in shards]
-        encoder = self._load()
+        encoder = self.load_encoder()
         started = time.monotonic()
         dim = self.settings.dim or encoder.dim
         total, waiting = (sum(_rows_in(texts, number, size) for number in numbers) for numbers in (mine, left))
@@ -229,7 +229,7 @@ class Encoding:
             (staging / TEXTS).replace(build.folder / TEXTS)
             (staging / IDS).replace(build.folder / IDS)
 
-    def _load(self) -> EncoderBackend:
+    def load_encoder(self) -> EncoderBackend:
         options = EncoderOptions(
             dtype=self.settings.dtype,
             query_length=self.max_length if self.role == "query" else None,
@@ -287,7 +287,7 @@ def encoded(encoding: Encoding, made_for: str) -> Artifact:
     workspace = encoding.workspace
     if made := workspace.find_equal("embeddings", encoding.run_spec):
         return made
-    name = f"{encoding.derived_name()}-{encoding.run_spec.fingerprint[:8]}"
+    name = f"{encoding.default_name()}-{encoding.run_spec.fingerprint[:8]}"
     replace(encoding, name=name, made_for=made_for).run(restart=workspace.is_damaged("embeddings", name))
     return workspace.get("embeddings", name)
 

@@ -27,7 +27,7 @@ from llara_cli.model.recipe import ASYMMETRIC, SYMMETRIC, Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.train import TrainingRun
 from llara_cli.training import checkpoints
-from llara_cli.training.base_model import BaseModel, choose_recipe, derived_name, read_info
+from llara_cli.training.base_model import BaseModel, choose_recipe, default_model_name, read_info
 from llara_cli.training.config import FinetuneConfig
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.early_stopping import EVALUATIONS, EarlyStopping, JudgedQueries
@@ -86,7 +86,7 @@ def finetuning_round(
     base = BaseModel(source, recipe, info, reporter)
     base.refuse_length("query_length", config.query_length)
     base.refuse_length("passage_length", config.passage_length)
-    name = name or derived_name(source.name, recipe.name, [str(each.path) for each in train], config, "-ft")
+    name = name or default_model_name(source.name, recipe.name, [str(each.path) for each in train], config, "-ft")
     recorded = config.recorded() | {"set_weights": tuple(each.weight for each in train)}
     data = ContrastiveData(base, train, config, reporter, dev)
     return TrainingRun(workspace, base, config, recorded, name, data, ContrastiveTask(data, reporter, dev))

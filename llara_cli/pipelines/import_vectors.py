@@ -19,7 +19,7 @@ from llara_cli.core.protocols import Role
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.backends import EncoderBackend
 from llara_cli.model.source import ModelSource
-from llara_cli.pipelines.encode import derived_name, recorded, usual_encoder
+from llara_cli.pipelines.encode import default_name, recorded, usual_encoder
 from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.retrieval.vector_store import STORES, shard_name, write_documents, write_shard
@@ -102,7 +102,7 @@ class Importing:
 
     @property
     def _name(self) -> str:
-        return self.name or derived_name(self.source, self.path, self._role)
+        return self.name or default_name(self.source, self.path, self._role)
 
     def _check(self) -> None:
         if self.settings.max_length is not None or self.settings.batch_tokens is not None:

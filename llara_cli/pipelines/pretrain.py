@@ -22,7 +22,7 @@ from llara_cli.model.loading import has_projection, lacks_projection
 from llara_cli.model.source import ModelSource
 from llara_cli.model.tokenizer import PromptIds
 from llara_cli.pipelines.train import TrainingRun
-from llara_cli.training.base_model import BaseModel, choose_recipe, derived_name, read_info
+from llara_cli.training.base_model import BaseModel, choose_recipe, default_model_name, read_info
 from llara_cli.training.config import MAX_STEPS, PretrainConfig
 from llara_cli.training.early_stopping import EarlyStopping
 from llara_cli.training.examples import ExampleBuilder, ExampleTable
@@ -50,7 +50,7 @@ def pretraining(
     config = replace(config, targets=recipe.targets, drop_stop_words=drop)
     base = BaseModel(source, recipe, info, reporter)
     base.refuse_length("max_length", config.max_length or 0)
-    name = name or derived_name(source.name, recipe.name, corpus, config)
+    name = name or default_model_name(source.name, recipe.name, corpus, config)
     data = PretextData(workspace, base, corpus, config)
     return TrainingRun(workspace, base, config, config.recorded(), name, data, PretextTask(data, reporter))
 

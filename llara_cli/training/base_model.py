@@ -64,7 +64,7 @@ def choose_recipe(config: TrainConfig, source: ModelSource) -> Recipe:
     return by_name(config.recipe) if config.recipe else PAPER
 
 
-def derived_name(base: str, recipe: str, inputs: Sequence[str], config: TrainConfig, suffix: str = "") -> str:
+def default_model_name(base: str, recipe: str, inputs: Sequence[str], config: TrainConfig, suffix: str = "") -> str:
     """``BASE-RECIPE-INPUT[-BACKEND][-OPTIMIZER][-bf16][-ft]``: how it is trained, where that is not the default.
 
     A base that is an adapted model has its recipe in its name already.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -22,6 +20,7 @@ from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
 from llara_cli.data.passages import split_document
 from llara_cli.data.stopwords import drop_stop_words
 from llara_cli.data.text_files import kind
+from llara_cli.model.prefetch import prefetch
 from llara_cli.model.recipe import BRANCHES, Recipe
 from llara_cli.model.sequences import TokenIds
 from llara_cli.model.tokenizer import PromptIds, TextTokenizer
@@ -124,7 +123,7 @@ class ExampleBuilder:
 
     def document_examples(self, documents: Iterator[RawDocument]) -> Iterator[Example]:
         """The passages of documents: each is its own target and that of the one before it; tokenized once."""
-        for tokenized in _ahead(self.tokenizer.encode_documents, _blocks(document.text for document in documents)):
+        for tokenized in prefetch(self.tokenizer.encode_documents, _blocks(document.text for document in documents)):
             parts = [split_document(document.text, document.ends, self._passage_limit) for document in tokenized]
             ids = self.tokenizer.encode_parts(tokenized, parts)
             passages = chain.from_iterable(parts)
@@ -183,17 +182,6 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
             block = []
     if block:
         yield block
-
-
-def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
-    """``map``, with the next result in the making while the last one is used; for functions that free the GIL."""
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        results: deque[Future[ResultT]] = deque()
-        for item in items:
-            results.append(worker.submit(function, item))
-            if len(results) > 1:
-                yield results.popleft().result()
-        yield from (result.result() for result in results)
 
 
 def _row(example: Example) -> dict[str, TokenIds]:

@@ -93,7 +93,7 @@ class Trainer(Generic[ItemT]):
             for step, (epoch, numbers) in enumerate(self.schedule.batches(start), start + 1):
                 if self.early_stopping is not None and self.early_stopping.exhausted:
                     break
-                row = self._step(step, self.batch(epoch, numbers))
+                row = self.step(step, self.batch(epoch, numbers))
                 bar.show(self.history.add(row))
                 bar.advance(1)
                 last = step == self.schedule.steps
@@ -112,7 +112,7 @@ class Trainer(Generic[ItemT]):
                     raise stop
         return self.history.rows
 
-    def _step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:
+    def step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:
         # every step's randomness (dropout) follows from its number, so a resumed run draws what the whole one did
         seed = (self.config.seed << 32) + step
         torch.manual_seed(seed)

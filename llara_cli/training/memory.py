@@ -39,7 +39,7 @@ class Needs:
         layer: of each layer, whatever the number of tokens.
         token: of each token outside the layers.
         layer_token: of each token in a layer.
-        recomputed_token: of each token in a layer that is computed again in backward; None: the model cannot do that.
+        recomputed_token: of each token in a layer that is recomputed in backward; None: the model cannot do that.
     """
 
     fixed: float
@@ -49,10 +49,10 @@ class Needs:
     recomputed_token: float | None
 
     def total(self, tokens: int, layers: int, every: int) -> float:
-        """Bytes at the peak of backward, where every ``every``-th layer is computed again (0: none)."""
+        """Bytes at the peak of backward, where every ``every``-th layer is recomputed (0: none)."""
         again = recomputed(layers, every)
         a_token = self.token + (layers - again) * self.layer_token + again * (self.recomputed_token or 0.0)
-        working = self.layer_token  # gradients of a layer's tensors, or what is computed again
+        working = self.layer_token  # gradients of a layer's tensors, or what is recomputed
         return self.fixed + layers * self.layer + tokens * (a_token + working)
 
 
@@ -77,13 +77,13 @@ def choose_forwards(
     Args:
         longest: tokens of the longest sequence, which no forward cuts.
         tokens: what the user wants; None: chosen.
-        recompute: whether all layers are computed again; None: as many as it takes.
+        recompute: whether all layers are recomputed; None: as many as it takes.
 
     Where nothing fits, it is the choice that takes the least memory.
     """
     if needs.recomputed_token is None and recompute is None:
         recompute = False
-    ways = {None: _ways(layers), True: [1], False: [0]}[recompute]
+    ways = {None: recompute_intervals(layers), True: [1], False: [0]}[recompute]
     sizes = [tokens] if tokens else list(range(MOST_TOKENS, LEAST_TOKENS - 1, -STEP))
     smaller = [] if tokens else list(range(LEAST_TOKENS - STEP, 0, -STEP))
     tried = [(size, every) for every in ways for size in sizes] + [(size, ways[-1]) for size in smaller]
@@ -123,7 +123,7 @@ def fit_forwards(
     return chosen
 
 
-def _ways(layers: int) -> list[int]:
+def recompute_intervals(layers: int) -> list[int]:
     """The distinct values of ``every``, from no layer to all of them."""
     by_count = {recomputed(layers, every): every for every in range(1, layers + 1)}
     return [0, *(by_count[count] for count in sorted(by_count))]

@@ -35,7 +35,7 @@ class HeadGradients:
 
     def __init__(self) -> None:
         self.last = True
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self._waiting = False  # whether the sums hold what is not handed over yet
 
     def start(self) -> None:
@@ -45,18 +45,18 @@ class HeadGradients:
     def sum_of(self, name: str, weight: Tensor) -> Tensor:
         """The tensor in which the gradient of ``weight`` is summed."""
         if not self._waiting:
-            for total in self._sums.values():
+            for total in self.sums.values():
                 total.zero_()
         self._waiting = True
-        if name not in self._sums:  # in fp32 at least: in bf16 the many small additions would be lost
-            self._sums[name] = zeros_for_sum(weight, wide(weight))
-        return self._sums[name]
+        if name not in self.sums:  # in fp32 at least: in bf16 the many small additions would be lost
+            self.sums[name] = zeros_for_sum(weight, wide(weight))
+        return self.sums[name]
 
     def take(self, name: str, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The sum times ``upstream``, once, in ``dtype``; None before the last forward."""
-        if not self.last or not self._waiting or name not in self._sums:
+        if not self.last or not self._waiting or name not in self.sums:
             return None
-        total = self._sums[name]
+        total = self.sums[name]
         taken = torch.empty(total.shape, dtype=dtype, device=total.device)  # contiguous, however the sum may lie
         return torch.mul(total, upstream.to(total.dtype), out=taken)
 

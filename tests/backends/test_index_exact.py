@@ -25,7 +25,7 @@ class TestExact:
         whole = exact().build(Blocks(vectors), IndexOptions())
         expected = whole.search(queries, 20)
         monkeypatch.setattr(f"{exact().__module__}._BLOCK_ROWS", 256)
-        monkeypatch.setattr(f"{exact().__module__}._CELLS", 256 * 40)
+        monkeypatch.setattr(f"{exact().__module__}.SCORES_AT_ONCE", 256 * 40)
         whole.save(tmp_path)
         for index in (whole, exact().load(tmp_path, IndexOptions())):
             hits = index.search(queries, 20)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from program import Llara
 
-from llara_cli.training.base_model import derived_name
+from llara_cli.training.base_model import default_model_name
 from llara_cli.training.config import ExecutionConfig, FinetuneConfig, OptimizerConfig, PretrainConfig
 
 STEPS = ("--max-steps", 1, "--batch-size", 2)
@@ -32,7 +32,7 @@ STEPS = ("--max-steps", 1, "--batch-size", 2)
 )
 def test_a_derived_name_tells_how_it_was_trained(settings: PretrainConfig | FinetuneConfig, name: str) -> None:
     suffix = "-ft" if isinstance(settings, FinetuneConfig) else ""
-    assert derived_name("tiny", settings.recipe or "paper", ["data/wiki.jsonl"], settings, suffix) == name
+    assert default_model_name("tiny", settings.recipe or "paper", ["data/wiki.jsonl"], settings, suffix) == name
 
 
 def test_one_command_after_the_other(llara: Llara, corpus: Path, train: Path, beir: Path, tiny_model: Path) -> None:

@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     whole = llara("pretrain", corpus, *settings, "--name", "whole").json
     from llara_cli.training import loop
 
-    step = loop.Trainer._step
+    step = loop.Trainer.step
 
     def stop_at_four(self: Any, number: int, items: Any) -> Any:
         if number == 4:
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         return step(self, number, items)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", stop_at_four)
+        patch.setattr(loop.Trainer, "step", stop_at_four)
         assert llara("pretrain", corpus, *settings, "--name", "parts").code == 130
     assert "unfinished: models/parts" in llara("status").out
     parts = llara("pretrain", corpus, *settings, "--name", "parts").json

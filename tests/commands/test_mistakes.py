@@ -63,7 +63,7 @@ def test_a_collection_is_checked_before_the_model_is_loaded(
     path.write_text(GOOD * 2)
     from llara_cli.pipelines import encode
 
-    monkeypatch.setattr(encode.Encoding, "_load", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(encode.Encoding, "load_encoder", lambda self: pytest.fail("the model was loaded"))
     assert "'a'" in refused(llara, tmp_path / "ws", "encode", path, "--model", tiny_model)
 
 
@@ -228,7 +228,7 @@ def test_a_model_named_for_a_search_that_is_not_there_is_no_hub_id(
 ) -> None:
     from llara_cli.model import source
 
-    monkeypatch.setattr(source, "_hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
+    monkeypatch.setattr(source, "hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
     told = refused(llara, tmp_path / "ws", "search", "x", "--model", "tiny")
     assert told.startswith("error: --model tiny is not there; index 'library' was made with model 'tiny' of this")
 
@@ -259,7 +259,7 @@ def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(
     for model in ("tuned", elsewhere):
         assert llara("encode", beir, "--model", model, "--name", Path(model).name).code == 0
         assert llara("index", Path(model).name, "--name", Path(model).name).code == 0
-    monkeypatch.setattr(source, "_hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
+    monkeypatch.setattr(source, "hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
     monkeypatch.chdir(elsewhere.parent)
     for folder in (workspace / "models" / "tuned", elsewhere):
         shutil.rmtree(folder)

@@ -104,7 +104,7 @@ def test_a_book_takes_no_time() -> None:
 def test_the_table_marks_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = io.StringIO()
     screen = RichConsole(file=sink, force_terminal=True, width=200, color_system="standard")
-    monkeypatch.setattr(Console, "_rich", staticmethod(lambda *, stderr: screen))
+    monkeypatch.setattr(Console, "rich", staticmethod(lambda *, stderr: screen))
     text = FILLER + "by the sea " + FILLER
     hit = {"rank": 1, "id": "a", "score": 0.5, "title": "", "text": text}
     render.show_hits(Console(), {"index": "i", "query": "the Sea", "hits": [hit]})

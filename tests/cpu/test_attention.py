@@ -181,7 +181,7 @@ def test_a_mask_is_kept_as_long_as_its_blocks() -> None:
 
 
 def test_masks_made_for_encoding_serve_training(taken: list[int]) -> None:
-    module._triangle.cache_clear()
+    module.triangle.cache_clear()
     given = tensors(1, 300)
     with torch.inference_mode(), CpuKernels():
         ATTENTION(*given, is_causal=True)

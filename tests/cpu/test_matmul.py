@@ -187,7 +187,7 @@ def test_encoding_multiplies_so_too(model: PreTrainedModel, monkeypatch: pytest.
 def test_onednn_is_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
     for amd in (True, False):
-        monkeypatch.setattr(matmul, "_processor_is_amd", lambda amd=amd: amd)
+        monkeypatch.setattr(matmul, "processor_is_amd", lambda amd=amd: amd)
         monkeypatch.setattr(matmul, "onednn_is_faster", onednn_is_faster)
         for capability in ("AVX2", "AVX512"):
             monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)

@@ -111,13 +111,13 @@ def test_half_of_a_decoder_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
         plain = decoder.slots(token_rows)
     before = sum(kept.values())
 
-    def pack(self: RecomputedTensors, tensor: Tensor, packed: Any = RecomputedTensors._pack) -> Saved:
+    def pack(self: RecomputedTensors, tensor: Tensor, packed: Any = RecomputedTensors.pack) -> Saved:
         found: Saved = packed(self, tensor)
         for part in _tensors(found):
             count(part)
         return found
 
-    monkeypatch.setattr(RecomputedTensors, "_pack", pack)
+    monkeypatch.setattr(RecomputedTensors, "pack", pack)
     kept.clear()
     decoder.train_lean()
     assert torch.equal(decoder.slots(token_rows), plain)
@@ -128,4 +128,4 @@ def _tensors(kept: Saved) -> list[Tensor]:
     """All tensors that are kept for one."""
     if isinstance(kept, SavedTensor):
         return [kept.tensor()]
-    return [tensor for operand in kept._operands for tensor in _tensors(operand)]
+    return [tensor for operand in kept.operands for tensor in _tensors(operand)]

@@ -17,7 +17,7 @@ def test_every_way_to_ask(names: list[str], piece: int, tmp_path_factory: pytest
     path = tmp_path_factory.mktemp("ids") / "ids.txt"
     path.write_bytes("".join(name + "\n" for name in names).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(id_list, "_PIECE", piece)
+        patch.setattr(id_list, "PIECE", piece)
         ids = IdList(path)
     assert len(ids) == len(names)
     assert list(ids) == names == [ids[row] for row in range(len(names))]

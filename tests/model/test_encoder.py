@@ -18,7 +18,7 @@ from llara_cli.model.block_mask import BLOCK_TOKENS
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer, text_batching
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.prefetch import ahead
+from llara_cli.model.prefetch import prefetch
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.sequences import TokenRows
 from llara_cli.model.source import ModelSource
@@ -170,7 +170,7 @@ def test_ahead_keeps_the_order_and_is_one_ahead() -> None:
             taken.append(number)
             yield number
 
-    for number, found in enumerate(ahead(lambda item: item * item, items())):
+    for number, found in enumerate(prefetch(lambda item: item * item, items())):
         assert found == number * number
         assert len(taken) <= number + 2
     assert taken == list(range(5))
@@ -189,7 +189,7 @@ def test_ahead_raises_in_turn(where: str) -> None:
             raise ValueError("third")
         return item
 
-    found = ahead(function, items())
+    found = prefetch(function, items())
     assert next(found) == 1
     with pytest.raises(ValueError, match="third"):
         next(found)

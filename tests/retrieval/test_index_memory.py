@@ -37,7 +37,7 @@ def anonymous():
 kind = registry.load("index", backend)
 if backend == "faiss":  # what is learnt in fewer steps takes no less memory
     from llara_backends import index_faiss_training as training
-    learn, train = training._learn_rotation, training._train
+    learn, train = training.learn_rotation, training.train_stage
     def learn_briefly(rotation, sample):
         rotation.niter = rotation.niter_pq_0 = rotation.niter_pq = 1
         learn(rotation, sample)
@@ -46,7 +46,7 @@ if backend == "faiss":  # what is learnt in fewer steps takes no less memory
         if codes is not None:
             codes.cp.niter = 1
         train(index, sample)
-    training._learn_rotation, training._train = learn_briefly, train_briefly
+    training.learn_rotation, training.train_stage = learn_briefly, train_briefly
 options = IndexOptions(spec or None, json.loads(parameters))
 class Few(Blocks):
     count = 10_000

@@ -98,7 +98,7 @@ def test_most_of_a_passage_is_not_tokenised_again(sentencepiece: list[TextTokeni
     text = " ".join(TEXTS * 20)
     for tokenizer in (TINY, *sentencepiece):
         (document,) = tokenizer.encode_documents([text])
-        heads = [head for head, _ in tokenizer._halves(document, split_document(text, document.ends, 40))]
+        heads = [head for head, _ in tokenizer.halves(document, split_document(text, document.ends, 40))]
         assert sum(map(len, heads)) < len(text) / 10
 
 
@@ -119,7 +119,7 @@ def test_what_is_not_known_to_part_at_spaces_is_tokenised_whole(change: dict[str
     tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
     text = " ".join(TEXTS)
     (document,) = tokenizer.encode_documents([text])
-    assert [head for head, _ in tokenizer._halves(document, TEXTS)] == TEXTS
+    assert [head for head, _ in tokenizer.halves(document, TEXTS)] == TEXTS
 
 
 def test_a_vocabulary_that_joins_words_is_tokenised_whole() -> None:

@@ -201,7 +201,7 @@ def test_without_gradients_none_are_summed() -> None:
     gathered = HeadGradients()
     with torch.no_grad():
         language_model_loss(head, draw(ROWS, DIM), torch.arange(ROWS), 0.3, gathered)
-    assert not gathered._sums
+    assert not gathered.sums
 
 
 @SMALL

@@ -77,7 +77,7 @@ def test_what_is_chosen_fits_where_anything_does(
 
 
 def test_every_number_of_layers_that_can_be_spread_evenly_is_tried() -> None:
-    assert [recomputed(7, every) for every in memory._ways(7)] == [0, 1, 2, 3, 4, 7]
+    assert [recomputed(7, every) for every in memory.recompute_intervals(7)] == [0, 1, 2, 3, 4, 7]
 
 
 def test_a_run_goes_by_the_memory_that_is_free(
@@ -90,7 +90,7 @@ def test_a_run_goes_by_the_memory_that_is_free(
     plan = llara("pretrain", corpus, *flags, "--dry-run").json
     found = llara("pretrain", corpus, *flags)
     assert (plan["micro_batch_tokens"], plan["recomputed_layers"]) == (4096, 2)
-    assert "4096 tokens a forward, 2 of 2 layers computed again" in found.err
+    assert "4096 tokens a forward, 2 of 2 layers recomputed" in found.err
     manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
     assert manifest["execution"]["gradient_checkpointing"] == 1
     assert manifest["execution"]["micro_batch_tokens"] == 4096
