@@ -313,7 +313,8 @@ class TextTokenizer:
             tokens = [f"{self.hf.convert_ids_to_tokens(number)!r} ({number})" for number in found]
             raise UserError(
                 f"{where}: its tokenizer has tokens that the model does not know: {first_of(tokens, 3)}, but the"
-                f" embedding has rows for ids below {rows}: use the tokenizer that belongs to the model, or add rows to it"
+                f" embedding has rows for ids below {rows}: use the tokenizer that belongs to the model, or add rows to"
+                " it"
             )
 
     @property
