@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,29 @@ FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
 SHARED = 256
 """Numbers in the table of code values that bitsandbytes shares among all weights; safetensors refuses shared memory."""
+SAVE_SECONDS = 600
+"""Between checkpoints, unless the settings say otherwise."""
+
+
+class SaveTimes:
+    """When a run saves a checkpoint: every ``every`` steps; None: every ten minutes.
+
+    ``agreed``: true in every process if true in any, as their clocks differ.
+    """
+
+    def __init__(self, every: int | None, agreed: Callable[[bool], bool]) -> None:
+        self._every, self._agreed = every, agreed
+        self._last = time.monotonic()
+
+    def is_due(self, step: int, *, ending: bool) -> bool:
+        """Whether to save after ``step``; ``ending``: the run is over, and saving its model takes a while, too."""
+        if self._every is not None:
+            return step % self._every == 0
+        return self._agreed(time.monotonic() - self._last > (SAVE_SECONDS / 10 if ending else SAVE_SECONDS))
+
+    def saved(self) -> None:
+        """A checkpoint was saved just now."""
+        self._last = time.monotonic()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from llara_cli.training.schedule import Schedule
 
 FP16_TRIES = 24
 """Times that an overflowing fp16 gradient scale is halved: from 65,536 to almost nothing."""
-SAVE_SECONDS = 600
 ItemT = TypeVar("ItemT")
 
 
@@ -88,10 +86,10 @@ class Trainer(Generic[ItemT]):
         start = self.resumed_at
         bar.advance(start)
         self.model.train()
-        saved = time.monotonic()
+        times = checkpoints.SaveTimes(self.config.save_every, self.engine.agreed)
         with self.history, deferred_interrupt(self.engine) as interrupted:
             for step, (epoch, numbers) in enumerate(self.schedule.batches(start), start + 1):
-                if self.early_stopping is not None and self.early_stopping.exhausted:
+                if self._stops_early:
                     break
                 row = self.step(step, self.batch(epoch, numbers))
                 bar.show(self.history.add(row))
@@ -103,11 +101,11 @@ class Trainer(Generic[ItemT]):
                 if self.early_stopping is not None and scored:
                     bar.show(self.early_stopping.evaluate(step))
                 stop = interrupted()
-                if stop or self._save_is_due(step, saved):
+                if stop or times.is_due(step, ending=last or self._stops_early):
                     if not (last or scored):
                         self._check_weights(step)
                     self._save(step)
-                    saved = time.monotonic()
+                    times.saved()
                 if stop:
                     raise stop
         return self.history.rows
@@ -140,13 +138,9 @@ class Trainer(Generic[ItemT]):
             terms = self.objective.backward(items, self.engine)
         return terms, self.engine.clip(self.config.optimizer.max_grad_norm)
 
-    def _save_is_due(self, step: int, saved: float) -> bool:
-        """Every ``save_every`` steps; left out: every ten minutes, by the first process' clock."""
-        if self.config.save_every is not None:
-            return step % self.config.save_every == 0
-        stopped = self.early_stopping is not None and self.early_stopping.exhausted
-        last = stopped or step == self.schedule.steps  # saving the model takes a while, too
-        return self.engine.agreed(time.monotonic() - saved > (SAVE_SECONDS / 10 if last else SAVE_SECONDS))
+    @property
+    def _stops_early(self) -> bool:
+        return self.early_stopping is not None and self.early_stopping.exhausted
 
     def _save(self, step: int) -> None:
         self.history.sync()  # a checkpoint must never be ahead of the history
