@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 
 from llara_cli.core.artifacts import input_record
 from llara_cli.core.distributed import Decide, alone
@@ -30,7 +30,7 @@ from llara_cli.training import checkpoints
 from llara_cli.training.base_model import BaseModel, choose_recipe, default_model_name, read_info
 from llara_cli.training.config import FinetuneConfig
 from llara_cli.training.contrastive import ContrastiveObjective
-from llara_cli.training.early_stopping import EVALUATIONS, EarlyStopping, JudgedQueries
+from llara_cli.training.early_stopping import EVALUATIONS, EarlyStopping, JudgedQueries, TrainingPlace
 from llara_cli.training.groups import Group, draw_group
 from llara_cli.training.info_nce import ContrastiveLoss, contrasts
 from llara_cli.training.loop import autocast
@@ -263,23 +263,17 @@ class ContrastiveTask:
         """None."""
         return 0
 
-    def early_stopping(
-        self,
-        model: TrainableModel,
-        accelerator: Accelerator,
-        dtype: torch.dtype,
-        *,
-        folder: Path,
-        budget: int,
-        steps: int,
-    ) -> EarlyStopping | None:
+    def early_stopping(self, model: TrainableModel, place: TrainingPlace) -> EarlyStopping | None:
         """Evaluation on the dev set, at the lengths of the training."""
         dev, config = self.dev, self.data.config
         if dev is None:
             return None
+        accelerator, dtype = place.accelerator, place.dtype
         if accelerator.distributed_type == DistributedType.FSDP:
             raise UserError("`dev` is for weights that are whole in every process, not sharded ones (FSDP)")
-        encoder = Encoder(model.decoder, self.data.base.recipe, self.data.sequencer, budget, note=self.reporter.warn)
+        encoder = Encoder(
+            model.decoder, self.data.base.recipe, self.data.sequencer, place.budget, note=self.reporter.warn
+        )
         device: torch.device = accelerator.device
 
         def encode(texts: Sequence[str], role: Role) -> Vectors:
@@ -298,6 +292,6 @@ class ContrastiveTask:
             model.model.train()
             return float(accelerator.reduce(found, reduction="mean"))  # all processes go by the same number
 
-        every = config.dev_every or max(1, steps // EVALUATIONS)
+        every = config.dev_every or max(1, place.steps // EVALUATIONS)
         writes = accelerator.is_main_process
-        return EarlyStopping(folder, model.model, dev.metric, score, every, config.patience, writes)
+        return EarlyStopping(place.folder, model.model, dev.metric, score, every, config.patience, writes)

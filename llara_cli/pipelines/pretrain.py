@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
 
 from llara_cli.core.artifacts import input_record
 from llara_cli.core.distributed import Decide, alone
@@ -24,7 +22,7 @@ from llara_cli.model.tokenizer import PromptIds
 from llara_cli.pipelines.train import TrainingRun
 from llara_cli.training.base_model import BaseModel, choose_recipe, default_model_name, read_info
 from llara_cli.training.config import MAX_STEPS, PretrainConfig
-from llara_cli.training.early_stopping import EarlyStopping
+from llara_cli.training.early_stopping import EarlyStopping, TrainingPlace
 from llara_cli.training.examples import ExampleBuilder, ExampleTable
 from llara_cli.training.plan import SAMPLE_BATCHES, Sample, Workload
 from llara_cli.training.pretext import Example, PretextObjective
@@ -188,16 +186,7 @@ class PretextTask:
         assert isinstance(head, torch.Tensor)
         return 2 * torch.float32.itemsize * head.numel() if head.requires_grad else 0
 
-    def early_stopping(
-        self,
-        model: TrainableModel,
-        accelerator: Accelerator,
-        dtype: torch.dtype,
-        *,
-        folder: Path,
-        budget: int,
-        steps: int,
-    ) -> EarlyStopping | None:
+    def early_stopping(self, model: TrainableModel, place: TrainingPlace) -> EarlyStopping | None:
         """Pre-training has no dev set."""
         return None
 

@@ -27,7 +27,7 @@ from llara_cli.model.speed import rough_seconds
 from llara_cli.training import checkpoints
 from llara_cli.training.base_model import BaseModel
 from llara_cli.training.config import TrainConfig
-from llara_cli.training.early_stopping import EarlyStopping
+from llara_cli.training.early_stopping import EarlyStopping, TrainingPlace
 from llara_cli.training.engine import open_accelerator
 from llara_cli.training.history import CURVE, draw_curve
 from llara_cli.training.loop import Trainer, autocast
@@ -88,16 +88,7 @@ class TrainingTask(Protocol[ItemT_contra]):
     def extra_bytes(self, decoder: Decoder) -> int:
         """Memory that the objective takes whatever the number of tokens."""
 
-    def early_stopping(
-        self,
-        model: TrainableModel,
-        accelerator: Accelerator,
-        dtype: torch.dtype,
-        *,
-        folder: Path,
-        budget: int,
-        steps: int,
-    ) -> EarlyStopping | None:
+    def early_stopping(self, model: TrainableModel, place: TrainingPlace) -> EarlyStopping | None:
         """Evaluation on a dev set while it trains; None: there is none."""
 
 
@@ -286,6 +277,7 @@ class TrainingRun(Generic[ItemT]):
             model = self._prepared(self.base.source)
         if self.accelerator.is_main_process:
             build.open_folder()
+        place = TrainingPlace(self.accelerator, self.dtype, build.folder, budget, self.schedule.steps)
         trainer: Trainer[ItemT] = Trainer(
             accelerator=self.accelerator,
             model=model.model,
@@ -295,9 +287,7 @@ class TrainingRun(Generic[ItemT]):
             config=self.config,
             folder=build.folder,
             dtype=self.dtype,
-            early_stopping=self.task.early_stopping(
-                model, self.accelerator, self.dtype, folder=build.folder, budget=budget, steps=self.schedule.steps
-            ),
+            early_stopping=self.task.early_stopping(model, place),
         )
         trainer.resume()
         self._open_trackers(trainer.resumed_at)

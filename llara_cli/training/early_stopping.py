@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from accelerate import Accelerator
 from torch import nn
 
 from llara_cli.core.artifacts import write_atomically
@@ -18,6 +20,25 @@ Encode = Callable[[Sequence[str], Role], Vectors]
 SCORES = "dev.jsonl"
 EVALUATIONS = 10
 """How often a run is evaluated unless ``dev_every`` says otherwise."""
+
+
+@dataclass(frozen=True)
+class TrainingPlace:
+    """Where and how a run trains.
+
+    Attributes:
+        accelerator: the processes.
+        dtype: compute dtype.
+        folder: of the model in the making.
+        budget: tokens of one forward.
+        steps: of the whole run.
+    """
+
+    accelerator: Accelerator
+    dtype: torch.dtype
+    folder: Path
+    budget: int
+    steps: int
 
 
 class JudgedQueries(Protocol):

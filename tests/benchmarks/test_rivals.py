@@ -34,7 +34,7 @@ RIVALS: list[tuple[Recipe, Callable[[Decoder], Authors | TwoPasses]]] = [
 rivals = pytest.mark.parametrize(("recipe", "rival"), RIVALS, ids=["authors", "two passes", "by length"])
 
 
-def backbone_of(model: Path) -> Decoder:
+def decoder_of(model: Path) -> Decoder:
     """The tiny model, ready to train."""
     return Decoder(load_causal_lm(ModelSource("tiny", str(model)), torch.float32).train())
 
@@ -55,7 +55,7 @@ def gradient(decoder: Decoder) -> torch.Tensor:
 def test_a_rival_takes_our_gradients(
     tiny_model: Path, recipe: Recipe, rival: Callable[[Decoder], Authors | TwoPasses]
 ) -> None:
-    ours, theirs = backbone_of(tiny_model), backbone_of(tiny_model)
+    ours, theirs = decoder_of(tiny_model), decoder_of(tiny_model)
     loss = PretextObjective(ours, recipe, PROMPTS[recipe.name], Batching("bucketed", 4096, 256)).backward(examples())
     assert rival(theirs).backward(examples()) == pytest.approx(loss.loss, rel=1e-4)
     torch.testing.assert_close(gradient(theirs), gradient(ours), rtol=1e-3, atol=1e-6)
@@ -76,7 +76,7 @@ def test_a_rival_computes_where_the_model_lies(
     tiny_model: Path, recipe: Recipe, rival: Callable[[Decoder], Authors | TwoPasses]
 ) -> None:
     """Every forward and backward on a device that is not the CPU; only the loss' value cannot be read there."""
-    decoder = Decoder(backbone_of(tiny_model).model.to("meta"))
+    decoder = Decoder(decoder_of(tiny_model).model.to("meta"))
     decoder.model.set_attn_implementation("eager")  # for the other transformers reads the mask's values
     with OneDevice(), pytest.raises(RuntimeError, match="meta tensor"):
         rival(decoder).backward(examples((9, 4, 7, 5)))

@@ -91,7 +91,7 @@ def test_keys_stay_where_no_trunk_has_two_branches() -> None:
 
 
 @cache
-def backbones(name: str) -> tuple[Decoder, Decoder]:
+def decoders(name: str) -> tuple[Decoder, Decoder]:
     """The same weights in float64, computed in segments, and under a mask."""
     found = []
     for attention in ("varlen", "dense"):
@@ -118,7 +118,7 @@ def examples() -> list[Example]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_training_step_is_the_same(name: str, recipe: Recipe, batching: Batching) -> None:
     found = []
-    for decoder in backbones(name):
+    for decoder in decoders(name):
         decoder.model.zero_grad()
         terms = PretextObjective(decoder, recipe, PROMPTS, batching).backward(examples())
         gradients = [w.grad.clone() for w in decoder.model.parameters() if w.grad is not None]
@@ -129,7 +129,7 @@ def test_a_training_step_is_the_same(name: str, recipe: Recipe, batching: Batchi
 
 
 def test_rows_are_as_long_as_a_forward() -> None:
-    varlen, masked = backbones("llama")
+    varlen, masked = decoders("llama")
     assert [each.rows_are_free for each in (varlen, masked)] == [True, False]
     assert [each.batching("packed", 4096).row_tokens for each in (varlen, masked)] == [None, 256]
     assert varlen.runs_jointly()
