@@ -76,7 +76,7 @@ class Encoding:
     workspace: Workspace
     source: ModelSource
     collection: Path
-    settings: EncodeConfig
+    config: EncodeConfig
     name: str = ""
     made_for: str = "user"
 
@@ -86,7 +86,7 @@ class Encoding:
         Where several processes were launched, each encodes its own shards.
         """
         device = choose_device()
-        refuse_attention(self.settings.attention, device, choose_dtype(self.settings.dtype, device))
+        refuse_attention(self.config.attention, device, choose_dtype(self.config.dtype, device))
         self._check_dim()
         process_group = ProcessGroup.join(device)
         with process_group.share(lambda: self._building(restart)) as build:
@@ -116,10 +116,10 @@ class Encoding:
             count, sample = _sampled(bar.over(read_documents(self.file, self.workspace.reporter.note)))
         self._check_dim()
         facts = self.backend.facts(self.source)
-        dim = self.settings.dim or facts.dim
+        dim = self.config.dim or facts.dim
         device = choose_device()
-        dtype = choose_dtype(self.settings.dtype, device)
-        width = STORES[self.settings.store]().nbytes
+        dtype = choose_dtype(self.config.dtype, device)
+        width = STORES[self.config.store]().nbytes
         plan: dict[str, Any] = {
             "name": self.name or self.default_name(),
             "device": str(device),
@@ -128,10 +128,10 @@ class Encoding:
             "texts": count,
             "max_length": self.max_length,
             "dim": dim,
-            "shards": -(-count // self.settings.shard_size),
+            "shards": -(-count // self.config.shard_size),
             "disk": count * dim * width,
         }
-        counted = self.backend.count_tokens(self.source, sample, self.role, self.settings.max_length)
+        counted = self.backend.count_tokens(self.source, sample, self.role, self.config.max_length)
         tokens, seen = (number * count // len(sample) for number in counted) if counted else (None, None)
         if tokens is not None and seen is not None and facts.token_flops is not None:
             flops = facts.token_flops * seen
@@ -150,13 +150,13 @@ class Encoding:
         in memory twice, the second time as pages of its file, which the system takes back where memory is short.
         """
         weights = facts.parameters * dtype.itemsize
-        budget = self.settings.batch_tokens or BATCH_TOKENS[device.type]
+        budget = self.config.batch_tokens or BATCH_TOKENS[device.type]
         longest = self.max_length or 0
         batch = max(longest, budget if seen is None else min(budget, seen))
         computing = (facts.token_numbers or 0) * dtype.itemsize * batch
         if device.type != "cpu":
             return {"weights": weights, "activations": computing}
-        rows = 2 * min(count, self.settings.shard_size)  # of a shard, and of the one that is tokenized meanwhile
+        rows = 2 * min(count, self.config.shard_size)  # of a shard, and of the one that is tokenized meanwhile
         computing += rows * NUMBER_BYTES * (facts.dim + (seen or 0) // max(1, count))
         give_back_memory()
         parts = {"weights": weights, "loading or computing": max(weights, computing)}
@@ -169,7 +169,7 @@ class Encoding:
     @property
     def role(self) -> Role:
         """What the texts are."""
-        return self.settings.role or "passage"
+        return self.config.role or "passage"
 
     @cached_property
     def file(self) -> Path:
@@ -182,34 +182,34 @@ class Encoding:
     @cached_property
     def backend(self) -> type[EncoderBackend]:
         """The encoder's class. Raises ``UserError`` where it is unknown or not installed."""
-        found: type[EncoderBackend] = registry.load("encoder", self.settings.encoder or usual_encoder(self.source))
+        found: type[EncoderBackend] = registry.load("encoder", self.config.encoder or usual_encoder(self.source))
         return found
 
     @cached_property
     def max_length(self) -> int | None:
         """Total tokens of a sequence; None where the model has no limit."""
-        return self.backend.choose_length(self.source, self.settings.max_length)
+        return self.backend.choose_length(self.source, self.config.max_length)
 
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = recorded(self.settings, self.source, self.workspace) | {"max_length": self.max_length}
+        settings = recorded(self.config, self.source, self.workspace) | {"max_length": self.max_length}
         return RunSpec(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
 
     def _encode(self, build: Build, process_group: ProcessGroup) -> dict[str, Any]:
-        texts, shards, size = Table(build.folder / TEXTS), Shards(build.folder), self.settings.shard_size
+        texts, shards, size = Table(build.folder / TEXTS), Shards(build.folder), self.config.shard_size
         mine = range(process_group.rank, -(-len(texts) // size), process_group.size)
         left = [number for number in mine if number not in shards]
         encoder = self.load_encoder()
         started = time.monotonic()
-        dim = self.settings.dim or encoder.dim
+        dim = self.config.dim or encoder.dim
         total, waiting = (sum(_rows_in(texts, number, size) for number in numbers) for numbers in (mine, left))
         with self.workspace.reporter.bar(self._doing, total, unit="texts") as bar:
             bar.advance(total - waiting)
             passages = (_passages(texts.rows(number * size, (number + 1) * size)) for number in left)
             vectors = encoder.encode_each(passages, self.role, bar.advance)
             for number, encoded in zip(left, vectors, strict=True):
-                shards.add(number, self._checked(encoded), self.settings.store)
+                shards.add(number, self._checked(encoded), self.config.store)
         process_group.wait()
         seconds = time.monotonic() - started
         return self._finish(build, shards, len(texts), dim, seconds) if process_group.leads else {}
@@ -231,13 +231,13 @@ class Encoding:
 
     def load_encoder(self) -> EncoderBackend:
         options = EncoderOptions(
-            dtype=self.settings.dtype,
+            dtype=self.config.dtype,
             query_length=self.max_length if self.role == "query" else None,
             passage_length=self.max_length if self.role == "passage" else None,
-            batch_tokens=self.settings.batch_tokens,
-            layout=self.settings.layout,
-            attention=self.settings.attention,
-            compile=self.settings.compile,
+            batch_tokens=self.config.batch_tokens,
+            layout=self.config.layout,
+            attention=self.config.attention,
+            compile=self.config.compile,
             note=self.workspace.reporter.warn_once,
         )
         with self.workspace.reporter.status(f"loading {self.source.name}"):
@@ -246,11 +246,11 @@ class Encoding:
     def _checked(self, encoded: Encoded) -> Encoded:
         if not np.isfinite(encoded.vectors).all():
             raise LlaraError(f"{self.source.name} gave NaN or infinite vectors; try `dtype='fp32'` or bf16")
-        return replace(encoded, vectors=cut(encoded.vectors, self.settings.dim))
+        return replace(encoded, vectors=cut(encoded.vectors, self.config.dim))
 
     def _check_dim(self) -> None:
         """Raise ``UserError`` for more dimensions than the model has; say so where it was not trained for fewer."""
-        backend, dim = self.backend, self.settings.dim
+        backend, dim = self.backend, self.config.dim
         if dim is None:
             return
         if dim > (width := backend.facts(self.source).dim):

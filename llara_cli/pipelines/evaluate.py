@@ -76,7 +76,7 @@ class Evaluating:
     workspace: Workspace
     benchmark: str
     retriever: Retriever
-    settings: EvaluateConfig
+    config: EvaluateConfig
     restart: bool = False
 
     def run(self, found: Found) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Evaluating:
 
     def _check(self, task: Task, data: EvalDataset) -> None:
         """Raise ``UserError`` for a bad file, or one that a metric is not for, before any model is loaded."""
-        check_judgments(data.qrels, self.settings.metrics or task.metrics)
+        check_judgments(data.qrels, self.config.metrics or task.metrics)
         data.warn_of_missing_queries(self.workspace.reporter.warn)
 
     def _evaluate(self, results: Results, task: Task, data: EvalDataset) -> Evaluation:
@@ -108,7 +108,7 @@ class Evaluating:
             return self._evaluate_alone(results, task, data)
 
     def _evaluate_alone(self, results: Results, task: Task, data: EvalDataset) -> Evaluation:
-        metrics = self.settings.metrics or task.metrics
+        metrics = self.config.metrics or task.metrics
         with self.workspace.reporter.status(f"checking {self.retriever.name} and {data.name}"):
             identity, made = self._identity(task, data), results.load(data.name)
         why = "`restart=True`" if self.restart else made.differs(identity) if made else ""
@@ -123,8 +123,8 @@ class Evaluating:
         return self._add(results, identity, made, data, metrics)
 
     def _identity(self, task: Task, data: EvalDataset) -> Identity:
-        drops = self.settings.drop_identical_ids or task.holds_its_queries
-        settings = {"top_k": self.settings.top_k, "drop_identical_ids": drops, **self.retriever.settings()}
+        drops = self.config.drop_identical_ids or task.holds_its_queries
+        settings = {"top_k": self.config.top_k, "drop_identical_ids": drops, **self.retriever.settings()}
         fingerprints = {"model": self.retriever.fingerprint(data), **data.fingerprints}
         return {"dataset": data.name, "split": data.split, "settings": settings, "fingerprints": fingerprints}
 
@@ -160,9 +160,9 @@ class Evaluating:
         return saved.narrowed(metrics)
 
     def _warn_of_depth(self, metrics: Sequence[str]) -> None:
-        deep = [name for name in metrics if (cutoff(name) or 0) > self.settings.top_k]
+        deep = [name for name in metrics if (cutoff(name) or 0) > self.config.top_k]
         if deep:
-            self.workspace.reporter.warn(f"{', '.join(deep)} look deeper than `top_k={self.settings.top_k}`")
+            self.workspace.reporter.warn(f"{', '.join(deep)} look deeper than `top_k={self.config.top_k}`")
 
 
 def evaluate_benchmark(

@@ -43,7 +43,7 @@ class Importing:
     workspace: Workspace
     source: ModelSource
     file: VectorFile
-    settings: EncodeConfig
+    config: EncodeConfig
     name: str = ""
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
@@ -57,12 +57,12 @@ class Importing:
     def plan(self) -> dict[str, Any]:
         """What ``run`` would do."""
         self._check()
-        width = STORES[self.settings.store]().nbytes
+        width = STORES[self.config.store]().nbytes
         return {
             "name": self._name,
             "texts": self.file.count,
             "dim": self.dim,
-            "shards": -(-self.file.count // self.settings.shard_size),
+            "shards": -(-self.file.count // self.config.shard_size),
             "disk": self.file.count * self.dim * width,
         }
 
@@ -73,11 +73,11 @@ class Importing:
 
     @property
     def _role(self) -> Role:
-        return self.settings.role or "passage"
+        return self.config.role or "passage"
 
     @property
     def _encoder(self) -> str:
-        return self.settings.encoder or usual_encoder(self.source)
+        return self.config.encoder or usual_encoder(self.source)
 
     @cached_property
     def backend(self) -> type[EncoderBackend]:
@@ -93,7 +93,7 @@ class Importing:
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = recorded(self.settings, self.source, self.workspace) | {"imported": True}
+        settings = recorded(self.config, self.source, self.workspace) | {"imported": True}
         return RunSpec(settings, self.file.inputs, {"model": self._fingerprint})
 
     @cached_property
@@ -105,7 +105,7 @@ class Importing:
         return self.name or default_name(self.source, self.path, self._role)
 
     def _check(self) -> None:
-        if self.settings.max_length is not None or self.settings.batch_tokens is not None:
+        if self.config.max_length is not None or self.config.batch_tokens is not None:
             raise UserError("`max_length` and `batch_tokens` have no meaning with `vectors`: nothing is encoded")
         if self.file.count == 0:
             raise UserError(f"{self.path}: no vector in it")
@@ -136,12 +136,12 @@ class Importing:
         return self._finish(build, tally, time.monotonic() - started)
 
     def _write_shards(self, folder: Path, tally: Tally) -> None:
-        size, seen = self.settings.shard_size, 0
+        size, seen = self.config.shard_size, 0
         with self.workspace.reporter.bar("importing", self.file.count, unit="vectors") as bar:
             for number, shard in enumerate(_resized(self.file.blocks(self.dim, size), size)):
                 vectors = self._normalized(shard, seen, tally)
                 with (folder / shard_name(number)).open("wb") as file:
-                    write_shard(file, vectors, self.settings.store)
+                    write_shard(file, vectors, self.config.store)
                 seen += len(shard)
                 bar.advance(len(shard))
         if seen != self.file.count:
@@ -159,7 +159,7 @@ class Importing:
             row = before + int((~finite).argmax()) + 1
             raise UserError(f"{self.path}: row {row}: NaN, infinite or immense numbers in the vector")
         zero = lengths == 0
-        off = (np.abs(lengths - 1) > _TOLERANCE[self.settings.store]) & ~zero
+        off = (np.abs(lengths - 1) > _TOLERANCE[self.config.store]) & ~zero
         tally.scaled += int(off.sum())
         tally.zero += int(zero.sum())
         return (wide / np.where(off, lengths, 1.0)[:, None]).astype(np.float32)

@@ -91,7 +91,7 @@ class Mining:
     workspace: Workspace
     train: Path
     candidates: CandidateSource
-    settings: MineConfig
+    config: MineConfig
     name: str = ""
     note: Note = ignore
 
@@ -123,14 +123,14 @@ class Mining:
     @cached_property
     def run_spec(self) -> RunSpec:
         """What makes an equal run."""
-        settings = recorded(self.settings) | self.candidates.searched | {"model": self.candidates.name}
+        settings = recorded(self.config) | self.candidates.searched | {"model": self.candidates.name}
         return RunSpec(settings, [input_record(file) for file in training_files(self.train)], self.candidates.parents)
 
     def _mine(self, build: Build) -> dict[str, Any]:
         started = time.monotonic()
         rows = list(read_raw_rows(self.train, note=self.note))
         known = known_positives(row for _, row in rows)
-        self.candidates.get_ready(margin=self.settings.margin is not None)
+        self.candidates.get_ready(margin=self.config.margin is not None)
         blocks = build.open_folder() / _BLOCKS
         blocks.mkdir(exist_ok=True)
         with self.workspace.reporter.bar("mining", len(rows), unit="queries") as bar:
@@ -146,13 +146,13 @@ class Mining:
         if path.exists():
             return
         best: Sequence[float | None] = [None] * len(rows)
-        if self.settings.margin is not None:
+        if self.config.margin is not None:
             best = self.candidates.best_positives(rows)
-        hits = self.candidates.find([row.query for row in rows], self.settings.depth)
-        seeds = [(self.settings.seed, first + at) for at in range(len(rows))]
+        hits = self.candidates.find([row.query for row in rows], self.config.depth)
+        seeds = [(self.config.seed, first + at) for at in range(len(rows))]
         each = zip(rows, hits, seeds, best, strict=True)
         chosen = [
-            choose_negatives(known[row.query], ranking, self.candidates, self.settings, seed, positive)
+            choose_negatives(known[row.query], ranking, self.candidates, self.config, seed, positive)
             for row, ranking, seed, positive in each
         ]
         write_atomically(path, json.dumps(chosen))
@@ -170,16 +170,16 @@ class Mining:
         counts = {
             "rows": len(rows),
             "negatives": sum(sizes),
-            "short": sum(0 < size < self.settings.per_query for size in sizes),
+            "short": sum(0 < size < self.config.per_query for size in sizes),
             "without": sizes.count(0),
         }
         if few := counts["short"] + counts["without"]:
-            told = f"{few} of {len(rows)} rows have fewer than {self.settings.per_query} negatives"
+            told = f"{few} of {len(rows)} rows have fewer than {self.config.per_query} negatives"
             told += f", {counts['without']} of them none" if counts["without"] else ""
             self.workspace.reporter.warn(f"{told}; a greater `depth` or a smaller `margin` finds more")
         seconds = round(time.monotonic() - started, 3)
         result = {"name": build.name, "path": str(build.target), **counts, "model": self.candidates.name}
-        result |= {"depth": self.settings.depth, "seconds": seconds}
+        result |= {"depth": self.config.depth, "seconds": seconds}
         build.finish(counts, result)
         self.candidates.warn_of_shortfall(len(rows))
         return result

@@ -96,7 +96,7 @@ class DenseRetriever:
 
     workspace: Workspace
     source: ModelSource
-    dense: EvaluateConfig
+    config: EvaluateConfig
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class DenseRetriever:
     @property
     def encoder(self) -> str:
         """What runs the model."""
-        return self.dense.encoder or usual_encoder(self.source)
+        return self.config.encoder or usual_encoder(self.source)
 
     def fingerprint(self, data: EvalDataset) -> str:
         """Of the model's files."""
@@ -124,17 +124,17 @@ class DenseRetriever:
     def _settings(self) -> dict[str, Any]:
         backend: type[EncoderBackend] = registry.load("encoder", self.encoder)
         return {
-            "max_length": backend.choose_length(self.source, self.dense.max_length),
-            "query_length": backend.choose_length(self.source, self.dense.query_length),
-            "dtype": dtype_name(choose_dtype(self.dense.dtype, choose_device())),
+            "max_length": backend.choose_length(self.source, self.config.max_length),
+            "query_length": backend.choose_length(self.source, self.config.query_length),
+            "dtype": dtype_name(choose_dtype(self.config.dtype, choose_device())),
             "encoder": self.encoder,
-            "index_backend": self.dense.index_backend,
-            "dim": self.dense.dim,
+            "index_backend": self.config.index_backend,
+            "dim": self.config.dim,
         }
 
     def check(self) -> None:
         """Raise ``UserError`` for unknown backends, and for lengths and widths that the model does not have."""
-        registry.load("index", self.dense.index_backend)
+        registry.load("index", self.config.index_backend)
         for role in ("passage", "query"):
             self._encode_settings(role)
         with self.workspace.reporter.status(f"reading the configuration of {self.source.name}"):
@@ -162,7 +162,7 @@ class DenseRetriever:
 
     def _index(self, corpus: VectorStore, name: str) -> IndexBackend:
         """The index over the corpus, in memory."""
-        backend: type[IndexBackend] = registry.load("index", self.dense.index_backend)
+        backend: type[IndexBackend] = registry.load("index", self.config.index_backend)
         with self.workspace.reporter.bar(f"indexing {name}", corpus.count, unit="vectors") as bar:
             return backend.build(WithProgress(corpus, bar.advance), IndexOptions())
 
@@ -171,11 +171,11 @@ class DenseRetriever:
         return VectorStore(encoded(Encoding(self.workspace, self.source, collection, settings), "evaluate"))
 
     def _encode_settings(self, role: Role) -> EncodeConfig:
-        dense = self.dense
-        length = dense.query_length if role == "query" else dense.max_length
+        config = self.config
+        length = config.query_length if role == "query" else config.max_length
         return EncodeConfig(
-            role=role, max_length=length, dtype=dense.dtype, encoder=self.encoder, batch_tokens=dense.batch_tokens,
-            dim=dense.dim, attention=dense.attention,
+            role=role, max_length=length, dtype=config.dtype, encoder=self.encoder, batch_tokens=config.batch_tokens,
+            dim=config.dim, attention=config.attention,
         )  # fmt: skip
 
 
