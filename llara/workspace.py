@@ -414,13 +414,27 @@ class Workspace:
         return Comparing(self._store, names, config.benchmark, config.metric, config.test).run()
 
     def load_model(self, name: str | None = None, **options: Any) -> Model:
-        """A model of the workspace in memory (default: the newest); ``options``: those of ``Model.load``."""
+        """A model of the workspace in memory (default: the newest); ``options``: those of ``Model.load``.
+
+        >>> import llara
+        >>> workspace = llara.Workspace("workspace")
+        >>> trained = workspace.pretrain("wiki.jsonl", model="tiny-model", max_steps=1, max_length=48, name="mine")
+        >>> workspace.load_model("mine", query_length=32).name
+        'mine'
+        """
         from llara_cli.pipelines.select import model_to_use
 
         return Model.of(model_to_use(self._store, name), self._store.reporter, **options)
 
     def load_embeddings(self, name: str) -> Embeddings:
-        """Embeddings of the workspace. Raises ``UserError`` naming those there are."""
+        """Embeddings of the workspace. Raises ``UserError`` naming those there are.
+
+        >>> import llara
+        >>> workspace = llara.Workspace("workspace")
+        >>> made = workspace.encode("corpus.jsonl", model="tiny-model", name="documents")
+        >>> len(workspace.load_embeddings("documents")) == made.count
+        True
+        """
         return Embeddings(self._store.get("embeddings", name))
 
     def load_index(self, name: str | None = None) -> Index:
