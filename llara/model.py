@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,8 @@ class Model:
         from llara_cli.model.backends import EncoderOptions
         from llara_cli.pipelines.encode import usual_encoder
 
+        refuse_unknown("dtype", dtype, get_args(Dtype))
+        refuse_unknown("attention", attention, get_args(Attention))
         for name, value in (("query_length", query_length), ("passage_length", passage_length)):
             refuse_nonpositive(name, value)
         refuse_nonpositive("batch_tokens", batch_tokens)
@@ -152,9 +154,7 @@ class Model:
             refuse_nonpositive("dim", dim)
             if dim > self.dim:
                 raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
-        several = [texts] if isinstance(texts, str) else list(texts)
-        if bad := next((text for text in several if not isinstance(text, str)), None):
-            raise UserError(f"`texts` must be strings, not {type(bad).__name__}")
+        several = [texts] if isinstance(texts, str) else _listed(texts)
         with self._reporter.bar("encoding", len(several), unit="texts") as bar:
             vectors = self._encoder.encode(several, role, bar.advance).vectors
         if dim is not None:
@@ -182,3 +182,14 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, dim={self.dim})"
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    """Texts as a list. Raises ``UserError`` for anything else."""
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+        raise UserError(f"`texts` must be a text or a list of texts, not {type(texts).__name__}")
+    several = list(texts)
+    for text in several:
+        if not isinstance(text, str):
+            raise UserError(f"`texts` must be strings, not {type(text).__name__}")
+    return several

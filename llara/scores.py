@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llara_cli.core.errors import UserError
+
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 
@@ -34,6 +36,8 @@ def evaluate(
 
     found_run: Any = run if isinstance(run, Mapping) else read_run(Path(run))
     found_qrels: Any = qrels if isinstance(qrels, Mapping) else read_qrels(Path(qrels))
+    if not found_qrels:
+        raise UserError("`qrels` has no query")
     names = parse_metrics(",".join(metrics))
     check_judgments(found_qrels, names)
     return dict(score(found_qrels, found_run, names).means)

@@ -372,15 +372,17 @@ class Workspace:
         benchmark: str | Path,
         config: EvaluateConfig | None = None,
         *,
+        download: bool = False,
         restart: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Measure a retriever on judged queries. Nothing is downloaded: ``data_root`` says where the data are.
+        """Measure a retriever on judged queries.
 
         Args:
             model: the model, or ``bm25``.
             benchmark: ``beir``, ``msmarco``, ``trec-dl``, or a folder in BEIR layout.
             config: the settings; ``settings``: fields of it, as ``datasets=["scifact"]``.
+            download: download data sets that are neither in ``data_root`` nor in the workspace.
             restart: measure again what has been measured.
 
         Returns:
@@ -391,7 +393,9 @@ class Workspace:
 
         config = _config(EvaluateConfig, config, settings | {"model": model})
         config = replace(config, model=_named(config.model))
-        result, _ = evaluate_benchmark(self._store, str(benchmark), config, restart=restart)
+        result, _ = evaluate_benchmark(
+            self._store, str(benchmark), config, restart=restart, consent=lambda question: download
+        )
         return result
 
     def compare(

@@ -33,7 +33,7 @@ CONFIGS: tuple[type, ...] = (
 OTHER_FLAGS = {
     "vectors": "--from", "run": "--run", "qrels": "--qrels", "name": "--name", "restart": "--restart",
     "output": "--output", "queries": "--queries", "format": "--format", "workspace": "--workspace",
-    "append": "--append", "remove": "--remove", "force": "--force", "plot": "--plot", "yes": "--yes",
+    "append": "--append", "remove": "--remove", "force": "--force", "plot": "--plot", "download": "--yes",
     "index": "--index", "file": "FILE",
     "json": "--json", "verify": "--verify", "dry_run": "--dry-run", "interactive": "--interactive",
 }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -121,7 +121,11 @@ def _fields(config: type, path: tuple[str, ...], panel: str) -> Iterator[Field]:
 
 
 def check_values(config: Any) -> None:
-    """Raise ``UserError`` for a value that is none of a setting's choices, or no number where one must be positive."""
+    """Raise ``UserError`` for a value that is none of a setting's choices, or no number where one must be positive.
+
+    Lists become tuples, as frozen objects have them.
+    """
+    _check_groups(config)
     for field in settings_of(type(config)):
         value = field.value(config)
         if value is None:
@@ -133,6 +137,18 @@ def check_values(config: Any) -> None:
         if field.setting.positive:
             for each in values:
                 refuse_nonpositive(field.name, each)
+
+
+def _check_groups(config: Any) -> None:
+    hints = get_type_hints(config.__class__)
+    for field in fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, hint):
+            raise UserError(f"`{field.name}` must be {hint.__name__}(...), not {value!r}")
+        if isinstance(value, list):
+            object.__setattr__(config, field.name, tuple(value))
+        elif is_dataclass(value):
+            _check_groups(value)
 
 
 def refuse_unknown(name: str, value: Any, choices: tuple[Any, ...]) -> None:

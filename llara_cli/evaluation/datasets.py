@@ -88,7 +88,7 @@ class DatasetFinder:
             size = _readable(downloads.size(collections))
             terms = ", ".join(dict.fromkeys(item.terms for item in collections if item.terms))
             agreed = self.consent(f"download {size} ({_names(tasks)})" + (f"; terms of use: {terms}" if terms else ""))
-            hint = f"`yes=True` downloads them ({size})"
+            hint = f"`download=True` downloads them ({size})"
         except UserError as error:
             agreed, hint = False, str(error)
         if agreed:

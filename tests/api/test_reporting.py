@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from program import Llara, beir, llara, train
 
-from llara import LlaraWarning, Model, PretrainConfig, Progress, UserError, Workspace
+from llara import FinetuneConfig, LlaraWarning, Model, PretrainConfig, Progress, UserError, Workspace, evaluate
 from llara_cli.commands.flags import with_flags
 
 __all__ = ["beir", "llara", "train"]
@@ -91,5 +91,20 @@ def test_mistakes_of_a_model(tiny_model: Path, tmp_path: Path) -> None:
         model.encode("x", dim=1000)
     with pytest.raises(UserError, match="`texts` must be strings, not int"):
         model.encode(["x", 3])  # type: ignore[list-item]
+    for texts in (None, 3, b"x", {"a": 1}):
+        with pytest.raises(UserError, match="`texts` must be a text or a list of texts, not"):
+            model.encode(texts)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="`attention` must be auto, varlen, flex or dense, not 'x'"):
+        Model.load(tiny_model, attention="x")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown device 'abacus'"):
+        Model.load(tiny_model, device="abacus")
     with pytest.raises(UserError, match="unknown index 'nothing'"):
         Workspace(tmp_path).load_index("nothing")
+
+
+def test_mistakes_of_settings_and_scores() -> None:
+    assert FinetuneConfig(dims=[16, 8]).dims == (16, 8)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"`optimizer` must be OptimizerConfig\(...\), not {'name'"):
+        FinetuneConfig(optimizer={"name": "adamw"})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="`qrels` has no query"):
+        evaluate({}, {})
