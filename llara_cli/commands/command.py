@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from typer.core import TyperCommand
 
-from llara_cli.commands.flags import with_flags
 from llara_cli.commands.help import write_help
 from llara_cli.commands.llara_toml import FILE, TableKey, command_defaults, command_table
+from llara_cli.commands.messages import with_flags
 from llara_cli.commands.session import workspace_path
 from llara_cli.core.errors import LlaraError, UserError
 

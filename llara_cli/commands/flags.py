@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -19,28 +18,14 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from llara_cli.commands.completion import completer
+from llara_cli.commands.messages import with_flags
 from llara_cli.commands.session import GLOBAL_FLAGS, Session, open_session
 from llara_cli.core.config import Field, settings_of
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import check_name
-from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
-from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, SearchConfig
-from llara_cli.training.config import FinetuneConfig, PretrainConfig
 
-CONFIGS: tuple[type, ...] = (
-    PretrainConfig, FinetuneConfig, MineConfig, EncodeConfig, IndexConfig, SearchConfig, EvaluateConfig, CompareConfig
-)  # fmt: skip
-OTHER_FLAGS = {
-    "vectors": "--from", "run": "--run", "qrels": "--qrels", "name": "--name", "restart": "--restart",
-    "output": "--output", "queries": "--queries", "format": "--format", "workspace": "--workspace",
-    "append": "--append", "remove": "--remove", "force": "--force", "plot": "--plot", "download": "--yes",
-    "index": "--index", "file": "FILE",
-    "json": "--json", "verify": "--verify", "dry_run": "--dry-run", "interactive": "--interactive",
-}  # fmt: skip
-"""Flags that no config object has: what Python calls them -> what the command line does."""
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _COMMA = re.compile(r",(?![^(]*\))")
-_SETTING = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\[([^`\]]*)\](?:=([^`]*))?)?`")
 
 
 def _checked_name(name: str | None) -> str | None:
@@ -235,44 +220,3 @@ def _pair(field: Field, item: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"{field.flag} {item}: write it as key=value")
     return key, value
-
-
-@cache
-def _flags() -> dict[str, tuple[str, str]]:
-    """What Python calls a setting -> its flag, and the flag that says no."""
-    found = {name: (flag, "") for name, flag in OTHER_FLAGS.items()}
-    for field in (field for config in CONFIGS for field in settings_of(config)):
-        found.setdefault(field.name, (field.flag, field.setting.off))
-    return found
-
-
-def with_flags(text: str) -> str:
-    """The text with each setting that it names, as Python does in backticks, named as the command line does.
-
-    >>> with_flags("`negatives=0` with `in_batch_negatives=False` leaves nothing")
-    '--negatives 0 with --no-in-batch-negatives leaves nothing'
-    """
-
-    def flag(match: re.Match[str]) -> str:
-        name, value, key, of_key = match.groups()
-        if name not in _flags():
-            return match[0]
-        on, off = _flags()[name]
-        if key is not None:
-            return f"{on} {key.strip(chr(39) + chr(34))}={'...' if of_key is None else _bare(of_key)}"
-        if value is None or value == "True":
-            return on
-        if value == "False":
-            return off or f"no {on}"
-        if value.startswith("{"):
-            pairs = re.findall(r"'([^']*)': ('[^']*'|[^,}]*)", value)
-            return " ".join(f"{on} {inner}={_bare(each)}" for inner, each in pairs)
-        return f"{on} {_bare(value)}"
-
-    return _SETTING.sub(flag, text)
-
-
-def _bare(value: str) -> str:
-    """A value as one types it."""
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if quoted else value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llara_cli.commands.completion import completer
-from llara_cli.commands.flags import with_flags
+from llara_cli.commands.messages import with_flags
 from llara_cli.commands.render import show_facts, show_hits
 from llara_cli.commands.session import Session, yield_standard_output
 from llara_cli.core.errors import Terminated, UserError

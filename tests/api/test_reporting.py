@@ -9,7 +9,7 @@ import pytest
 from program import Llara, beir, llara, train
 
 from llara import FinetuneConfig, LlaraWarning, Model, PretrainConfig, Progress, UserError, Workspace, evaluate
-from llara_cli.commands.flags import with_flags
+from llara_cli.commands.messages import with_flags
 
 __all__ = ["beir", "llara", "train"]
 

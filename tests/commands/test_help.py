@@ -13,7 +13,8 @@ import pytest
 from program import Llara, beir, llara
 
 from llara_cli.app import VERBS, load_verb
-from llara_cli.commands.flags import CONFIGS, parameter_name
+from llara_cli.commands.flags import parameter_name
+from llara_cli.commands.messages import CONFIGS
 from llara_cli.core.config import settings_of
 from llara_cli.evaluation.config import EvaluateConfig
 from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, SearchConfig
