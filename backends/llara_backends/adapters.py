@@ -1,4 +1,4 @@
-"""What the training backends with adapters share: putting them in, saving them, merging them into plain layers."""
+"""Adapters of the ``lora`` and ``qlora`` backends: adding, saving and merging them."""
 
 from __future__ import annotations
 

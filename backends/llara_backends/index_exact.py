@@ -1,4 +1,4 @@
-"""Index backend ``exact``: every vector is looked at, on CPU or GPU."""
+"""Index backend ``exact``: compares every vector, on CPU or GPU."""
 
 from __future__ import annotations
 

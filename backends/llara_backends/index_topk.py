@@ -1,4 +1,4 @@
-"""The k best scores, exactly: equal ones by ascending row, whatever the device and however the rows are cut."""
+"""Exact top k: equal scores by ascending row, on any device and in any block size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every index of ours does alike: refuse vectors that cannot be searched, and put what was found in order."""
+"""Shared by all index backends: checks of vectors and queries, and the order of hits."""
 
 from __future__ import annotations
 

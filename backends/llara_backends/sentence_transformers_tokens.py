@@ -1,4 +1,4 @@
-"""What a sentence-transformers model will see of texts: their lengths, what is cut, what is empty."""
+"""Token counts of a sentence-transformers model: lengths, cut texts, empty texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all verbs do alike: help that is never cut, defaults from ``llara.toml``, errors in the command line's words."""
+"""What all verbs share: help, defaults from ``llara.toml``, and errors that name flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a shell offers for a value: artifacts of the workspace, backends, data sets, benchmarks."""
+"""Shell completion of values: artifacts of the workspace, backends, data sets, benchmarks."""
 
 from __future__ import annotations
 

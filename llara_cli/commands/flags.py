@@ -1,4 +1,4 @@
-"""A config dataclass as flags: names, help, choices, defaults and panels come from its fields; and back again.
+"""Settings as command-line flags: a config dataclass becomes options, and options become the config object.
 
 A verb is a function of a session, its arguments and a config object. ``as_command`` makes of it the function of plain
 values that Typer reads.

@@ -1,4 +1,4 @@
-"""What ``--help`` shows: sections that click's formatter wraps, so that nothing is cut at 80 columns."""
+"""Layout of ``--help``: sections that click's formatter wraps, so that nothing is cut at 80 columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``workspace/llara.toml``: anything a flag can set, a table per command can set too; a flag wins."""
+"""Defaults of a workspace: ``llara.toml`` has a table per command; a flag wins."""
 
 from __future__ import annotations
 

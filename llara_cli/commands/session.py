@@ -1,4 +1,4 @@
-"""What every verb opens first: the workspace and the console."""
+"""Workspace and console of a verb, and the flags of every verb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a text that a search shows: where most of the query's words are, with the words to be marked."""
+"""Snippets of search results: the part of a text with most of the query's words, marked."""
 
 from __future__ import annotations
 

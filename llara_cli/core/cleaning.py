@@ -1,4 +1,4 @@
-"""What a workspace can do without: what commands make again when they need it, and what interrupted swaps left."""
+"""``clean``: removes what can be rebuilt, and leftovers of interrupted swaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses whose fields say all there is to say: flags, ``llara.toml`` and manifests follow.
+"""Settings as frozen dataclasses, from which flags, ``llara.toml`` and manifests follow.
 
 A field is written as ``name: Annotated[TYPE, Setting("Help.")] = DEFAULT``. A ``Literal`` type lists the values there
 are; a nested dataclass is a group of settings (``Annotated[LoraConfig, Group("LoRA")]``).

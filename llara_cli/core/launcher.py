@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` or ``torchrun`` says of this process."""
+"""Environment variables of ``accelerate launch`` and ``torchrun``."""
 
 from __future__ import annotations
 

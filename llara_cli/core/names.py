@@ -1,4 +1,4 @@
-"""Names of artifacts, and of the folders that things with other names lie in."""
+"""Names of artifacts, and folder names for everything else."""
 
 from __future__ import annotations
 

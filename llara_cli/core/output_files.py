@@ -1,4 +1,4 @@
-"""Files that a user names as output: checked before the work, and written so that nothing else is harmed."""
+"""Output files that the user names: checked before the work, and written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an index backend is, and the types that all backends share.
+"""The interface of index backends, and the types that all backends share.
 
 A package adds an index backend by declaring an entry point in the group ``llara.index`` that names a subclass of
 ``IndexBackend``. The docstrings here are the whole contract; ``tests/conformance`` runs the same checks on every

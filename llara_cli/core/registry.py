@@ -1,4 +1,4 @@
-"""Finds backends, ours and other packages' by entry point, and knows what to install when one is missing."""
+"""Finds backends by entry point, and knows the command that installs a missing one."""
 
 from __future__ import annotations
 

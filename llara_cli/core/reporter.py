@@ -1,4 +1,4 @@
-"""What a job tells while it works: notes, warnings and progress. The library prints nothing; a caller may."""
+"""Notes, warnings and progress of a job; the library itself prints nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard input, output and error as the program finds them: closed, full, narrow, or with few letters."""
+"""Standard input, output and error made safe: closed, full, narrow, or with few letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether artifacts are still what was written: every file against the size and sha256 in its manifest."""
+"""Verifies artifacts: every file against the size and sha256 in its manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process' memory: how much it is, and the C library's allocator, set to keep or to give back what is freed."""
+"""Memory of the process: its size, and whether the C library keeps what is freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents and queries to encode, one at a time, and the BEIR folders that hold them."""
+"""Documents and queries to encode, one at a time, from BEIR's jsonl, tsv, csv or parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A judged collection: documents, the queries that have judgments, and the judgments."""
+"""A test collection: documents, judged queries and judgments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A document as consecutive passages."""
+"""Splits a document into consecutive passages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs (what was found for each query) and judgments, on disk."""
+"""Runs, the hits of each query, on disk: TREC and jsonl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has this id been here before? About ten bytes an id, so that a corpus of any size can be checked on the way."""
+"""Finds duplicate ids with about ten bytes an id."""
 
 from __future__ import annotations
 

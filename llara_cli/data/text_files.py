@@ -1,4 +1,4 @@
-"""Bytes and text lines of a user's file, compressed or not; what is wrong with them is told as ``file:line``."""
+"""Bytes and text lines of a user's file, compressed or not; errors name ``file:line``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks as data: which sets, where they lie, what is measured on them, who offers them for download."""
+"""The benchmarks as data: data sets, folders and splits, metrics, downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison as tables: a model against the first, a line a data set."""
+"""Tables of a comparison: a model against the first, one line per data set."""
 
 from __future__ import annotations
 

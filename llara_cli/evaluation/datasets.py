@@ -1,4 +1,4 @@
-"""Where a benchmark's data sets are: under ``--data-root``, in the workspace, or to be downloaded first."""
+"""Finds a benchmark's data sets: in the data root, in the workspace, or by download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small judged collection that a model in training is measured on, in memory."""
+"""The dev set of a training run: a small judged collection, searched in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who stands beside a result: other models of the workspace on the same data, and published figures."""
+"""The leaderboard beside a result: other models of the workspace on the same data, and published figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a metric is written, and who computes it: ir_measures' names, parameters and providers."""
+"""Names of metrics, as ir_measures writes them, and which provider computes each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run + judgments -> numbers. ir_measures computes every one of them; here is what it leaves open."""
+"""Run and judgments to numbers: ir_measures computes every metric."""
 
 from __future__ import annotations
 

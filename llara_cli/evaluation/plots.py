@@ -1,4 +1,4 @@
-"""A comparison as bars with their intervals."""
+"""The bar chart of a comparison, with confidence intervals."""
 
 from __future__ import annotations
 

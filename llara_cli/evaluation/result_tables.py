@@ -1,4 +1,4 @@
-"""What a command shows, as rows and columns that any format can draw."""
+"""Tables of a result, as rows and columns for any output format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: ``results/BENCHMARK/MODEL/DATASET.json`` and the run beside it."""
+"""Stored results: ``results/BENCHMARK/MODEL/DATASET.json`` and the run beside it."""
 
 from __future__ import annotations
 

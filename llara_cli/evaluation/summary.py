@@ -1,4 +1,4 @@
-"""From the figures of data sets to what a command reports: groups and the mean."""
+"""Summary of a benchmark: groups of data sets, and the mean."""
 
 from __future__ import annotations
 

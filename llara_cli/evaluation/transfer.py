@@ -1,4 +1,4 @@
-"""One file of ir_datasets' list, transferred by its own means; what arrived before an interruption is kept.
+"""Resumable transfer of a file of ir_datasets' list.
 
 ir_datasets goes on where a connection broke while the process lives, but begins anew in the next one: an archive of
 gigabytes deserves better. So bytes are kept beside the place where ir_datasets looks for the file, and the file gets

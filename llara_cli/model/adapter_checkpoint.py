@@ -1,4 +1,4 @@
-"""Models saved as an adapter only (``--no-merge``): base and adapter are put together when the model is loaded."""
+"""Models saved as an adapter only (``--no-merge``): merged into their base when loaded."""
 
 from __future__ import annotations
 

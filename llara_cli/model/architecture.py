@@ -1,4 +1,4 @@
-"""The decoder within a causal language model, and whether it is one: found and tried before any work relies on it."""
+"""Finds the decoder within a causal language model, and checks that it is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What encoder and training backends are: the interfaces that entry points implement.
+"""The interfaces of encoder and training backends.
 
 A package adds a backend by declaring an entry point in the group ``llara.encoder`` or ``llara.training`` that names a
 subclass of the matching class below. The docstrings here are the whole contract; ``tests/conformance`` runs the same

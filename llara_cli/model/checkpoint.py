@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's files, and whether it is all of the model: a missing weight would start at random.
+"""Checks a checkpoint's files: quantization, and whether every weight of the model is there.
 
 Nothing here reads a weight: names and shapes are in the files' headers.
 """

@@ -1,4 +1,4 @@
-"""GGUF files: those that llama.cpp split into parts, and what transformers does not read of any of them."""
+"""GGUF files: split ones, and what transformers does not read of any of them."""
 
 from __future__ import annotations
 

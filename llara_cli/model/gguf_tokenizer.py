@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF, mended where transformers is older than 5.18, which reads it anew.
+"""The tokenizer of a GGUF, corrected for transformers before 5.18.
 
 5.17 takes the start token for the end token, invents special tokens that the file lacks, never adds a start token, and
 loses a leading space in decoding; of some vocabularies it splits or merges texts otherwise.

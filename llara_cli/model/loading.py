@@ -1,4 +1,4 @@
-"""Decoders from anywhere: checkpoints, GGUF files, adapters on a base; and rows for tokens that a model never saw."""
+"""Loads decoders: checkpoints, GGUF files, adapters on a base; and adds rows for new tokens."""
 
 from __future__ import annotations
 

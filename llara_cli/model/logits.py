@@ -1,4 +1,4 @@
-"""What a causal language model does between its last hidden states and its logits.
+"""How a causal language model gets from its last hidden states to its logits.
 
 Most multiply by the vocabulary projection and do no more. Granite divides the logits by a constant, Cohere multiplies
 them, MiniCPM divides the hidden states, Gemma 2 soft-caps the logits (``cap * tanh(logits / cap)``), BERT-style heads

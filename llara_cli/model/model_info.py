@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded."""
+"""Size and shape of a model, known before its weights are loaded."""
 
 from __future__ import annotations
 

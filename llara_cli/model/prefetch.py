@@ -1,4 +1,4 @@
-"""Work on the next item while the caller is busy with this one."""
+"""Computes the next item in a thread while the caller uses this one."""
 
 from __future__ import annotations
 

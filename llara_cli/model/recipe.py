@@ -1,4 +1,4 @@
-"""Recipes as data: what is written around a text, which hidden states are its embedding, and what they must predict.
+"""Recipes as data: prompts around a text, the hidden states that are its embedding, and the targets.
 
 ``PAPER`` is the method as published (arXiv 2312.15503, section 3); ``RELEASED`` is what the authors' code and the
 BAAI/LLARA-* checkpoints do. Both are values of one type, saved with a checkpoint in ``llara.json``.

@@ -1,4 +1,4 @@
-"""What is tried on a few tokens of the very model, rather than known of its architecture."""
+"""Tests of a loaded model on a few tokens: causal, joint passes, attention implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far back the layers of a decoder see, by its configuration."""
+"""Sliding windows of a decoder's layers, from its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long computing takes, where nothing but the number of operations is known."""
+"""Expected computing time from the number of operations."""
 
 from __future__ import annotations
 

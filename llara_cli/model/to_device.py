@@ -1,4 +1,4 @@
-"""Numbers made on the host, on their way to where the model computes."""
+"""Copies arrays of the host to the model's device without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage ``compare``: models that were evaluated on the same queries, held against the first of them."""
+"""``compare``: models that were evaluated on the same queries, compared with the first of them."""
 
 from __future__ import annotations
 

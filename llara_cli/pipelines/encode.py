@@ -1,4 +1,4 @@
-"""The stage ``encode``: a collection and a model in, a vector store in the workspace out; shard by shard, resumable."""
+"""``encode``: a collection and a model in, a vector store of the workspace out; shard by shard, resumable."""
 
 from __future__ import annotations
 

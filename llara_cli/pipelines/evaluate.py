@@ -1,4 +1,4 @@
-"""The stage ``evaluate``: one retriever on the data sets of a benchmark, each measured once and kept."""
+"""``evaluate``: one retriever on the data sets of a benchmark, each evaluated once and kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of the workspace as one file that any other tool reads: ``.npy`` with ids beside it, or ``.parquet``.
+"""``export``: embeddings as one file that any other tool reads, ``.npy`` with ids beside it, or ``.parquet``.
 
 Which model made the vectors is told beside the ``.npy``, or in the ``.parquet``'s metadata, for ``encode --from``.
 """

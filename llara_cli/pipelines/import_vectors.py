@@ -1,4 +1,4 @@
-"""The stage behind ``encode --from``: vectors that another tool computed become embeddings of the workspace."""
+"""``encode --from``: vectors that another tool computed become embeddings of the workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage ``index``: a vector store in, an index of any backend in the workspace out."""
+"""``index``: a vector store in, an index of any backend out."""
 
 from __future__ import annotations
 

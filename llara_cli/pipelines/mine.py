@@ -1,4 +1,4 @@
-"""The stage ``mine``: hard negatives for training rows, from what an index finds for their queries."""
+"""``mine``: training rows in, the same rows with hard negatives out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured: a dense model, BM25, or a run that somebody else made. All answer the same question alike."""
+"""The retrievers that ``evaluate`` measures: a dense model, BM25, or a run of another system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model or artifact a job takes where none is named; it is always said."""
+"""Which model or artifact a job takes when none is named; it is always reported."""
 
 from __future__ import annotations
 

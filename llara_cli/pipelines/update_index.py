@@ -1,4 +1,4 @@
-"""Adding vectors to an index and removing some: a new index is made beside the old one and takes its place."""
+"""``index --append`` and ``--remove``: a new index is built beside the old one and takes its place."""
 
 from __future__ import annotations
 

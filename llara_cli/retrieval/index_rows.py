@@ -1,4 +1,4 @@
-"""What an index was made of: one embeddings artifact or several, and the rows that were removed since."""
+"""The rows of an index: the embeddings that they come from, and those that were removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an index's rows to ranked document ids, with ties in one order whatever the index."""
+"""From an index's rows to ranked document ids; equal scores by ascending id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of vectors while they are made: each is finished in one step, and a finished one is never made again."""
+"""Shards of vectors in the making: each is written in one step, and never computed again."""
 
 from __future__ import annotations
 

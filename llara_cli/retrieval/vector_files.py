@@ -1,4 +1,4 @@
-"""Vectors that another tool computed: ``.npy`` with ids beside it, or ``.parquet``; nothing in them is trusted."""
+"""Reads vectors of other tools: ``.npy`` with ids beside it, or ``.parquet``; nothing in them is trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file of exported vectors says of its origin: the model that made them, and from which side of a search."""
+"""The origin recorded with exported vectors: model, fingerprint, role and encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early stopping: the model is evaluated on a dev set as it trains, its best weights are kept, and it may stop."""
+"""Early stopping: evaluates on a dev set as the model trains, keeps the best weights, and stops the run."""
 
 from __future__ import annotations
 

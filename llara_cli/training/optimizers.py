@@ -1,4 +1,4 @@
-"""The optimizers of ``--optimizer``: AdamW, and its forms that take less memory (bitsandbytes, torchao)."""
+"""The optimizers: AdamW, and its variants that take less memory (bitsandbytes, torchao)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run will take, before any of its weights is loaded."""
+"""The plan of a run (``--dry-run``): memory, steps, FLOPs and time, before weights are loaded."""
 
 from __future__ import annotations
 

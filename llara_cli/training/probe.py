@@ -1,4 +1,4 @@
-"""A short probe: the run's own backend and objective on models of two depths tell what the whole one will take.
+"""A short probe for the plan: steps of models of two depths tell the cost of the whole one.
 
 Depth 1 and a little more are built with the model's configuration and random weights, trained for a moment, measured;
 what they differ by is a layer. So nothing of the model is loaded, and whatever changes the cost (backend, optimizer,

@@ -1,4 +1,4 @@
-"""A linear vocabulary projection with a bag-of-tokens loss on its logits, whose gradients are taken as they are made.
+"""Bag-of-tokens losses through the vocabulary projection in chunks, with gradients taken in the forward.
 
 A chunk of rows is projected, turned into losses and at once into gradients, and forgotten: memory is bounded by the
 chunk, and backward computes no logits a second time. On a CPU the chunk is projected in slices of the vocabulary, and

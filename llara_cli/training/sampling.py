@@ -1,4 +1,4 @@
-"""How much of a corpus a run tokenizes: all of it, or, where the run needs little of it, documents drawn from all over.
+"""How much of a corpus a run tokenizes: all of it, or documents drawn from all over it.
 
 A survey reads and checks the whole corpus and tokenizes a few hundred documents of it. From these it estimates how many
 passages the corpus has, which tells how many documents a run needs; plans use the same survey.
