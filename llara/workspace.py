@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from llara.model import Model, Vectors
 from llara_cli.core.artifacts import Artifact
@@ -144,6 +144,12 @@ class Index:
 
         return Searcher(self._workspace, self.artifact)
 
+    @overload
+    def search(self, query: str, top_k: int = 10, *, parameters: Parameters | None = None) -> list[Hit]: ...
+    @overload
+    def search(
+        self, query: Sequence[str], top_k: int = 10, *, parameters: Parameters | None = None
+    ) -> list[list[Hit]]: ...
     def search(
         self, query: str | Sequence[str], top_k: int = 10, *, parameters: Parameters | None = None
     ) -> list[Hit] | list[list[Hit]]:
