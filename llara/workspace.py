@@ -148,10 +148,10 @@ class Index:
     def search(self, query: str, top_k: int = 10, *, parameters: Parameters | None = None) -> list[Hit]: ...
     @overload
     def search(
-        self, query: Sequence[str], top_k: int = 10, *, parameters: Parameters | None = None
+        self, query: list[str] | tuple[str, ...], top_k: int = 10, *, parameters: Parameters | None = None
     ) -> list[list[Hit]]: ...
     def search(
-        self, query: str | Sequence[str], top_k: int = 10, *, parameters: Parameters | None = None
+        self, query: str | list[str] | tuple[str, ...], top_k: int = 10, *, parameters: Parameters | None = None
     ) -> list[Hit] | list[list[Hit]]:
         """The best documents for a query.
 
