@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-_LEFT, _RIGHTMOST = 24, 30
-"""Columns of names: at least, and at most before their help begins on the next line."""
+_LEFT = 30
+"""Columns of names, at most, before their help begins on the next line."""
 PANELS = (
     "Arguments", "Data", "Texts", "Model", "Index", "Change", "Search", "Many queries", "Vectors", "Negatives",
     "Negatives and loss", "Dev set", "Steps", "Optimizer", "LoRA", "Speed and memory", "Run", "Options", "Everywhere",
@@ -65,10 +65,11 @@ def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
     for parameter in parameters:
         if record := _record(parameter, ctx):
             name, text = record
-            panels.setdefault(_panel(parameter), []).append((_name(f"{name:{_LEFT}}"), text))
+            panels.setdefault(_panel(parameter), []).append((name, text))
+    width = min(_LEFT, max(len(name) for records in panels.values() for name, _ in records))
     for panel in sorted(panels, key=PANELS.index):
         with formatter.section(_heading(panel)):
-            formatter.write_dl(panels[panel], col_max=_RIGHTMOST)
+            formatter.write_dl([(_name(f"{name:{width}}"), text) for name, text in panels[panel]], col_max=_LEFT)
 
 
 def _panel(parameter: Any) -> str:
