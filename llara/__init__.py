@@ -21,9 +21,10 @@ from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.reporter import LlaraWarning, Progress
 
 if TYPE_CHECKING:
+    from llara.artifacts import Embeddings, Hit, Index, TrainedModel
     from llara.model import Model
     from llara.scores import evaluate
-    from llara.workspace import Embeddings, Hit, Index, TrainedModel, Workspace
+    from llara.workspace import Workspace
     from llara_cli.core.config import LoraConfig
     from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
     from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Model": "llara.model",
-    "Workspace": "llara.workspace", "TrainedModel": "llara.workspace", "Embeddings": "llara.workspace",
-    "Index": "llara.workspace", "Hit": "llara.workspace",
+    "Workspace": "llara.workspace",
+    "TrainedModel": "llara.artifacts", "Embeddings": "llara.artifacts", "Index": "llara.artifacts",
+    "Hit": "llara.artifacts",
     "evaluate": "llara.scores",
     "PretrainConfig": "llara_cli.training.config", "FinetuneConfig": "llara_cli.training.config",
     "OptimizerConfig": "llara_cli.training.config", "ExecutionConfig": "llara_cli.training.config",
