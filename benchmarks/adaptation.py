@@ -25,13 +25,14 @@ from scipy import stats
 from texts import articles
 
 from llara_cli.core.workspace import Workspace
-from llara_cli.data.corpus import ReadyRow, corpus_files
 from llara_cli.data.passages import pair_up, split_document
+from llara_cli.data.pretraining_corpus import ReadyRow, corpus_files
 from llara_cli.model.batching import Batching
 from llara_cli.model.decoder import ROW_TOKENS, Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.loading import load_causal_lm
-from llara_cli.model.recipe import BRANCHES, PAPER
+from llara_cli.model.prompts import BRANCHES
+from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import ModelSource, resolve
 from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training.examples import ExampleBuilder

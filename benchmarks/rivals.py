@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llara_cli.model.decoder import Decoder
-from llara_cli.model.recipe import BRANCHES
+from llara_cli.model.prompts import BRANCHES
 from llara_cli.model.tokenizer import PromptIds
 from llara_cli.training.losses import bag_of_tokens_loss
 from llara_cli.training.pretext import Example

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llara_cli.data.corpus import RawDocument, read_corpus
+from llara_cli.data.pretraining_corpus import RawDocument, read_corpus
 from llara_cli.model.recipe import Recipe
 from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example

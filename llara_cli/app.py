@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from llara_cli import __version__
 from llara_cli.commands.session import WORKSPACE_DEFAULT, WORKSPACE_HELP
 from llara_cli.core.errors import FULL, LlaraError, Terminated, is_out_of_memory
-from llara_cli.core.launcher import is_follower
+from llara_cli.core.launcher import is_follower, launched_processes
 from llara_cli.core.reporter import LlaraWarning
 from llara_cli.core.streams import prepare_streams
 
@@ -163,7 +163,10 @@ def run(arguments: list[str]) -> int:
         if not verbose:
             silence_libraries()
         with termination_as_interrupt():
-            return int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
+            code = int(app(arguments, prog_name="llara", standalone_mode=False) or 0)
+        if code == 0 and launched_processes() > 1:
+            _leave_processes()
+        return code
     except Exception as error:
         message, code = explain(error)
         if verbose and message:
@@ -172,6 +175,13 @@ def run(arguments: list[str]) -> int:
         return code
     except KeyboardInterrupt as error:
         return interrupted(error)
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:  # else nothing was shared
+        from llara_cli.core.distributed import leave
+
+        leave()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llara_cli.data.corpus import ReadyRow
+from llara_cli.data.pretraining_corpus import ReadyRow
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import Recipe

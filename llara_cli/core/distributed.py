@@ -73,3 +73,13 @@ class ProcessGroup:
         """Wait until all processes are here."""
         if self.size > 1:
             PartialState().wait_for_everyone()
+
+
+def leave() -> None:
+    """Part from the other processes, once all have come here.
+
+    Threads of a group that is still open when Python ends can abort the process ("terminate called ...").
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        PartialState().wait_for_everyone()
+        torch.distributed.destroy_process_group()

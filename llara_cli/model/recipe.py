@@ -13,26 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llara_cli.core.errors import UserError
+from llara_cli.model.prompts import ASYMMETRIC, BRANCHES, PAPER_PROMPTS, RELEASED_PROMPTS, Branch, Prompt
 
 RECIPE_FILE = "llara.json"
 RECIPE_SOURCES = (RECIPE_FILE, "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
 """The files of a checkpoint that ``read_recipe`` looks at."""
-Branch = Literal["self", "next"]
-"""SELF asks for the text itself (EBAE), NEXT for the text that follows (EBAR)."""
-BRANCHES: tuple[Branch, Branch] = ("self", "next")
-
-ASYMMETRIC: Mapping[str, Branch] = {"query": "next", "passage": "self"}
-"""What answers a query comes next."""
-SYMMETRIC: Mapping[str, Branch] = {"query": "self", "passage": "self"}
-"""For texts of one kind: duplicate questions, arguments and counter-arguments."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What follows a text. The hidden states at ``slots`` are the answer; no slots: at one end token (the EOS)."""
-
-    text: str
-    slots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class Recipe:
 PAPER = Recipe(
     name="paper",
     prefix="",
-    prompts={"self": Prompt("The original sentence: "), "next": Prompt("The next sentence: ")},
+    prompts=PAPER_PROMPTS,
     logits_pooling="last",
     embedding_pooling="last",
     targets="all",
@@ -90,10 +75,7 @@ PAPER = Recipe(
 RELEASED = Recipe(
     name="released",
     prefix='"',
-    prompts={
-        "self": Prompt('", summarize the above passage within eight words: ', tuple(f"<s{i}>" for i in range(1, 9))),
-        "next": Prompt('", predict the following passage within eight words: ', tuple(f"<s{i}>" for i in range(9, 17))),
-    },
+    prompts=RELEASED_PROMPTS,
     logits_pooling="max",
     embedding_pooling="mean",
     targets="unique",

@@ -26,7 +26,8 @@ from transformers.utils.hub import cached_file
 from llara_cli.core.errors import UserError
 from llara_cli.data.text_files import first_of
 from llara_cli.model.gguf_tokenizer import load_gguf_tokenizer
-from llara_cli.model.recipe import BRANCHES, Branch, Recipe
+from llara_cli.model.prompts import BRANCHES, Branch
+from llara_cli.model.recipe import Recipe
 from llara_cli.model.source import ModelSource
 
 SPACE_MARKS = ("\u2581", "\u0120")

@@ -23,7 +23,8 @@ from llara_cli.data.training_rows import TrainingRow, read_training_rows, traini
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.encoder import Encoder, Sequencer
 from llara_cli.model.loading import has_projection
-from llara_cli.model.recipe import ASYMMETRIC, SYMMETRIC, Recipe
+from llara_cli.model.prompts import ASYMMETRIC, SYMMETRIC
+from llara_cli.model.recipe import Recipe
 from llara_cli.model.source import ModelSource
 from llara_cli.pipelines.train import TrainingRun
 from llara_cli.training import checkpoints

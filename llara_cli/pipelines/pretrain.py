@@ -14,7 +14,7 @@ from llara_cli.core.distributed import Decide, alone
 from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
-from llara_cli.data.corpus import corpus_files
+from llara_cli.data.pretraining_corpus import corpus_files
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import has_projection, lacks_projection
 from llara_cli.model.source import ModelSource

@@ -16,12 +16,13 @@ from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Bar
 from llara_cli.core.workspace import lock_place
 from llara_cli.data.arrow_table import BLOCK, Table, write_table
-from llara_cli.data.corpus import RawDocument, ReadyRow, read_corpus
 from llara_cli.data.passages import split_document
+from llara_cli.data.pretraining_corpus import RawDocument, ReadyRow, read_corpus
 from llara_cli.data.stopwords import drop_stop_words
 from llara_cli.data.text_files import kind
 from llara_cli.model.prefetch import prefetch
-from llara_cli.model.recipe import BRANCHES, Recipe
+from llara_cli.model.prompts import BRANCHES
+from llara_cli.model.recipe import Recipe
 from llara_cli.model.sequences import TokenIds
 from llara_cli.model.tokenizer import PromptIds, TextTokenizer
 from llara_cli.training.pretext import Example

@@ -19,7 +19,8 @@ from llara_cli.cpu import wide
 from llara_cli.model.batching import Batching, Rows, assign_to_ranks, computed_tokens
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.prefetch import while_computing
-from llara_cli.model.recipe import BRANCHES, Branch, Recipe
+from llara_cli.model.prompts import BRANCHES, Branch
+from llara_cli.model.recipe import Recipe
 from llara_cli.model.sequences import Ids, TokenIds, TokenRows, Tree, place_some
 from llara_cli.model.to_device import to_device
 from llara_cli.model.tokenizer import PromptIds

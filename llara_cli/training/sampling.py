@@ -20,8 +20,8 @@ from llara_cli.core.artifacts import write_atomically
 from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import lock_place
-from llara_cli.data.corpus import RawDocument, pieces, read_corpus
 from llara_cli.data.hub import PREFIX as HUB
+from llara_cli.data.pretraining_corpus import RawDocument, pieces, read_corpus
 from llara_cli.training.examples import NOTHING_TO_LEARN, ExampleBuilder, ExampleTable, Item
 from llara_cli.training.pretext import Example
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from program import Llara, start, tree, write_jsonl
+from program import LAUNCHER, Llara, start, tree, write_jsonl
 from tiny import TEXTS
 from torch._dynamo.utils import counters
 
@@ -109,6 +109,17 @@ def test_two_processes_make_what_one_makes(corpus: Path, tiny_model: Path, tmp_p
     for _ in range(2):  # the second time there is nothing to do
         assert json.loads(done(start(*command, processes=2)))["count"] == COUNT
         assert lasting(tmp_path / "embeddings/e") == lasting(whole)
+
+
+def test_processes_part_before_they_end(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "end.py"
+    script.write_text(
+        "import sys, torch\nfrom llara_cli.app import run\n"
+        "assert run(sys.argv[1:]) == 0\nassert not torch.distributed.is_initialized()\n"
+    )
+    command = [sys.executable, *LAUNCHER, "--nproc_per_node=2", script, "encode", corpus, "--model", tiny_model, "-w"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command), str(tmp_path / "ws")], check=True, capture_output=True, env=environment)
 
 
 def test_other_verbs_refuse_several_processes(llara: Llara, monkeypatch: pytest.MonkeyPatch) -> None:

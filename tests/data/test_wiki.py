@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llara_cli.data.corpus import RawDocument, read_corpus
+from llara_cli.data.pretraining_corpus import RawDocument, read_corpus
 from llara_cli.data.wiki_dumps import read_mediawiki, read_wikiextractor
 from llara_cli.data.wikitext import plain_text
 

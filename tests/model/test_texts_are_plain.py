@@ -14,7 +14,8 @@ from llara_cli.core.errors import UserError
 from llara_cli.model.batching import pack
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.loading import quiet_transformers
-from llara_cli.model.recipe import BRANCHES, PAPER, RECIPES, RELEASED
+from llara_cli.model.prompts import BRANCHES
+from llara_cli.model.recipe import PAPER, RECIPES, RELEASED
 from llara_cli.model.sequences import Tree
 from llara_cli.model.tokenizer import TextTokenizer
 

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Reporter
 from llara_cli.data.arrow_table import BLOCK
-from llara_cli.data.corpus import RawDocument
 from llara_cli.data.passages import split_document
+from llara_cli.data.pretraining_corpus import RawDocument
 from llara_cli.data.stopwords import drop_stop_words
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.source import ModelSource

@@ -17,7 +17,7 @@ from tiny import TEXTS, make_tokenizer
 from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Reporter
 from llara_cli.data import hub
-from llara_cli.data.corpus import RawDocument, read_corpus
+from llara_cli.data.pretraining_corpus import RawDocument, read_corpus
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.tokenizer import TextTokenizer
 from llara_cli.training import sampling

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llara_cli.core.errors import LlaraError, UserError
-from llara_cli.data import corpus
-from llara_cli.data.corpus import RawDocument, ReadyRow, corpus_files, read_corpus
+from llara_cli.data import pretraining_corpus
+from llara_cli.data.pretraining_corpus import RawDocument, ReadyRow, corpus_files, read_corpus
 
 Write = Callable[[str, str | bytes | Sequence[Mapping[str, Any]]], Path]
 Refusal = Callable[[Callable[[], object]], str]
@@ -62,7 +62,7 @@ def test_a_text_file_is_one_document(write: Write) -> None:
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
 def test_a_huge_text_file_comes_in_pieces(write: Write, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
-    monkeypatch.setattr(corpus, "LONGEST_TEXT", 100)
+    monkeypatch.setattr(pretraining_corpus, "LONGEST_TEXT", 100)
     words = [f"word{number:03}" for number in range(100)]
     pieces = texts(write("a.txt", separator.join(words) + "\n"))
     assert len(pieces) > 5
