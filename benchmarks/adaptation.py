@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from scipy import stats
 from texts import articles
 
 from llara_cli.core.workspace import Workspace
-from llara_cli.data.passages import pair_up, split_document
+from llara_cli.data.passages import split_document
 from llara_cli.data.pretraining_corpus import ReadyRow, corpus_files
 from llara_cli.model.batching import Batching
 from llara_cli.model.decoder import ROW_TOKENS, Decoder
@@ -46,7 +47,7 @@ def held_out_rows(tokenizer: TextTokenizer, corpus: Path, length: int, count: in
         (document,) = tokenizer.encode_documents([text[: 20 * length * 5]])
         passages = split_document(document.text, document.ends, length - 20)
         if len(passages) > 11:
-            rows += [ReadyRow(own, own, following, str(corpus)) for own, following in pair_up(passages[:11])[:10]]
+            rows += [ReadyRow(own, own, following, str(corpus)) for own, following in pairwise(passages[:11])]
         if len(rows) >= count:
             return rows[:count]
     raise SystemExit(f"{corpus}: fewer than {count} held-out passages")
