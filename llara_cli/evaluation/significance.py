@@ -53,7 +53,7 @@ def t_test(differences: Sequence[Stratum]) -> float | None:
 
 
 def randomisation(differences: Sequence[Stratum]) -> float | None:
-    """Two-sided p of the paired randomisation test: the two leaderboard' values of a query are swapped by chance.
+    """Two-sided p of the paired randomisation test: the two systems' values of a query are swapped by chance.
 
     None where there is one query in all: swapping it tells nothing.
     """
