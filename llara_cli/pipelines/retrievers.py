@@ -18,7 +18,7 @@ from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.documents import read_documents
 from llara_cli.data.eval_dataset import EvalDataset
-from llara_cli.data.runs import read_run
+from llara_cli.data.runs import RankedQueries, read_run
 from llara_cli.evaluation.config import EvaluateConfig
 from llara_cli.model.architecture import dtype_name
 from llara_cli.model.backends import EncoderBackend
@@ -29,15 +29,13 @@ from llara_cli.retrieval import bm25
 from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.index_access import WithProgress
-from llara_cli.retrieval.ranking import Ranking, Shortfall, best_first, rank
+from llara_cli.retrieval.ranking import Shortfall, best_first, rank
 from llara_cli.retrieval.vector_store import VectorStore
 
 QUERIES = f"{CACHE}/queries"
 """Where, in the workspace, the judged queries of a data set are put to be encoded."""
 QUERIES_SECONDS = 30
 """How long to wait for another process that puts queries there: far more than that takes."""
-RankedQueries = Iterator[tuple[str, Ranking]]
-"""Each judged query with its hits, best first."""
 
 
 class Retriever(Protocol):

@@ -16,7 +16,6 @@ from llara_cli.core.config import refuse_nonpositive
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import IndexBackend, Parameters, Role, Vectors
 from llara_cli.core.workspace import Workspace
-from llara_cli.data.runs import write_jsonl_run, write_trec_run
 from llara_cli.model.backends import EncoderBackend, EncoderOptions
 from llara_cli.model.decoder import choose_device
 from llara_cli.model.source import ModelSource, resolve, resolve_recorded
@@ -24,10 +23,6 @@ from llara_cli.retrieval.index_access import open_index, typed_parameters
 from llara_cli.retrieval.index_rows import IndexRows
 from llara_cli.retrieval.ranking import RowRanking, Shortfall, rank_rows
 from llara_cli.retrieval.vector_store import cut
-
-WINDOW = 1024
-"""Queries of a file that are encoded and searched together."""
-RUN_FORMATS = {"trec": write_trec_run, "jsonl": write_jsonl_run}
 
 
 @dataclass(frozen=True)
