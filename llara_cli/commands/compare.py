@@ -9,7 +9,7 @@ import typer
 
 from llara_cli.commands.completion import completer
 from llara_cli.commands.flags import TableFormat
-from llara_cli.commands.render import show_grids
+from llara_cli.commands.render import show_tables
 from llara_cli.commands.session import Session
 from llara_cli.core.errors import LlaraError
 from llara_cli.evaluation.config import CompareConfig
@@ -39,7 +39,7 @@ def compare(
     llara compare bm25 my-model
     llara compare base tuned --benchmark beir --metric R@100 --format latex
     """
-    from llara_cli.evaluation.comparison_tables import comparison_csv, comparison_grids
+    from llara_cli.evaluation.comparison_tables import comparison_csv, comparison_tables
     from llara_cli.evaluation.plots import SUFFIXES, check_chart, draw
     from llara_cli.evaluation.results import comparison_path
     from llara_cli.evaluation.table_formats import check_format
@@ -63,4 +63,4 @@ def compare(
         session.console.warn(f"no plot: {error}")  # a workspace that is only read still has figures to show
         paths = []
     result["plots"] = list(map(str, paths))
-    show_grids(session.console, result, comparison_grids(result), format_, lambda: comparison_csv(result))
+    show_tables(session.console, result, comparison_tables(result), format_, lambda: comparison_csv(result))

@@ -10,7 +10,7 @@ import typer
 
 from llara_cli.commands.completion import completer
 from llara_cli.commands.flags import TableFormat
-from llara_cli.commands.render import show_grids
+from llara_cli.commands.render import show_tables
 from llara_cli.commands.session import Session
 from llara_cli.core.errors import UserError
 from llara_cli.evaluation.config import EvaluateConfig
@@ -75,15 +75,15 @@ def evaluate(
     check_format(format_, as_json=session.console.as_json)
     if run is not None and qrels is not None:
         result = evaluate_run(run, qrels, config.metrics, name)
-        show_grids(session.console, result, [result_table(result)], format_, lambda: figures_csv(result, []))
+        show_tables(session.console, result, [result_table(result)], format_, lambda: figures_csv(result, []))
         return
     assert benchmark is not None
     result, splits = evaluate_benchmark(
         session.workspace, benchmark, config, run=run, name=name, restart=restart, consent=_consent(yes)
     )
     beside = leaderboard(session.workspace, result, splits)
-    grids = [grid for grid in (result_table(result), leaderboard_table(result, beside)) if grid is not None]
-    show_grids(session.console, result, grids, format_, lambda: figures_csv(result, beside))
+    tables = [table for table in (result_table(result), leaderboard_table(result, beside)) if table is not None]
+    show_tables(session.console, result, tables, format_, lambda: figures_csv(result, beside))
 
 
 def _check_flags(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llara_cli.core.console import Console
-    from llara_cli.evaluation.result_tables import Grid, Row
+    from llara_cli.evaluation.result_tables import ResultTable, Row
     from llara_cli.training.plan import Plan
 
 _HEAD = 10
@@ -164,8 +164,8 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
     console.result(result, render)
 
 
-def show_grids(
-    console: Console, payload: Mapping[str, Any], grids: Sequence[Grid], format_: str, as_csv: Callable[[], str]
+def show_tables(
+    console: Console, payload: Mapping[str, Any], tables: Sequence[ResultTable], format_: str, as_csv: Callable[[], str]
 ) -> None:
     """The result of a command: ``payload`` under ``--json``, else its tables in ``format_``."""
     from llara_cli.evaluation.table_formats import latex, markdown
@@ -173,35 +173,35 @@ def show_grids(
     if format_ == "json":
         console.as_json = True
     texts: dict[str, Callable[[], str]] = {
-        "markdown": lambda: markdown(grids),
-        "latex": lambda: latex(grids),
+        "markdown": lambda: markdown(tables),
+        "latex": lambda: latex(tables),
         "csv": as_csv,
     }
     if format_ in texts and not console.as_json:
         console.text(texts[format_]())
     else:
-        console.result(payload, lambda: drawn(grids))
+        console.result(payload, lambda: drawn(tables))
 
 
-def drawn(grids: Sequence[Grid]) -> RenderableType:
+def drawn(tables: Sequence[ResultTable]) -> RenderableType:
     """Tables under each other, each as wide as the screen allows."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for grid in grids:
+    for data in tables:
         parts += [Text("")] * bool(parts)
-        parts += [_table(grid, columns, first=number == 0) for number, columns in enumerate(_fitting(grid))]
-        parts += [Text(note, style="dim") for note in grid.notes]
+        parts += [_table(data, columns, first=number == 0) for number, columns in enumerate(_fitting(data))]
+        parts += [Text(note, style="dim") for note in data.notes]
     return Group(*parts)
 
 
-def _fitting(grid: Grid) -> Iterator[Sequence[int]]:
+def _fitting(data: ResultTable) -> Iterator[Sequence[int]]:
     """Columns that fit the screen together; where not all do, the first one is in every part."""
     from rich.console import Console as Screen
 
-    label = max(map(len, (grid.corner, *map(_label, grid.rows))))
-    widths = [1 + max(map(len, (*wrapped(head).split("\n"), *cells))) for head, cells in _columns(grid)]
+    label = max(map(len, (data.corner, *map(_label, data.rows))))
+    widths = [1 + max(map(len, (*wrapped(head).split("\n"), *cells))) for head, cells in _columns(data)]
     room = Screen().width - label - 1
     part: list[int] = []
     for place, width in enumerate(widths):
@@ -212,21 +212,21 @@ def _fitting(grid: Grid) -> Iterator[Sequence[int]]:
     yield part
 
 
-def _columns(grid: Grid) -> Iterator[tuple[str, list[str]]]:
-    for place, head in enumerate(grid.heads):
-        yield head, [row.cells[place] for row in grid.rows]
+def _columns(data: ResultTable) -> Iterator[tuple[str, list[str]]]:
+    for place, head in enumerate(data.heads):
+        yield head, [row.cells[place] for row in data.rows]
 
 
-def _table(grid: Grid, columns: Sequence[int], *, first: bool) -> Table:
+def _table(data: ResultTable, columns: Sequence[int], *, first: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title = Text(grid.title, style="bold") if first else None
+    title = Text(data.title, style="bold") if first else None
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(grid.corner, no_wrap=True, vertical="bottom")
+    table.add_column(data.corner, no_wrap=True, vertical="bottom")
     for place in columns:
-        table.add_column(Text(wrapped(grid.heads[place])), justify="right", no_wrap=True, vertical="bottom")
-    for row in grid.rows:
+        table.add_column(Text(wrapped(data.heads[place])), justify="right", no_wrap=True, vertical="bottom")
+    for row in data.rows:
         cells = [Text(row.cells[place], style="bold" if place in row.best else "") for place in columns]
         table.add_row(Text(_label(row)), *cells, style={"part": "dim", "total": "italic"}.get(row.kind, ""))
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llara_cli.evaluation.result_tables import Grid, Row, compared_row
+from llara_cli.evaluation.result_tables import ResultTable, Row, compared_row
 from llara_cli.evaluation.table_formats import as_csv
 
 SIGNIFICANT = 0.05
@@ -15,13 +15,13 @@ MEAN = "mean"
 """Name of the mean among the data sets."""
 
 
-def comparison_grids(result: Mapping[str, Any]) -> list[Grid]:
+def comparison_tables(result: Mapping[str, Any]) -> list[ResultTable]:
     """One table per compared model; a legend below the last."""
-    made = [_grid(result, comparison) for comparison in result["comparisons"]]
+    made = [_comparison_table(result, comparison) for comparison in result["comparisons"]]
     tests = sum(len(comparison["rows"]) for comparison in result["comparisons"])
     corrected = f"p after Holm's correction over {tests} tests" if tests > 1 else "p"
     note = f"{_NAMES[result['test']]}, two-sided; {corrected}, * below {SIGNIFICANT}"
-    return [*made[:-1], Grid(made[-1].title, made[-1].corner, made[-1].heads, made[-1].rows, [note])]
+    return [*made[:-1], ResultTable(made[-1].title, made[-1].corner, made[-1].heads, made[-1].rows, [note])]
 
 
 def comparison_csv(result: Mapping[str, Any]) -> str:
@@ -41,12 +41,12 @@ def comparison_csv(result: Mapping[str, Any]) -> str:
     return as_csv(head, rows)
 
 
-def _grid(result: Mapping[str, Any], comparison: Mapping[str, Any]) -> Grid:
+def _comparison_table(result: Mapping[str, Any], comparison: Mapping[str, Any]) -> ResultTable:
     first, model = comparison["baseline"], comparison["model"]
     metrics = list(dict.fromkeys(_scored(result, name)["metric"] for name in comparison["rows"]))
     title = f"{result['benchmark']}{f' ({metrics[0]})' if len(metrics) == 1 else ''}: {model} against {first}"
     heads = [first, model, "difference", "wins", "ties", "losses", "p"]
-    return Grid(title, "data set", heads, list(_rows(result, comparison, shared=len(metrics) == 1)))
+    return ResultTable(title, "data set", heads, list(_rows(result, comparison, shared=len(metrics) == 1)))
 
 
 def _rows(result: Mapping[str, Any], comparison: Mapping[str, Any], *, shared: bool) -> Iterator[Row]:

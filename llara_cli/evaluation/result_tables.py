@@ -21,7 +21,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ResultTable:
     """A table with a heading line; ``notes`` stand below."""
 
     title: str
@@ -31,7 +31,7 @@ class Grid:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def result_table(result: Mapping[str, Any]) -> Grid:
+def result_table(result: Mapping[str, Any]) -> ResultTable:
     """One model: a line a data set, a column a metric."""
     datasets: Mapping[str, Figures] = result["datasets"]
     metrics = list(dict.fromkeys(name for figures in datasets.values() for name in _metrics(figures)))
@@ -43,10 +43,10 @@ def result_table(result: Mapping[str, Any]) -> Grid:
     if len(datasets) > 1 and (mean := _mean(result)) is not None:
         cells = [_shown(mean) if metric == main_metric(next(iter(datasets.values()))) else "" for metric in metrics]
         rows.append(Row(f"mean of {result['mean']['datasets']}", [*cells, ""], kind="total"))
-    return Grid(title, "data set", [*metrics, "queries"], rows, _absences(result))
+    return ResultTable(title, "data set", [*metrics, "queries"], rows, _absences(result))
 
 
-def leaderboard_table(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry]) -> Grid | None:
+def leaderboard_table(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry]) -> ResultTable | None:
     """The main metric of each data set, a column a system, the best in bold; None where nobody stands beside."""
     if len(leaderboard) < 2:
         return None
@@ -62,7 +62,7 @@ def leaderboard_table(result: Mapping[str, Any], leaderboard: Sequence[Leaderboa
         values = [means(str(result["benchmark"]), datasets, system) for system in leaderboard]
         rows.append(compared_row(f"mean of {len(names)}", values, kind="total"))
     title = f"{result['benchmark']}: {next(iter(main.values()))}" if shared else str(result["benchmark"])
-    return Grid(title, "data set", [system.name for system in leaderboard], rows, _sources(leaderboard))
+    return ResultTable(title, "data set", [system.name for system in leaderboard], rows, _sources(leaderboard))
 
 
 def _own_row(name: str, figures: Figures, metrics: Sequence[str], kind: str) -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llara_cli.core.errors import UserError
 from llara_cli.evaluation.leaderboard import LeaderboardEntry, means
-from llara_cli.evaluation.result_tables import Grid, Row
+from llara_cli.evaluation.result_tables import ResultTable, Row
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 _LATEX = {
@@ -28,14 +28,14 @@ def check_format(name: str, *, as_json: bool) -> None:
         raise UserError(f"`json=True` and `format={name}` exclude each other")
 
 
-def markdown(grids: Sequence[Grid]) -> str:
+def markdown(tables: Sequence[ResultTable]) -> str:
     """Pipe tables, one after the other, with a line of title above and notes below."""
-    return "\n".join(map(_markdown, grids))
+    return "\n".join(map(_markdown, tables))
 
 
-def latex(grids: Sequence[Grid]) -> str:
+def latex(tables: Sequence[ResultTable]) -> str:
     """``tabular`` environments for ``booktabs``; title and notes as comments."""
-    return "\n".join(map(_latex, grids))
+    return "\n".join(map(_latex, tables))
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -71,11 +71,11 @@ def _mean_rows(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry
     return [("mean", system.name, metric, value, "", system.source) for system, value in found if value is not None]
 
 
-def _markdown(grid: Grid) -> str:
-    head = "| " + " | ".join(map(_pipe, (grid.corner, *grid.heads))) + " |"
-    rule = "| --- |" + " ---: |" * len(grid.heads)
-    lines = [f"**{grid.title}**", "", head, rule, *(_markdown_row(row) for row in grid.rows), ""]
-    return "\n".join([*lines, *(f"{note}\n" for note in grid.notes)])
+def _markdown(table: ResultTable) -> str:
+    head = "| " + " | ".join(map(_pipe, (table.corner, *table.heads))) + " |"
+    rule = "| --- |" + " ---: |" * len(table.heads)
+    lines = [f"**{table.title}**", "", head, rule, *(_markdown_row(row) for row in table.rows), ""]
+    return "\n".join([*lines, *(f"{note}\n" for note in table.notes)])
 
 
 def _markdown_row(row: Row) -> str:
@@ -88,22 +88,22 @@ def _pipe(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def _latex(grid: Grid) -> str:
-    heads = " & ".join(_tex(head) for head in (grid.corner, *grid.heads))
+def _latex(table: ResultTable) -> str:
+    heads = " & ".join(_tex(head) for head in (table.corner, *table.heads))
     lines = [
-        f"% {grid.title}",
-        rf"\begin{{tabular}}{{l{'r' * len(grid.heads)}}}",
+        f"% {table.title}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.heads)}}}",
         r"\toprule",
         rf"{heads} \\",
         r"\midrule",
     ]
-    for row in grid.rows:
+    for row in table.rows:
         cells = [
             rf"\textbf{{{_tex(cell)}}}" if place in row.best else _tex(cell) for place, cell in enumerate(row.cells)
         ]
         label = rf"\quad {_tex(row.label)}" if row.kind == "part" else _tex(row.label)
         lines += [r"\midrule"] * (row.kind == "total") + [rf"{' & '.join([label, *cells])} \\"]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in grid.notes), ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes), ""])
 
 
 def _tex(text: str) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console as Screen
 
 from llara_cli.commands.render import drawn, wrapped
 from llara_cli.evaluation.leaderboard import LeaderboardEntry, means, published
-from llara_cli.evaluation.result_tables import Grid, Row, leaderboard_table, result_table
+from llara_cli.evaluation.result_tables import ResultTable, Row, leaderboard_table, result_table
 from llara_cli.evaluation.table_formats import latex, markdown
 
 BM25 = ("--model", "bm25")
@@ -75,9 +75,9 @@ def test_a_published_mean_is_over_the_same_sets_or_none() -> None:
     whole = LeaderboardEntry("whole", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT})
     partial = LeaderboardEntry("partial", {name: {"nDCG@10": 0.6} for name in ZERO_SHOT[1:]})
     result = result_of((*ZERO_SHOT, "msmarco"))
-    grid = leaderboard_table(result, [LeaderboardEntry("mine", result["datasets"]), whole, partial])
-    assert grid is not None
-    last = grid.rows[-1]
+    table = leaderboard_table(result, [LeaderboardEntry("mine", result["datasets"]), whole, partial])
+    assert table is not None
+    last = table.rows[-1]
     assert (last.label, list(last.cells)) == ("mean of 13", ["50.00", "60.00", ""])
     fewer = result_of(ZERO_SHOT[1:])
     assert means("beir", fewer["datasets"], partial) == pytest.approx(0.6)
@@ -89,14 +89,14 @@ def test_a_cell_without_a_source_stays_empty_and_the_best_is_bold() -> None:
         LeaderboardEntry("mine", {"scifact": {"nDCG@10": 0.7}, "fiqa": {"nDCG@10": 0.3}}),
         LeaderboardEntry("theirs", {"scifact": {"nDCG@10": 0.70001, "R@100": 0.99}}, "a paper"),
     ]
-    grid = leaderboard_table(result_of(("scifact", "fiqa")), leaderboard)
-    assert grid is not None
-    first, second, _ = grid.rows
+    table = leaderboard_table(result_of(("scifact", "fiqa")), leaderboard)
+    assert table is not None
+    first, second, _ = table.rows
     assert list(first.cells) == ["70.00", "70.00"]
     assert first.best == {0, 1}  # what looks the same is equally good
     assert list(second.cells) == ["30.00", ""]
     assert second.best == frozenset()  # nobody to be better than
-    assert grid.notes == ["theirs: a paper"]
+    assert table.notes == ["theirs: a paper"]
 
 
 def test_nobody_stands_beside_a_set_of_the_users_own(llara: Llara, tmp_path: Path) -> None:
@@ -131,15 +131,15 @@ def test_forums_are_shown_below_their_set() -> None:
         "datasets": {"cqadupstack": group},
         "mean": {"nDCG@10": 0.4, "datasets": 1},
     }
-    grid = result_table(result)
-    assert [row.kind for row in grid.rows] == ["plain"] + ["part"] * 12
-    assert "  android" in text_of([grid])
+    table = result_table(result)
+    assert [row.kind for row in table.rows] == ["plain"] + ["part"] * 12
+    assert "  android" in text_of([table])
 
 
-def text_of(grids: list[Grid], width: int = 80) -> str:
+def text_of(tables: list[ResultTable], width: int = 80) -> str:
     """What the screen shows."""
     screen = Screen(width=width, file=io.StringIO(), force_terminal=False)
-    screen.print(drawn(grids))
+    screen.print(drawn(tables))
     assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue()
 
@@ -150,9 +150,9 @@ def test_the_screen_holds_all_of_beir(monkeypatch: pytest.MonkeyPatch, columns: 
     result = result_of((*ZERO_SHOT, "msmarco"))
     names = ("bm25", "a-model-with-a-long-name-of-its-own")
     others = [LeaderboardEntry(name, {dataset: {"nDCG@10": 0.4} for dataset in ZERO_SHOT}) for name in names]
-    grid = leaderboard_table(result, [LeaderboardEntry("mine", result["datasets"]), *others, *published()[:5]])
-    assert grid is not None
-    shown = text_of([grid], columns)
+    table = leaderboard_table(result, [LeaderboardEntry("mine", result["datasets"]), *others, *published()[:5]])
+    assert table is not None
+    shown = text_of([table], columns)
     assert all(len(line.rstrip()) <= columns for line in shown.splitlines())
     assert "…" not in shown
     for cell in ("webis-touche2020", "76.07", "23.90", "78.30", "64.51", "mean of 13"):
@@ -174,19 +174,19 @@ def test_long_headings_are_cut_where_they_may_be(head: str, lines: list[str]) ->
     assert wrapped(head).split("\n") == lines
 
 
-GRID = Grid(
+TABLE = ResultTable(
     "a & b", "set", ["x_1", "y|2"], [Row("p", ["1", "2"], frozenset({1})), Row("mean", ["", "3"], kind="total")], ["n"]
 )
 
 
 def test_markdown() -> None:
-    assert markdown([GRID]) == (
+    assert markdown([TABLE]) == (
         "**a & b**\n\n| set | x_1 | y\\|2 |\n| --- | ---: | ---: |\n| p | 1 | **2** |\n| mean |  | 3 |\n\nn\n"
     )
 
 
 def test_latex() -> None:
-    assert latex([GRID]).splitlines() == [
+    assert latex([TABLE]).splitlines() == [
         "% a & b", r"\begin{tabular}{lrr}", r"\toprule", r"set & x\_1 & y|2 \\", r"\midrule",
         r"p & 1 & \textbf{2} \\", r"\midrule", r"mean &  & 3 \\", r"\bottomrule", r"\end{tabular}", "% n",
     ]  # fmt: skip
