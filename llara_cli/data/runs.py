@@ -36,24 +36,24 @@ _SPACE = re.compile(r"\s")
 _COLUMNS = "a TREC run has six: query Q0 document rank score tag"
 
 
-def write_trec_run(path: Path, answers: RankedQueries, tag: str, opener: Opener = atomic_file) -> None:
+def write_trec_run(path: Path, queries: RankedQueries, tag: str, opener: Opener = atomic_file) -> None:
     """Stream a TREC run into ``path``; a regular file is there only when it is complete.
 
     Raises ``UserError`` for an id that a column cannot hold. White space in ``tag`` becomes ``-``.
     """
     tag = _SPACE.sub("-", tag) or "llara"
     with _opened(path, opener) as file:
-        for query, hits in answers:
+        for query, hits in queries:
             _check_column("query", query)
             for rank, (document, score) in enumerate(hits, start=1):
                 _check_column("document", document)
                 file.write(f"{query} Q0 {document} {rank} {_short(score)} {tag}\n")
 
 
-def write_jsonl_run(path: Path, answers: RankedQueries, tag: str = "", opener: Opener = atomic_file) -> None:
+def write_jsonl_run(path: Path, queries: RankedQueries, tag: str = "", opener: Opener = atomic_file) -> None:
     """The same as one JSON object a line: ``{"query_id", "hits": [{"id", "rank", "score"}]}``, which has no ``tag``."""
     with _opened(path, opener) as file:
-        for query, hits in answers:
+        for query, hits in queries:
             listed = [
                 {"id": document, "rank": rank, "score": float(_short(score))}
                 for rank, (document, score) in enumerate(hits, start=1)
@@ -61,9 +61,9 @@ def write_jsonl_run(path: Path, answers: RankedQueries, tag: str = "", opener: O
             file.write(json.dumps({"query_id": query, "hits": listed}, ensure_ascii=False) + "\n")
 
 
-def save_run(folder: Path, name: str, answers: RankedQueries, tag: str) -> Path:
+def save_run(folder: Path, name: str, queries: RankedQueries, tag: str) -> Path:
     """``NAME.trec`` in ``folder``; ``NAME.jsonl`` where an id has white space in it, which a TREC run cannot hold."""
-    left, rest = iter(answers), []
+    left, rest = iter(queries), []
 
     def fitting() -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
         for query, hits in left:
@@ -77,14 +77,14 @@ def save_run(folder: Path, name: str, answers: RankedQueries, tag: str) -> Path:
     if not rest:
         as_json.unlink(missing_ok=True)
         return trec
-    write_jsonl_run(as_json, chain(_trec_answers(trec), rest, left))
+    write_jsonl_run(as_json, chain(_trec_queries(trec), rest, left))
     trec.unlink()
     return as_json
 
 
-def read_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def read_ranked_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """A run query by query, where the hits of each stand together: what is written here is so."""
-    return _json_answers(path) if kind(path)[0] == ".jsonl" else _trec_answers(path)
+    return _json_queries(path) if kind(path)[0] == ".jsonl" else _trec_queries(path)
 
 
 def read_run(path: Path) -> Run:
@@ -151,12 +151,12 @@ def _fits_column(name: str) -> bool:
     return bool(name) and not _SPACE.search(name)
 
 
-def _trec_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def _trec_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     for query, hits in groupby(_trec_hits(path), key=itemgetter(1)):
         yield query, [(document, score) for _, _, document, score in hits]
 
 
-def _json_answers(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def _json_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     for query, hits in groupby(_json_hits(path), key=itemgetter(1)):
         yield query, [(document, score) for _, _, document, score in hits]
 

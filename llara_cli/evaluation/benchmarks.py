@@ -71,14 +71,14 @@ class Benchmark:
     name: str
     tasks: Sequence[Task]
 
-    def select(self, listed: str) -> list[Task]:
+    def select(self, names: str) -> list[Task]:
         """The tasks of ``all``, or of names separated by commas; a group's name stands for all its parts.
 
         Raises ``UserError`` for an unknown name.
         """
-        if listed == "all":
+        if names == "all":
             return list(self.tasks)
-        wanted = list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+        wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
         known = {name for task in self.tasks for name in (task.name, task.group)}
         if unknown := [name for name in wanted if name not in known]:
             groups = ", ".join(dict.fromkeys(task.group for task in self.tasks))

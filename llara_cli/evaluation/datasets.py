@@ -27,14 +27,14 @@ class DatasetFinder:
     split: str | None
     consent: Consent
 
-    def find(self, benchmark: Benchmark, listed: str) -> Found:
+    def find(self, benchmark: Benchmark, names: str) -> Found:
         """The tasks named, with their data. Of ``all``, unavailable ones are named and left out.
 
         Raises ``UserError`` for an unknown name, for a named set that is not to be had, and where there is none at all.
         """
         if self.root is not None and not self.root.is_dir():
             raise UserError(f"`data_root={self.root}`: no such folder")
-        tasks, named = benchmark.select(listed), listed != "all"
+        tasks, named = benchmark.select(names), names != "all"
         there = [task for task in tasks if self._look(task)]
         self._complete([task for task in tasks if task not in there], there, named=named)
         places = {task: place for task in tasks if (place := self._look(task))}

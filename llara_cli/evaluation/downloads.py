@@ -25,7 +25,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Listed:
+class RemoteFile:
     """A file of ir_datasets' list."""
 
     key: str
@@ -57,19 +57,19 @@ class Downloads:
 
     def size(self, collections: Iterable[Collection]) -> int:
         """Bytes that have to be transferred."""
-        return sum(listed.missing for collection in collections for listed in self.files(collection))
+        return sum(remote.missing for collection in collections for remote in self.files(collection))
 
-    def files(self, collection: Collection) -> list[Listed]:
+    def files(self, collection: Collection) -> list[RemoteFile]:
         """The files that make up a collection, as ir_datasets lists them."""
         source = self._source(collection)
         contents = source.contents()
         keys = [collection.archive] if collection.archive else collection.files
-        return [self._listed(key, contents[key], self._base(collection)) for key in keys]
+        return [self._remote_file(key, contents[key], self._base(collection)) for key in keys]
 
     def bring(self, collection: Collection) -> Artifact:
         """Download a collection, or what of it is missing, and lay it out as an artifact."""
         files = self.files(collection)
-        settings = {"source": self._name(collection), "md5": {listed.key: listed.md5 for listed in files}}
+        settings = {"source": self._name(collection), "md5": {remote.key: remote.md5 for remote in files}}
         with self._workspace.build(KIND, collection.name, RunSpec(settings)) as build:
             if isinstance(build, Artifact):
                 return build
@@ -78,30 +78,30 @@ class Downloads:
             count = write(collection, build.open_folder())
             return self._finish(build, count, files)
 
-    def _finish(self, build: Build, count: int, files: Sequence[Listed]) -> Artifact:
+    def _finish(self, build: Build, count: int, files: Sequence[RemoteFile]) -> Artifact:
         result = {"name": build.name, "path": str(build.target), "documents": count}
         return build.finish({"documents": count}, result, "evaluate", measured={"urls": [item.url for item in files]})
 
-    def _transfer(self, collection: Collection, files: Sequence[Listed]) -> None:
+    def _transfer(self, collection: Collection, files: Sequence[RemoteFile]) -> None:
         from llara_cli.evaluation.transfer import fetch
 
-        kept = [listed for listed in files if listed.path is not None]
-        missing = sum(listed.missing for listed in kept)
+        kept = [remote for remote in files if remote.path is not None]
+        missing = sum(remote.missing for remote in kept)
         source = self._source(collection)
         with self._workspace.reporter.bar(f"downloading {collection.name}", missing / 1e6, unit="MB") as bar:
-            for listed in kept:
-                assert listed.path is not None
-                fetch(source[listed.key], listed.path, lambda count: bar.advance(count / 1e6))
+            for remote in kept:
+                assert remote.path is not None
+                fetch(source[remote.key], remote.path, lambda count: bar.advance(count / 1e6))
 
     def _unpack(self, collection: Collection, folder: Path) -> int:
         """Take an archive in BEIR layout apart; how many documents there are."""
-        (listed,) = self.files(collection)
+        (remote,) = self.files(collection)
         documents = 0
-        assert listed.path is not None
-        with ZipFile(listed.path) as archive:
+        assert remote.path is not None
+        with ZipFile(remote.path) as archive:
             members = [(item, found[1]) for item in archive.infolist() if (found := _MEMBER.fullmatch(item.filename))]
             if not members:
-                raise LlaraError(f"{listed.path}: not an archive in BEIR layout")
+                raise LlaraError(f"{remote.path}: not an archive in BEIR layout")
             total = sum(item.file_size for item, _ in members) / 1e6
             with self._workspace.reporter.bar(f"unpacking {collection.name}", total, unit="MB") as bar:
                 for item, name in members:
@@ -117,7 +117,7 @@ class Downloads:
         """Write what ir_datasets reads as a folder in BEIR layout; how many documents there are."""
         documents = self._library.load(collection.docs)
         with self._workspace.reporter.bar(f"converting {collection.name}", None, unit="documents") as bar:
-            count = _write_lines(folder / "corpus.jsonl", map(_document, _told(documents.docs_iter(), bar.advance)))
+            count = _write_lines(folder / "corpus.jsonl", map(_document, _counting(documents.docs_iter(), bar.advance)))
         (folder / "qrels").mkdir(exist_ok=True)
         queries: dict[str, str] = {}
         for split, name in collection.splits.items():
@@ -145,10 +145,10 @@ class Downloads:
         return f"ir_datasets:beir/{collection.archive}" if collection.archive else f"ir_datasets:{collection.docs}"
 
     @staticmethod
-    def _listed(key: str, entry: dict[str, Any], base: Path) -> Listed:
+    def _remote_file(key: str, entry: dict[str, Any], base: Path) -> RemoteFile:
         """``cache_path`` is missing for small files, which ir_datasets fetches when it reads them."""
         path = base / entry["cache_path"] if "cache_path" in entry else None
-        return Listed(key, entry["url"], entry.get("expected_md5", ""), int(entry.get("size_hint", 0)), path)
+        return RemoteFile(key, entry["url"], entry.get("expected_md5", ""), int(entry.get("size_hint", 0)), path)
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> int:
@@ -175,7 +175,7 @@ def _document(found: Any) -> dict[str, str]:
     return {"_id": found.doc_id, "title": getattr(found, "title", ""), "text": text}
 
 
-def _told(items: Iterable[Any], progress: Any) -> Iterator[Any]:
+def _counting(items: Iterable[Any], progress: Any) -> Iterator[Any]:
     for item in items:
         progress()
         yield item

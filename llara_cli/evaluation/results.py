@@ -160,10 +160,10 @@ def kept(workspace: Workspace) -> dict[str, dict[str, Path]]:
     for folder in sorted((workspace.root / FOLDER).glob("*/*")):
         if folder.is_dir() and (first := _first(folder)) is not None:
             benchmark = _own_name(folder.parent, str(first.fields.get("benchmark", folder.parent.name)))
-            models_ = found.setdefault(benchmark, {})
+            folders = found.setdefault(benchmark, {})
             model = _own_name(folder, first.model)
-            if model not in models_ or folder.name == folder_name(model):
-                models_[model] = folder
+            if model not in folders or folder.name == folder_name(model):
+                folders[model] = folder
     return found
 
 

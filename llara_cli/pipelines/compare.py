@@ -20,7 +20,7 @@ from llara_cli.evaluation.significance import Stratum, figure, holm, interval, n
 
 
 @dataclass(frozen=True)
-class Unit:
+class ComparisonRow:
     """A row of the comparison: the parts (results of one data set each) whose weighted mean it is."""
 
     name: str
@@ -43,9 +43,9 @@ class Comparing:
         test = named_test(self.test)
         if len(set(self.given_names)) < 2 or len(set(self.names)) < 2:
             raise UserError("name two models at least: llara compare MODEL_A MODEL_B")
-        units = self._units()
-        scores = {unit.name: self._scores(unit) for unit in units}
-        compared = self._corrected([self._against(name, units, test) for name in self.names[1:]])
+        table_rows = self._comparison_rows()
+        scores = {row.name: self._scores(row) for row in table_rows}
+        compared = self._corrected([self._against(name, table_rows, test) for name in self.names[1:]])
         mean = scores.pop(MEAN, None)
         return {
             "benchmark": self.benchmark,
@@ -122,24 +122,25 @@ class Comparing:
                 )
         return results
 
-    def _units(self) -> list[Unit]:
+    def _comparison_rows(self) -> list[ComparisonRow]:
         """Data sets, groups as one, and the mean where there are several of one metric."""
         groups: dict[str, list[str]] = {}
         for dataset in self.results:
             groups.setdefault(dataset.partition("/")[0], []).append(dataset)
-        units = [
-            Unit(name, self._metric(parts[0]), dict.fromkeys(parts, 1 / len(parts))) for name, parts in groups.items()
+        table_rows = [
+            ComparisonRow(name, self._metric(parts[0]), dict.fromkeys(parts, 1 / len(parts)))
+            for name, parts in groups.items()
         ]
-        counted = [unit for unit in units if self._counts(unit)]
-        if len(counted) > 1 and len({unit.metric for unit in counted}) == 1:
-            weights = {part: weight / len(counted) for unit in counted for part, weight in unit.parts.items()}
-            units.append(Unit(MEAN, counted[0].metric, weights))
-        return units
+        counted = [row for row in table_rows if self._counts(row)]
+        if len(counted) > 1 and len({row.metric for row in counted}) == 1:
+            weights = {part: weight / len(counted) for row in counted for part, weight in row.parts.items()}
+            table_rows.append(ComparisonRow(MEAN, counted[0].metric, weights))
+        return table_rows
 
-    def _counts(self, unit: Unit) -> bool:
-        """Whether a unit counts towards the mean: not MS MARCO in BEIR, nor a group that is not whole."""
-        parts = [task for task in self._tasks if task.group == unit.name]
-        return not parts or (parts[0].in_mean and len(parts) == len(unit.parts))
+    def _counts(self, row: ComparisonRow) -> bool:
+        """Whether a row counts towards the mean: neither MS MARCO in BEIR nor an incomplete group."""
+        parts = [task for task in self._tasks if task.group == row.name]
+        return not parts or (parts[0].in_mean and len(parts) == len(row.parts))
 
     def _metric(self, dataset: str) -> str:
         task = next((task for task in self._tasks if task.name == dataset), None)
@@ -152,32 +153,32 @@ class Comparing:
                 )
         return wanted
 
-    def _strata(self, unit: Unit, model: str) -> list[Stratum]:
+    def _strata(self, row: ComparisonRow, model: str) -> list[Stratum]:
         """The model's values, part by part, in one order of the queries for all models."""
         found = []
-        for part, weight in unit.parts.items():
+        for part, weight in row.parts.items():
             values, order = self.results[part][model].per_query, self.results[part][self.names[0]].per_query
-            found.append(Stratum(np.array([values[query][unit.metric] for query in order]), weight))
+            found.append(Stratum(np.array([values[query][row.metric] for query in order]), weight))
         return found
 
-    def _scores(self, unit: Unit) -> dict[str, Any]:
-        strata = {name: self._strata(unit, name) for name in self.names}
+    def _scores(self, row: ComparisonRow) -> dict[str, Any]:
+        strata = {name: self._strata(row, name) for name in self.names}
         return {
-            "metric": unit.metric,
+            "metric": row.metric,
             "queries": sum(len(stratum.values) for stratum in strata[self.names[0]]),
             "scores": {name: figure(values) for name, values in strata.items()},
             "intervals": {name: interval(values) for name, values in strata.items()},
         }
 
     def _against(
-        self, name: str, units: Sequence[Unit], test: Callable[[Sequence[Stratum]], float | None]
+        self, name: str, table_rows: Sequence[ComparisonRow], test: Callable[[Sequence[Stratum]], float | None]
     ) -> dict[str, Any]:
         """A model against the first."""
         rows = {}
-        for unit in units:
-            pairs = zip(self._strata(unit, name), self._strata(unit, self.names[0]), strict=True)
+        for row in table_rows:
+            pairs = zip(self._strata(row, name), self._strata(row, self.names[0]), strict=True)
             differences = [Stratum(mine.values - theirs.values, mine.weight) for mine, theirs in pairs]
-            rows[unit.name] = {"difference": figure(differences), **wins(differences), "p": test(differences)}
+            rows[row.name] = {"difference": figure(differences), **wins(differences), "p": test(differences)}
         return {"baseline": self.names[0], "model": name, "rows": rows}
 
     def _corrected(self, compared: list[dict[str, Any]]) -> list[dict[str, Any]]:

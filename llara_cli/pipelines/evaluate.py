@@ -13,7 +13,7 @@ from llara_cli.core.names import input_stem
 from llara_cli.core.workspace import Workspace
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.eval_dataset import EvalDataset
-from llara_cli.data.runs import Qrels, RankedQueries, Run, read_answers, read_qrels, read_run, save_run
+from llara_cli.data.runs import Qrels, RankedQueries, Run, read_qrels, read_ranked_queries, read_run, save_run
 from llara_cli.evaluation.benchmarks import BENCHMARKS, Task, own_task
 from llara_cli.evaluation.config import EvaluateConfig
 from llara_cli.evaluation.datasets import Consent, DatasetFinder, Found
@@ -39,7 +39,7 @@ WINDOW = 256
 
 
 class Scoring:
-    """Scores the answers that pass through, a window of queries at a time."""
+    """Scores the ranked queries that pass through, a window at a time."""
 
     def __init__(self, qrels: Qrels, metrics: Sequence[str], window: int = WINDOW) -> None:
         self._qrels = qrels
@@ -48,16 +48,16 @@ class Scoring:
         self._values: PerQuery = {}
         self._window: Run = {}
 
-    def watch(self, answers: RankedQueries) -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
-        """The answers themselves."""
-        for query, hits in answers:
+    def watch(self, ranked: RankedQueries) -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
+        """Pass the ranked queries on, scoring them on the way."""
+        for query, hits in ranked:
             yield query, hits
             self._window[query] = dict(hits)
             if len(self._window) >= self._size:
                 self._score()
 
     def finish(self) -> Evaluation:
-        """The figures, once every answer has passed; a judged query without an answer counts 0."""
+        """The figures, once every query has passed; a judged query without hits counts 0."""
         self._score()
         silent = {query: grades for query, grades in self._qrels.items() if query not in self._values}
         values = self._values | score_queries(silent, {}, self._metrics)
@@ -134,10 +134,10 @@ class Evaluating:
         self._warn_of_depth(metrics)
         settings = identity["settings"]
         scoring = Scoring(data.qrels, metrics)
-        answers = self.retriever.answers(data, settings["top_k"], settings["drop_identical_ids"])
+        ranked = self.retriever.ranked_queries(data, settings["top_k"], settings["drop_identical_ids"])
         path = results.path(data.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        run = save_run(path.parent, path.stem, scoring.watch(answers), self.retriever.name)
+        run = save_run(path.parent, path.stem, scoring.watch(ranked), self.retriever.name)
         evaluation = scoring.finish()
         seconds = {"seconds": round(time.monotonic() - started, 3)}
         results.save(identity, evaluation, run, seconds)
@@ -153,7 +153,7 @@ class Evaluating:
             return self._measure(results, identity, data, every)
         self._warn_of_depth(metrics)
         scoring = Scoring(data.qrels, every)
-        for _ in scoring.watch(read_answers(run)):
+        for _ in scoring.watch(read_ranked_queries(run)):
             pass
         saved = results.save(identity, scoring.finish(), run, {"seconds": made.fields.get("seconds")})
         self.workspace.reporter.note(f"{data.name}: computed from {run}")

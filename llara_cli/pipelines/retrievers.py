@@ -49,12 +49,12 @@ class Retriever(Protocol):
         """Tells it from any other."""
 
     def settings(self) -> dict[str, Any]:
-        """What its answers depend on, besides the data."""
+        """What its rankings depend on, besides the data."""
 
     def check(self) -> None:
         """Raise ``UserError`` for what can be told before any work."""
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
+    def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """Every judged query with its k best; ``drop``: without the document that has the query's own id."""
 
 
@@ -77,7 +77,7 @@ class Bm25Retriever:
         """Raise ``UserError`` where the extra is not installed."""
         bm25.check_installed()
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
+    def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """One query after the other."""
         with self.reporter.bar(f"indexing {data.name}", None, unit="texts") as bar:
             index = Bm25.over(bar.over(read_documents(data.folder.corpus)))
@@ -138,7 +138,7 @@ class DenseRetriever:
         with self.workspace.reporter.status(f"reading the configuration of {self.source.name}"):
             self.settings()
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
+    def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """Encode corpus and judged queries, or find them encoded; index; search, one block of queries at a time."""
         corpus = self._encoded(data.folder.path, "passage")
         data.warn_of_missing_documents(corpus.ids, self.workspace.reporter.warn)
@@ -202,7 +202,7 @@ class RunRetriever:
         if not self.path.exists():
             raise UserError(f"no such file: {self.path}")
 
-    def answers(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
+    def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """The run's hits of the judged queries, best first."""
         run = read_run(self._file(data))
         if not run.keys() & data.queries.keys():

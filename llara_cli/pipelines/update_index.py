@@ -19,7 +19,7 @@ from llara_cli.core.errors import UserError
 from llara_cli.core.workspace import Workspace
 from llara_cli.pipelines.index import finish
 from llara_cli.retrieval.index_access import FILES, WithProgress, open_index
-from llara_cli.retrieval.index_rows import REMOVED, IndexRows, named_embeddings, read_id_file
+from llara_cli.retrieval.index_rows import REMOVED, IndexRows, indexed_embeddings, read_id_file
 from llara_cli.retrieval.vector_store import VectorStore
 
 
@@ -42,10 +42,10 @@ class Changing:
         backend cannot add.
         """
         mark = (embeddings.name, embeddings.fingerprint)
-        if mark in named_embeddings(self.index):
+        if mark in indexed_embeddings(self.index):
             return self.workspace.result_again(self.index, f"has embeddings {embeddings.name!r} already")
         index_rows = self._fitting(embeddings)
-        with self._building([*index_rows.named, mark], index_rows.removed) as build:
+        with self._building([*index_rows.embeddings, mark], index_rows.removed) as build:
             started, store = time.monotonic(), VectorStore(embeddings)
             index = open_index(self.index)
             with self.workspace.reporter.bar("adding", store.count, unit="vectors") as bar:
@@ -69,7 +69,7 @@ class Changing:
         removed = np.union1d(index_rows.removed, np.array(list(rows.values()), np.int64))
         if len(removed) == len(index_rows.ids):
             raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")
-        with self._building(index_rows.named, removed) as build:
+        with self._building(index_rows.embeddings, removed) as build:
             started = time.monotonic()
             _link(self.index.path / FILES, emptied(build.folder / FILES))
             return self._finish(build, len(index_rows.ids), started)
@@ -82,7 +82,7 @@ class Changing:
                 f"embeddings {embeddings.name!r} are of model {theirs['settings']['model']!r}, "
                 f"index {self.index.name!r} of {mine['settings']['model']!r}"
             )
-        if embeddings.name in dict(named_embeddings(self.index)):
+        if embeddings.name in dict(indexed_embeddings(self.index)):
             raise UserError(f"embeddings {embeddings.name!r} have changed since they were indexed; index again")
         index_rows, fresh = IndexRows(self.workspace, self.index), set(VectorStore(embeddings).ids)
         if known := next((name for _, name in index_rows.living() if name in fresh), None):
@@ -90,10 +90,10 @@ class Changing:
         return index_rows
 
     @contextmanager
-    def _building(self, index_rows: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
+    def _building(self, embeddings: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
         """The index to come, in a folder of its own. Raises ``UserError`` where the old one changed meanwhile."""
         with self.workspace.build(
-            "indexes", self.index.name, self._run_spec(index_rows, removed), restart=True
+            "indexes", self.index.name, self._run_spec(embeddings, removed), restart=True
         ) as build:
             assert isinstance(build, Build)
             if self.index.fingerprint != self.before:
@@ -108,10 +108,10 @@ class Changing:
                 shutil.rmtree(build.folder)
                 raise
 
-    def _run_spec(self, index_rows: list[tuple[str, str]], removed: NDArray[np.int64]) -> RunSpec:
+    def _run_spec(self, embeddings: list[tuple[str, str]], removed: NDArray[np.int64]) -> RunSpec:
         made = self.index.manifest
-        parents = {"model": made["parents"]["model"]} | {f"embeddings/{name}": mark for name, mark in index_rows}
-        settings = {**made["settings"], "embeddings": [name for name, _ in index_rows], "removed": len(removed)}
+        parents = {"model": made["parents"]["model"]} | {f"embeddings/{name}": mark for name, mark in embeddings}
+        settings = {**made["settings"], "embeddings": [name for name, _ in embeddings], "removed": len(removed)}
         return RunSpec(settings, (), parents)
 
     def _finish(self, build: Build, rows: int, started: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ REMOVED = "removed.npy"
 """Sorted row numbers, in an index artifact's folder."""
 
 
-def named_embeddings(index: Artifact) -> list[tuple[str, str]]:
+def indexed_embeddings(index: Artifact) -> list[tuple[str, str]]:
     """Name and fingerprint of each embeddings artifact in an index, in the order of its rows."""
     settings, parents = index.manifest["settings"], index.manifest["parents"]
     names = settings["embeddings"]
@@ -36,8 +36,8 @@ class IndexRows:
     def __init__(self, workspace: Workspace, index: Artifact) -> None:
         """Raises ``UserError`` where a store is gone, or was made anew since."""
         self.index = index
-        self.named = named_embeddings(index)
-        self.stores = [_store(workspace, index, *member) for member in self.named]
+        self.embeddings = indexed_embeddings(index)
+        self.stores = [_store(workspace, index, *member) for member in self.embeddings]
 
     @cached_property
     def ids(self) -> Joined:

@@ -91,16 +91,16 @@ def rank_rows(
         raise UserError(f"the number of hits must be positive, not {k}")
     if len(ids) != index.count:
         raise LlaraError(f"the index holds {index.count} vectors, but there are {len(ids)} ids: build the index again")
-    cut = _Cut(index, ids, k, parameters, removed, Shortfall() if shortfall is None else shortfall)
+    top = _TopK(index, ids, k, parameters, removed, Shortfall() if shortfall is None else shortfall)
     # One more than wanted, and than may be dropped, shows whether the cut falls between equal scores.
     wanted = k + 1 + (drop is not None)
     depth = wanted * len(ids) // max(1, len(ids) - len(removed))
-    return cut.rankings(queries, drop or [None] * len(queries), depth)
+    return top.rankings(queries, drop or [None] * len(queries), depth)
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Rankings of one index, cut at k."""
+class _TopK:
+    """Finds the k best rows of each query in one index."""
 
     index: IndexBackend
     ids: Sequence[str]

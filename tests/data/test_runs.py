@@ -13,8 +13,8 @@ import pytest
 from llara_cli.core.errors import UserError
 from llara_cli.data.runs import (
     RankedQueries,
-    read_answers,
     read_qrels,
+    read_ranked_queries,
     read_run,
     save_run,
     write_jsonl_run,
@@ -174,7 +174,7 @@ def test_a_run_is_kept_as_trec_where_it_can_be(tmp_path: Path) -> None:
     (tmp_path / "run.jsonl").write_text("of before")
     path = save_run(tmp_path, "run", iter(answers), "tag")
     assert [file.name for file in tmp_path.iterdir()] == ["run.trec"]
-    assert list(read_answers(path)) == answers
+    assert list(read_ranked_queries(path)) == answers
 
 
 def test_and_as_json_lines_from_the_first_id_with_white_space_on(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_and_as_json_lines_from_the_first_id_with_white_space_on(tmp_path: Path)
     ]
     path = save_run(tmp_path, "run", iter(answers), "tag")
     assert [file.name for file in tmp_path.iterdir()] == ["run.jsonl"]
-    assert list(read_answers(path)) == answers
+    assert list(read_ranked_queries(path)) == answers
     assert read_run(path) == {query: dict(hits) for query, hits in answers}
 
 
