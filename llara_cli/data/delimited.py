@@ -20,6 +20,8 @@ from llara_cli.data.text_files import kind, read_lines
 
 Row = tuple[str, list[str]]
 """``file:line`` of a row, and its cells."""
+NamedRow = tuple[str, dict[str, str]]
+"""``file:line`` of a row, and its cells by the names of their columns."""
 _LONGEST_CELL = 1 << 26
 """Characters. Past this a quotation mark was never closed, and the rest of the file would be read as one cell."""
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs (or name the file .tsv)"}
@@ -41,24 +43,36 @@ def is_delimited(path: Path) -> bool:
     return kind(path)[0] in (".csv", ".tsv")
 
 
-def read_named_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row of a table with a header line stands, and its cells by the names of their columns.
+def read_csv(path: Path) -> Iterator[NamedRow]:
+    """Rows of a ``.csv`` by the names in its header line.
 
-    Raises ``UserError`` where two columns have one name, for a ``.csv`` whose columns no commas separate, and for a row
-    of another number of columns.
+    Raises ``UserError`` where two columns have one name, where no commas separate the columns, and for a row of another
+    number of columns.
     """
-    rows = csv_rows(path) if kind(path)[0] == ".csv" else map(_unquoted_row, tsv_rows(path))
+    rows = csv_rows(path)
     where, header = next(rows, ("", []))
-    names = column_names(header)
     other = next((mark for mark in _OTHER_DELIMITERS if len(header) == 1 and mark in header[0]), None)
-    if other is not None and kind(path)[0] == ".csv":
+    if other is not None:
         raise UserError(
             f"{where}: the header line has no comma, but {_OTHER_DELIMITERS[other]}: separate the columns with commas"
         )
+    yield from _named_rows(where, header, rows)
+
+
+def read_tsv(path: Path) -> Iterator[NamedRow]:
+    """Rows of a ``.tsv`` by the names in its header line. Raises ``UserError`` as ``read_csv`` does."""
+    rows = map(_unquoted_row, tsv_rows(path))
+    where, header = next(rows, ("", []))
+    yield from _named_rows(where, header, rows)
+
+
+def _named_rows(where: str, header: Sequence[str], rows: Iterator[Row]) -> Iterator[NamedRow]:
+    """``rows`` by the names in the ``header`` line, which stands at ``where``."""
+    names = column_names(header)
     if len(set(names)) < len(names):
         raise UserError(f"{where}: the header line needs a name of its own for every column: {names}")
-    for where, cells in rows:
-        yield where, name_cells(where, names, cells, "header")
+    for place, cells in rows:
+        yield place, name_cells(place, names, cells, "header")
 
 
 def name_cells(where: str, names: Sequence[str], cells: Sequence[str], first: str) -> dict[str, str]:

@@ -7,14 +7,13 @@ is which; further columns are ignored.
 from __future__ import annotations
 
 import math
-import re
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llara_cli.core.errors import UserError
-from llara_cli.data.delimited import unquoted
+from llara_cli.data.delimited import column_names, unquoted
 from llara_cli.data.text_files import one_line, read_lines
 
 _NAMES = (
@@ -48,7 +47,7 @@ def read_qrels(path: Path) -> Iterator[Judgment]:
     judgment, columns = None, None
     filled = ((f"{path}:{number}", line) for number, line in read_lines(path) if line and not line.isspace())
     for place, (where, line) in enumerate(filled):
-        if place == 0 and (columns := _header(line, where)) is not None:
+        if place == 0 and (columns := _header_columns(line, where)) is not None:
             continue
         cells = _cells(line, where) if columns is None else _named_cells(line, where, columns)
         judgment = Judgment(cells[0], cells[1], _grade(cells[2], where, first=place == 0), where)
@@ -83,13 +82,13 @@ class _Columns:
     places: tuple[int, ...]
 
 
-def _header(line: str, where: str) -> _Columns | None:
+def _header_columns(line: str, where: str) -> _Columns | None:
     """The columns that the first line names; None where it is a judgment.
 
     Raises ``UserError`` where it is a header line, but the query, the document or the grade has no column or several.
     """
     cells = _split(line)
-    names = [re.sub(r"[-\s]+", "_", cell.strip().strip('"').lower()) for cell in cells]
+    names = column_names(cells)
     found = [[place for place, name in enumerate(names) if name in known] for known in _NAMES]
     if not any(found) or _is_number(unquoted(cells[-1])):
         return None

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llara_cli.core.errors import UserError
-from llara_cli.data.delimited import is_delimited, read_named_rows
+from llara_cli.data.delimited import NamedRow, is_delimited, read_csv, read_tsv
 from llara_cli.data.text_files import check_file, kind, one_line, read_lines, unreadable
 
 __all__ = ["Record", "read_lines", "read_records"]
@@ -79,8 +79,8 @@ def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator
     readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".jsonl": _read_json_lines,
         ".json": _read_json_lines,
-        ".csv": _read_delimited,
-        ".tsv": _read_delimited,
+        ".csv": lambda file: map(_named_record, read_csv(file)),
+        ".tsv": lambda file: map(_named_record, read_tsv(file)),
     }
     suffix, compression = kind(path)
     check_file(path)
@@ -159,8 +159,9 @@ def _read_json_lines(path: Path) -> Iterator[Record]:
             yield Record(where, parse_object(line, where))
 
 
-def _read_delimited(path: Path) -> Iterator[Record]:
-    return (Record(where, dict(fields)) for where, fields in read_named_rows(path))
+def _named_record(row: NamedRow) -> Record:
+    where, fields = row
+    return Record(where, dict(fields))
 
 
 def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Record]:

@@ -77,14 +77,15 @@ def save_run(folder: Path, name: str, queries: RankedQueries, tag: str) -> Path:
     if not rest:
         as_json.unlink(missing_ok=True)
         return trec
-    write_jsonl_run(as_json, chain(_trec_queries(trec), rest, left))
+    write_jsonl_run(as_json, chain(read_ranked_queries(trec), rest, left))
     trec.unlink()
     return as_json
 
 
 def read_ranked_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """A run query by query, where the hits of each stand together: what is written here is so."""
-    return _json_queries(path) if kind(path)[0] == ".jsonl" else _trec_queries(path)
+    for query, hits in groupby(_hits(path), key=itemgetter(1)):
+        yield query, [(document, score) for _, _, document, score in hits]
 
 
 def read_run(path: Path) -> Run:
@@ -94,7 +95,7 @@ def read_run(path: Path) -> Run:
     a file without a hit.
     """
     run: Run = {}
-    for where, query, document, score in _json_hits(path) if kind(path)[0] == ".jsonl" else _trec_hits(path):
+    for where, query, document, score in _hits(path):
         hits = run.setdefault(query, {})
         if document in hits:
             raise UserError(f"{where}: query {query!r} has document {document!r} twice")
@@ -151,14 +152,9 @@ def _fits_column(name: str) -> bool:
     return bool(name) and not _SPACE.search(name)
 
 
-def _trec_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    for query, hits in groupby(_trec_hits(path), key=itemgetter(1)):
-        yield query, [(document, score) for _, _, document, score in hits]
-
-
-def _json_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    for query, hits in groupby(_json_hits(path), key=itemgetter(1)):
-        yield query, [(document, score) for _, _, document, score in hits]
+def _hits(path: Path) -> Iterator[Hit]:
+    """Every hit of a run in either format, which the file's name tells."""
+    return _json_hits(path) if kind(path)[0] == ".jsonl" else _trec_hits(path)
 
 
 def _trec_hits(path: Path) -> Iterator[Hit]:
