@@ -36,7 +36,11 @@ _DIGESTS: dict[tuple[str, int, int, int, int], str] = {}
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when all is written, and vanishes when it is not."""
+    """A file of the workspace that takes the place of ``path`` when all is written, and vanishes when it is not.
+
+    ``open_output`` writes what the user names, where links, pipes, permissions and other programs' files matter. Here
+    the name aside is fixed, so that the next run replaces what a kill left, and an ``OSError`` is raised as it is.
+    """
     aside = path.with_name(path.name + ".part")
     try:
         with aside.open("wb") as file:

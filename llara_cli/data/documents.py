@@ -58,7 +58,7 @@ def passage_text(title: str, text: str) -> str:
 def read_documents(path: Path, note: Note = ignore) -> Iterator[Document]:
     """Every document of a BEIR ``corpus.jsonl`` or ``queries.jsonl``, MS MARCO ``.tsv``, ``.parquet`` or ``.csv``.
 
-    ``note`` is told which columns of a ``.tsv`` or ``.csv`` were taken; ``delimited`` says what is a header line there.
+    ``note`` is called with the columns taken of a ``.tsv`` or ``.csv``; ``delimited`` says what is a header line there.
 
     Raises ``UserError`` at the first row without a proper id or text, at an id that was there before, and at the end
     where there was no document at all. An empty text is a document: the bare prompt is encoded.

@@ -18,7 +18,7 @@ from llara_cli.core.registry import missing_extra
 
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 Note = Callable[[str], None]
-"""Told what the user should know of a file that is read all the same."""
+"""Called with what the user should know of a file that is read all the same."""
 _MAGIC = {".gz": b"\x1f\x8b\x08", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
 """What compressed data begin with."""
 _BZIP2_BLOCK = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")

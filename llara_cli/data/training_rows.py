@@ -50,9 +50,9 @@ class TrainingRow:
 
 
 def read_training_rows(path: Path, *, scored: bool = False, note: Note = ignore) -> Iterator[TrainingRow]:
-    """Every row of a file (jsonl, csv, tsv, parquet; the format is told by its fields) or of a BEIR folder.
+    """Every row of a file (jsonl, csv, tsv, parquet; its fields show the format) or of a BEIR folder.
 
-    ``note`` is told which columns of a ``.csv`` or ``.tsv`` were taken.
+    ``note`` is called with which columns of a ``.csv`` or ``.tsv`` were taken.
 
     Raises ``UserError`` at the first row that is none, or that lacks the scores where it is to be ``scored``, and at
     the end where there was no row at all.

@@ -88,8 +88,8 @@ def _values(qrels: Qrels, run: Run, measures: list[Any]) -> dict[tuple[str, Any]
             )
         )
     except Exception as error:  # whatever a provider raises: its input was checked
-        told = f"{type(error).__name__}: {one_line(error)}"
-        raise LlaraError(f"{', '.join(map(str, measures))}: ir_measures' provider failed: {told}") from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise LlaraError(f"{', '.join(map(str, measures))}: ir_measures' provider failed: {reason}") from error
     return {(names[value.query_id], value.measure): float(value.value) for value in found}
 
 
@@ -130,12 +130,14 @@ def _check_for_gdeval(measures: Sequence[Any], qrels: Qrels, run: Run) -> None:
     """Raise ``UserError`` for what gdeval.pl refuses, where any of the measures is its."""
     if not (refused := ", ".join(str(measure) for measure in measures if is_of_gdeval(measure))):
         return
-    told = f"{refused}: gdeval.pl computes it, and takes"
+    subject = f"{refused}: gdeval.pl computes it, and takes"
     for query, grades in qrels.items():
         if (highest := max(grades.values())) > _GDEVAL_GRADE:
-            raise UserError(f"{told} grades up to {_GDEVAL_GRADE}: query {query!r} has {highest}; leave the metric out")
+            raise UserError(
+                f"{subject} grades up to {_GDEVAL_GRADE}: query {query!r} has {highest}; leave the metric out"
+            )
         spaced = next(
             (name for name in (*grades, *run.get(query, ())) if len(name.split()) != 1 or name != name.strip()), None
         )
         if spaced is not None:
-            raise UserError(f"{told} no document id such as {spaced!r}, empty or with white space: leave it out")
+            raise UserError(f"{subject} no document id such as {spaced!r}, empty or with white space: leave it out")

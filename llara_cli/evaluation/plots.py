@@ -45,10 +45,10 @@ def check_chart(path: Path, workspace: Workspace) -> None:
 def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> bool:
     """Draw one picture and write it to each path; equal results give equal files.
 
-    Whether the fonts had every letter of the names; boxes stand for those that they lack.
+    Return whether the fonts have every letter of the names; a missing one is drawn as a box.
     """
     # names are shown as they are: a $ starts no formula
-    with mpl.rc_context(_STYLE | {"font.sans-serif": _fonts()}), warnings.catch_warnings(record=True) as told:
+    with mpl.rc_context(_STYLE | {"font.sans-serif": _fonts()}), warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", _MISSING)
         chart = _chart(result)
         for path in paths:
@@ -57,7 +57,7 @@ def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> bool:
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
             with open_output(path) as file:
                 chart.savefig(file, dpi=160, format=kind, metadata=metadata)
-    return not any(re.match(_MISSING, str(warning.message)) for warning in told)
+    return not any(re.match(_MISSING, str(warning.message)) for warning in caught)
 
 
 def _fonts() -> list[str]:

@@ -56,8 +56,8 @@ def figures_csv(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntr
             rows += [(label, result["model"], metric, value, part["queries"], "") for metric, value in numbers.items()]
         for system in leaderboard[1:]:
             found = {metric: system.value(name, metric) for metric in figures}
-            told = {metric: value for metric, value in found.items() if value is not None}
-            rows += [(name, system.name, metric, value, "", system.source) for metric, value in told.items()]
+            known = {metric: value for metric, value in found.items() if value is not None}
+            rows += [(name, system.name, metric, value, "", system.source) for metric, value in known.items()]
     return as_csv(
         ("dataset", "system", "metric", "value", "queries", "source"), [*rows, *_mean_rows(result, leaderboard)]
     )

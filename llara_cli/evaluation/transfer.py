@@ -24,7 +24,9 @@ Advance = Callable[[int], None]
 
 
 def fetch(download: Any, path: Path, advance: Advance) -> None:
-    """Bring ``download`` (ir_datasets') to ``path``, its place in ir_datasets' cache; ``advance``: told of bytes.
+    """Bring ``download`` (ir_datasets') to ``path``, its place in ir_datasets' cache.
+
+    ``advance`` is called with the number of new bytes.
 
     Raises ``LlaraError`` where no source gives it; what came is kept. A file with a wrong checksum is removed.
     """
@@ -102,9 +104,9 @@ def _whole_length(source: Any, requests: Any) -> int | None:
         raise LlaraError(f"{source.url}: cannot be reached ({one_line(error)})") from error
     if answer.status_code in (404, 410):
         raise LlaraError(f"{source.url}: the server has no such file ({answer.status_code} {answer.reason})")
-    told = answer.headers.get("content-length", "")
-    whole = answer.ok and answer.headers.get("accept-ranges") == "bytes" and told.isdigit()
-    return int(told) if whole else None
+    length = answer.headers.get("content-length", "")
+    whole = answer.ok and answer.headers.get("accept-ranges") == "bytes" and length.isdigit()
+    return int(length) if whole else None
 
 
 def _verify(kept: Path, md5: str | None, url: str) -> None:

@@ -1,6 +1,6 @@
 """``export``: embeddings as one file that any other tool reads, ``.npy`` with ids beside it, or ``.parquet``.
 
-Which model made the vectors is told beside the ``.npy``, or in the ``.parquet``'s metadata, for ``encode --from``.
+Which model made the vectors is recorded beside the ``.npy``, or in the ``.parquet``'s metadata, for ``encode --from``.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Importing:
         _ = self.dim
 
     def _check_origin(self) -> None:
-        """Raise ``UserError`` where the file says that its vectors are others than the flags say."""
+        """Raise ``UserError`` where the file records another model, role or encoder than the settings name."""
         origin, place = self.file.origin, self.file.origin_file
         if origin is None:
             return

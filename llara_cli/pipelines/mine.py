@@ -86,7 +86,7 @@ def _refuse_another(output: Path, copies: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class Mining:
-    """One run of ``mine``; ``note`` is told how the training rows are read, unless the caller has told before."""
+    """One run of ``mine``; ``note`` is called with how the training rows are read."""
 
     workspace: Workspace
     train: Path
@@ -174,9 +174,9 @@ class Mining:
             "without": sizes.count(0),
         }
         if few := counts["short"] + counts["without"]:
-            told = f"{few} of {len(rows)} rows have fewer than {self.config.per_query} negatives"
-            told += f", {counts['without']} of them none" if counts["without"] else ""
-            self.workspace.reporter.warn(f"{told}; a greater `depth` or a smaller `margin` finds more")
+            message = f"{few} of {len(rows)} rows have fewer than {self.config.per_query} negatives"
+            message += f", {counts['without']} of them none" if counts["without"] else ""
+            self.workspace.reporter.warn(f"{message}; a greater `depth` or a smaller `margin` finds more")
         seconds = round(time.monotonic() - started, 3)
         result = {"name": build.name, "path": str(build.target), **counts, "model": self.candidates.name}
         result |= {"depth": self.config.depth, "seconds": seconds}

@@ -46,13 +46,13 @@ class Retriever(Protocol):
         """What tables and results call it."""
 
     def fingerprint(self, data: EvalDataset) -> str:
-        """Tells it from any other."""
+        """Identify the retriever and its version."""
 
     def settings(self) -> dict[str, Any]:
         """What its rankings depend on, besides the data."""
 
     def check(self) -> None:
-        """Raise ``UserError`` for what can be told before any work."""
+        """Raise ``UserError`` for mistakes that can be found before any work."""
 
     def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
         """Every judged query with its k best; ``drop``: without the document that has the query's own id."""

@@ -51,7 +51,7 @@ class CandidateSource(Protocol):
         """The text behind a row."""
 
     def warn_of_shortfall(self, queries: int) -> None:
-        """Warn of queries, of so many, that got fewer hits than asked for."""
+        """Warn if some of ``queries`` queries got fewer hits than asked for."""
 
 
 class IndexCandidates:

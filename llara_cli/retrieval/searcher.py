@@ -127,18 +127,18 @@ class Searcher:
     def _shortfall(self) -> Shortfall:
         return Shortfall()
 
-    def warn_of_shortfall(self, queries: int, *, told: bool = False) -> None:
-        """Warn of queries, of so many, that got too few hits, unless ``told`` says that this was done before."""
-        if self._shortfall.queries and not told:
+    def warn_of_shortfall(self, queries: int, *, warned: bool = False) -> None:
+        """Warn that some of ``queries`` queries got too few hits, unless the user was ``warned`` before."""
+        if self._shortfall.queries and not warned:
             raised = " or ".join(f"`parameters[{name!r}]`" for name in self._shortfall.settings)
             advice = f"; raise {raised}" if raised else ""
             self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
 
     def hits(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
         """Hits of each query: rank, id, score, title and text."""
-        told = self._shortfall.queries > 0
+        warned = self._shortfall.queries > 0
         found = [list(self._described(hits)) for hits in self.rank(queries, k)]
-        self.warn_of_shortfall(len(queries), told=told)
+        self.warn_of_shortfall(len(queries), warned=warned)
         return found
 
     def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:

@@ -157,8 +157,8 @@ class ParquetFile:
     def origin(self) -> Origin | None:
         """The record in the schema's metadata, if there is one."""
         with self._opened() as file:
-            told = (file.schema_arrow.metadata or {}).get(METADATA)
-        return Origin.parse(told, self.path) if told is not None else None
+            recorded = (file.schema_arrow.metadata or {}).get(METADATA)
+        return Origin.parse(recorded, self.path) if recorded is not None else None
 
     def documents(self) -> Iterator[Document]:
         """Ids, titles and texts; a missing one is empty."""

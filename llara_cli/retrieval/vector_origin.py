@@ -58,8 +58,8 @@ class Origin:
     def parse(cls, text: str | bytes, where: Path) -> Origin:
         """Read what ``as_json`` wrote. Raises ``UserError`` for anything else."""
         try:
-            told = json.loads(text)
-            origin = cls(*(_string(told[field.name]) for field in fields(cls)))
+            values = json.loads(text)
+            origin = cls(*(_string(values[field.name]) for field in fields(cls)))
             if origin.role not in ("passage", "query"):
                 raise ValueError(origin.role)
             return origin
