@@ -33,10 +33,10 @@ from llara_cli.model.loading import load_causal_lm
 from llara_cli.model.recipe import PAPER
 from llara_cli.model.source import resolve
 from llara_cli.model.tokenizer import TextTokenizer
-from llara_cli.pipelines.train import CPU_TOKENS
 from llara_cli.training.contrastive import ContrastiveObjective
 from llara_cli.training.groups import Group, identity
 from llara_cli.training.info_nce import ContrastiveLoss
+from llara_cli.training.preparation import CPU_TOKENS
 from llara_cli.training.probe import peak_memory
 
 LENGTH, QUERY_LENGTH, TEMPERATURE, RATE = 96, 64, 0.05, 1e-5

@@ -33,7 +33,7 @@ from llara_cli.cpu import give_back_memory, keep_freed_memory, linear, resident_
 from llara_cli.model.decoder import Decoder
 from llara_cli.model.recipe import PAPER, RELEASED, Recipe
 from llara_cli.model.tokenizer import PromptIds
-from llara_cli.pipelines.train import CPU_TOKENS
+from llara_cli.training.preparation import CPU_TOKENS
 from llara_cli.training.pretext import Example
 from llara_cli.training.probe import peak_memory
 

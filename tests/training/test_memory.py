@@ -16,9 +16,16 @@ from program import Llara
 from tiny import SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from llara_cli.core.reporter import LlaraWarning, Reporter
+from llara_cli.core.workspace import Workspace
 from llara_cli.model.decoder import Decoder
+from llara_cli.model.source import resolve
+from llara_cli.pipelines.pretrain import pretraining
+from llara_cli.pipelines.train import TrainingRun
 from llara_cli.training import memory
-from llara_cli.training.memory import Forwards, Needs, choose_forwards, recomputed
+from llara_cli.training.config import PretrainConfig
+from llara_cli.training.memory import Forwards, Needs, choose_forwards, fit_forwards, recomputed
+from llara_cli.training.pretext import Example
 
 GB = 10**9
 SEVEN = Needs(fixed=0, layer=0, token=50_000, layer_token=140_000, recomputed_token=8_192)
@@ -80,41 +87,43 @@ def test_every_number_of_layers_that_can_be_spread_evenly_is_tried() -> None:
     assert [recomputed(7, every) for every in memory.recompute_intervals(7)] == [0, 1, 2, 3, 4, 7]
 
 
+def pretraining_with(free: int, corpus: Path, model: Path, root: Path, steps: int) -> TrainingRun[Example]:
+    """A run on a device with ``free`` bytes of free memory."""
+    workspace = Workspace(root)
+    config = PretrainConfig(max_length=60, batch_size=8, max_steps=steps)
+    run = pretraining(workspace, resolve(str(model), workspace), [str(corpus)], config, "m")
+    return replace(run, free_memory=lambda device: free)
+
+
 def test_a_run_goes_by_the_memory_that_is_free(
-    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Room for one layer's tensors: the layers are computed again, which changes gradients by noise at most."""
     flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 2, "--name", "m", "--json")
-    wanted = llara("pretrain", corpus, *flags, workspace=tmp_path / "plain").json
-    monkeypatch.setattr("llara_cli.pipelines.train.free_memory", lambda device: memory.RESERVED * 10 // 9 + 12_400_000)
-    plan = llara("pretrain", corpus, *flags, "--dry-run").json
-    found = llara("pretrain", corpus, *flags)
-    assert (plan["micro_batch_tokens"], plan["recomputed_layers"]) == (4096, 2)
-    assert "4096 tokens a forward, 2 of 2 layers recomputed" in found.err
+    expected = llara("pretrain", corpus, *flags, workspace=tmp_path / "plain").json
+    free = memory.RESERVED * 10 // 9 + 12_400_000
+    plan = pretraining_with(free, corpus, tiny_model, tmp_path / "ws", 2).plan()
+    assert (plan.micro_batch_tokens, plan.recomputed_layers) == (4096, 2)
+    with caplog.at_level("INFO", "llara"):
+        result = pretraining_with(free, corpus, tiny_model, tmp_path / "ws", 2).run(restart=False)
+    assert "4096 tokens a forward, 2 of 2 layers recomputed" in caplog.text
     manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
     assert manifest["execution"]["gradient_checkpointing"] == 1
     assert manifest["execution"]["micro_batch_tokens"] == 4096
-    for one, two in zip(wanted["history"], found.json["history"], strict=True):
+    for one, two in zip(expected["history"], result["history"], strict=True):
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-def test_a_run_goes_on_where_memory_cannot_be_measured(
-    llara: Llara, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: Any) -> None:
+def test_a_run_goes_on_where_memory_cannot_be_measured() -> None:
+    def fail() -> Needs:
         raise ValueError("no such number\nof layers")
 
-    monkeypatch.setattr("llara_cli.pipelines.train.free_memory", lambda device: 10 * GB)
-    monkeypatch.setattr("llara_cli.pipelines.train.shrunken", fail)
-    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 1, "--name", "m")
-    done = llara("pretrain", corpus, *flags)
-    assert done.code == 0, done.err
-    assert "cannot be measured (no such number of layers): 4096 tokens a forward" in done.err
+    with pytest.warns(LlaraWarning, match=r"cannot be measured \(no such number of layers\): 4096 tokens a forward"):
+        chosen = fit_forwards(10 * GB, fail, 2, Reporter(), longest=60, tokens=None, recompute=None)
+    assert chosen == Forwards(4096, 0)
 
 
-def test_a_run_that_does_not_fit_says_so(
-    llara: Llara, corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llara_cli.pipelines.train.free_memory", lambda device: GB)
-    flags = ("--model", tiny_model, "--max-length", 60, "--batch-size", 8, "--max-steps", 1, "--name", "m")
-    assert "4.3 GB of GPU memory are needed, and 0.9 GB can be had" in llara("pretrain", corpus, *flags).err
+def test_a_run_that_does_not_fit_says_so(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = pretraining_with(GB, corpus, tiny_model, tmp_path / "ws", 1)
+    with pytest.warns(LlaraWarning, match=r"4\.3 GB of GPU memory are needed, and 0\.9 GB can be had"):
+        run.run(restart=False)
