@@ -146,7 +146,7 @@ class ContrastiveData:
 
     @property
     def shares(self) -> Sequence[Share]:
-        """One a set."""
+        """One share per training set."""
         sizes = [len(rows) for rows in self.sets]
         pairs = zip(sizes, self.train, strict=True)
         return [Share(sum(sizes[:number]), size, each.weight) for number, (size, each) in enumerate(pairs)]
@@ -158,7 +158,7 @@ class ContrastiveData:
 
     @property
     def longest(self) -> int:
-        """Of a query or a passage, with its prompt."""
+        """Tokens of the longest query or passage, prompt included."""
         return max(self.config.query_length, self.config.passage_length)
 
     @cached_property
@@ -289,9 +289,9 @@ class ContrastiveTask:
 
         def score() -> float:
             model.model.eval()
-            found = torch.tensor(dev.score(encode), dtype=torch.float64, device=device)
+            local = torch.tensor(dev.score(encode), dtype=torch.float64, device=device)
             model.model.train()
-            return float(accelerator.reduce(found, reduction="mean"))  # all processes go by the same number
+            return float(accelerator.reduce(local, reduction="mean"))  # all processes go by the same number
 
         every = config.dev_every or max(1, place.steps // EVALUATIONS)
         writes = accelerator.is_main_process

@@ -70,13 +70,13 @@ class PretextData:
         return self._inputs
 
     def _read_inputs(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        inputs: list[dict[str, Any]] = []
         for argument in self.corpus:
             if argument.startswith("hf:"):
-                found.append({"name": argument, "sha256": None})
+                inputs.append({"name": argument, "sha256": None})
             else:
-                found += [input_record(path) for path in corpus_files([argument])]
-        return found
+                inputs += [input_record(path) for path in corpus_files([argument])]
+        return inputs
 
     @property
     def max_length(self) -> int:
@@ -86,7 +86,7 @@ class PretextData:
 
     @property
     def longest(self) -> int:
-        """With both prompts."""
+        """Tokens of the longest sequence, both prompts included."""
         return self.max_length
 
     @cached_property

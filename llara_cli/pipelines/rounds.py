@@ -27,7 +27,7 @@ from llara_cli.training.groups import Group
 from llara_cli.training.plan import Plan
 
 MINED = 15
-"""Negatives per query that a round hands to the next, at least; the next draws ``negatives`` of them each epoch."""
+"""Fewest negatives per query mined for the next round, which draws ``negatives`` of them each epoch."""
 
 
 def finetuning(
@@ -50,7 +50,7 @@ def finetuning(
 
 
 def open_dev_set(workspace: Workspace, folder: Path | None) -> DevSet | None:
-    """The dev set in a BEIR folder; what the user should know of it is told."""
+    """The dev set in a BEIR folder, with a warning where it is a test split or has gaps."""
     if folder is None:
         return None
     dev_set = DevSet.of(folder)
@@ -109,23 +109,23 @@ class Rounds:
 
     def _mined(self, run: TrainingRun[Group], *, restart: bool) -> list[TrainingSet]:
         """The training sets with the negatives that the model of ``run`` finds hard."""
-        settings, corpus = self.config, self.config.corpus
+        config, corpus = self.config, self.config.corpus
         assert corpus is not None
         source = resolve(run.name, self.workspace, remote_code=self.source.remote_code)
-        encode = EncodeConfig(max_length=settings.passage_length, dtype=settings.dtype)
+        encode = EncodeConfig(max_length=config.passage_length, dtype=config.dtype)
         index = index_corpus(self.workspace, source, corpus, encode, "finetune")
-        searcher = Searcher(self.workspace, index, settings.query_length, remote_code=source.remote_code)
+        searcher = Searcher(self.workspace, index, config.query_length, remote_code=source.remote_code)
         candidates = IndexCandidates(searcher)
-        wanted = max(MINED, settings.negatives)
-        depth, seed = max(MineConfig.depth, wanted), settings.seed
-        mine = MineConfig(depth=depth, per_query=wanted, seed=seed, query_length=settings.query_length)
-        made = []
+        per_query = max(MINED, config.negatives)
+        depth, seed = max(MineConfig.depth, per_query), config.seed
+        mine_config = MineConfig(depth=depth, per_query=per_query, seed=seed, query_length=config.query_length)
+        mined = []
         for number, each in enumerate(self.sets, 1):
             name = _mined_name(run.name, number, len(self.sets))
-            mining = Mining(self.workspace, each.path, candidates, mine, name)
+            mining = Mining(self.workspace, each.path, candidates, mine_config, name)
             mining.run(restart=restart)
-            made.append(replace(each, path=mining.rows_file))
-        return made
+            mined.append(replace(each, path=mining.rows_file))
+        return mined
 
 
 def check_names(name: str, rounds: int, sets: int) -> None:
@@ -141,10 +141,10 @@ def check_names(name: str, rounds: int, sets: int) -> None:
 
 
 def _model_name(name: str, number: int, rounds: int) -> str:
-    """Of a round's model; ``name``: the last round's."""
+    """Name of a round's model; ``name``: that of the last round."""
     return name if number == rounds else f"{name}-round{number}"
 
 
 def _mined_name(model: str, number: int, sets: int) -> str:
-    """Of the rows mined with a round's model for training set ``number``."""
+    """Name of the rows mined with a round's model for training set ``number``."""
     return f"{model}-mined" + (f"-{number}" if sets > 1 else "")

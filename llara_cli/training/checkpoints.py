@@ -25,7 +25,7 @@ _STATE, _STEP = "state.safetensors", "step.json"
 SHARED = 256
 """Numbers in the table of code values that bitsandbytes shares among all weights; safetensors refuses shared memory."""
 SAVE_SECONDS = 600
-"""Between checkpoints, unless the settings say otherwise."""
+"""Seconds between checkpoints where ``save_every`` is not set."""
 
 
 class SaveTimes:
@@ -173,9 +173,9 @@ def check_best(folder: Path, step: int) -> None:
 
 def drop_best(folder: Path, kept: Collection[int]) -> None:
     """Remove the weights of all steps but those ``kept``."""
-    wanted = [best_file(folder, step) for step in kept]
+    keep = [best_file(folder, step) for step in kept]
     for file in (folder / BEST).glob("*"):
-        if file not in wanted:
+        if file not in keep:
             file.unlink()
 
 
@@ -217,16 +217,16 @@ def _load(file: Path, folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_misfit(file: Path, folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ``LlaraError`` unless ``saved`` has the tensors that are ``wanted``, each of the same shape and dtype."""
-    if missing := wanted.keys() - saved.keys():
+def _refuse_misfit(file: Path, folder: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ``LlaraError`` unless ``saved`` has the tensors that are ``expected``, each of the same shape and dtype."""
+    if missing := expected.keys() - saved.keys():
         raise damaged(file, folder, f"{min(missing)} is not in it")
-    if unknown := saved.keys() - wanted.keys():
+    if unknown := saved.keys() - expected.keys():
         raise damaged(file, folder, f"{min(unknown)} is in it, but not in this model")
-    for name, tensor in wanted.items():
-        found = saved[name]
-        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
-            raise damaged(file, folder, f"{name} is {_form(found)} in it, but {_form(tensor)} in this model")
+    for name, tensor in expected.items():
+        loaded = saved[name]
+        if (loaded.shape, loaded.dtype) != (tensor.shape, tensor.dtype):
+            raise damaged(file, folder, f"{name} is {_form(loaded)} in it, but {_form(tensor)} in this model")
 
 
 def _form(tensor: Tensor) -> str:
@@ -257,9 +257,9 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple
         yield f"weight/{name}", weight
         state: Mapping[str, Any] = optimizer.state.get(weight, {})
         for key, value in state.items():
-            found = torch.tensor(value) if isinstance(value, int) else value
-            if isinstance(found, Tensor):
-                yield from _parts(f"{key}/{name}", found)
+            tensor = torch.tensor(value) if isinstance(value, int) else value
+            if isinstance(tensor, Tensor):
+                yield from _parts(f"{key}/{name}", tensor)
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -2,9 +2,9 @@
 
 The loss is a function of all embeddings together, so it is taken in every process at once: each embeds its share of
 the texts, the shares are summed into one matrix, and each pushes the loss' gradient at its own rows back through the
-model. A share of more tokens than one forward may have is done as GradCache does it (arXiv 2101.06983): embed
-everything without gradient, take the loss' gradient at the embeddings, then embed each part again and push its
-part of that gradient through. The part that is largest keeps its graph and is embedded once.
+model. A share of more tokens than one forward may have is computed as in GradCache (arXiv 2101.06983): embed
+everything without gradient, take the loss' gradient at the embeddings, then embed each microbatch again and push its
+rows of that gradient through. The largest microbatch keeps its graph and is embedded once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from llara_cli.model.to_device import to_device
 from llara_cli.training.engine import Engine
 from llara_cli.training.groups import Group
 from llara_cli.training.info_nce import ContrastiveLoss, contrasts
-from llara_cli.training.objective import Terms
+from llara_cli.training.objective import BatchLosses
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Make dropout the same in both passes over a part."""
+    """Make dropout the same in both passes over a microbatch."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -43,14 +43,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The texts of a batch, queries then passages, in forwards.
+class Microbatches:
+    """The texts of a batch, queries then passages, split into forwards.
 
     Attributes:
         trees: the texts with their prompts.
-        forwards: the rows of each, of the numbers of its texts.
+        forwards: the rows of each forward, a row being the numbers of its texts.
         multiple: a row's width is rounded up to a multiple of this many tokens.
-        tokens: of the texts, prompts and padding not counted.
+        tokens: tokens of all texts, without prompts and padding.
     """
 
     trees: Sequence[Tree]
@@ -60,7 +60,7 @@ class Parts:
 
     @cached_property
     def numbers(self) -> list[list[int]]:
-        """Which texts are in each forward, in the order of its rows."""
+        """Numbers of the texts in each forward, in the order of its rows."""
         return [[number for row in rows for number in row] for rows in self.forwards]
 
     @property
@@ -74,8 +74,8 @@ class Parts:
         return place_some(self.trees, self.forwards[number], self.multiple)[1]
 
 
-_Part = tuple[int, Future[TokenRows]]
-"""The number of a part, ``-1`` for one that counts for nothing, and its token rows, or a promise of them."""
+_Microbatch = tuple[int, Future[TokenRows]]
+"""The number of a microbatch, ``-1`` for a dummy whose result is ignored, and a future of its token rows."""
 
 
 @dataclass
@@ -106,35 +106,41 @@ class ContrastiveObjective:
         """The layout."""
         return {"layout": self.batching.layout}
 
-    def backward(self, groups: Sequence[Group], engine: Engine | None = None) -> Terms:
+    def backward(self, groups: Sequence[Group], engine: Engine | None = None) -> BatchLosses:
         """Accumulate the gradients of this process' share of the batch's mean loss."""
         engine = engine or Engine()
-        parts = self.parts(groups, engine.processes)
-        costs = parts.costs
+        microbatches = self.microbatches(groups, engine.processes)
+        costs = microbatches.costs
         by_rank = assign_to_ranks(costs, engine.processes)
         heaviest = max(sum(costs[number] for number in own if number >= 0) for own in by_rank)
         keep = self.chunk is None and heaviest <= self.budget
-        loss = self.backward_through(parts, by_rank[engine.rank], groups, engine, keep_graph=keep)
-        self.seed += len(parts.forwards)
-        return Terms(float(loss), texts=len(parts.trees), tokens=parts.tokens)
+        loss = self.backward_through(microbatches, by_rank[engine.rank], groups, engine, keep_graph=keep)
+        self.seed += len(microbatches.forwards)
+        return BatchLosses(float(loss), texts=len(microbatches.trees), tokens=microbatches.tokens)
 
     def backward_through(
-        self, parts: Parts, own: Sequence[int], groups: Sequence[Group], engine: Engine, *, keep_graph: bool
+        self,
+        microbatches: Microbatches,
+        own: Sequence[int],
+        groups: Sequence[Group],
+        engine: Engine,
+        *,
+        keep_graph: bool,
     ) -> Tensor:
-        """The batch's loss; pushes its gradients through the parts of this rank, of which ``-1`` counts for nothing.
+        """Push the gradients of the batch's loss through this rank's microbatches; return the loss.
 
-        ``keep_graph``: one forward and one backward for all of them; else GradCache, but for the first and largest
-        part: there is room for one part's graph, so that one need not be embedded again.
+        ``own``: their numbers, ``-1`` for a dummy. ``keep_graph``: one forward and backward for all of them; else
+        GradCache, except that the first, largest one keeps its graph and is not embedded twice.
         """
         kept = len(own) if keep_graph else 1
-        with ThreadPoolExecutor(1, thread_name_prefix="layouts") as thread:  # they are made while the device computes
-            own_rows = [(number, thread.submit(parts.layout, max(number, 0))) for number in own]
+        with ThreadPoolExecutor(1, thread_name_prefix="layouts") as thread:  # lays out rows while the device computes
+            own_rows = [(number, thread.submit(microbatches.layout, max(number, 0))) for number in own]
             with engine.accumulate(last=kept == len(own)):
                 whole = engine.run(self._embed_all, own_rows[:kept])
                 with torch.no_grad():
                     rest = engine.run(self._embed_all, own_rows[kept:]) if own_rows[kept:] else []
-                leaf, loss = self._loss_at(parts, own, [*whole, *rest], groups, engine)
-                gradients = _gradients_at(leaf, parts, own)
+                leaf, loss = self._loss_at(microbatches, own, [*whole, *rest], groups, engine)
+                gradients = _gradients_at(leaf, microbatches, own)
                 torch.autograd.backward(whole, gradients[:kept])
             for place in range(kept, len(own)):
                 with engine.accumulate(last=place == len(own) - 1):
@@ -143,11 +149,18 @@ class ContrastiveObjective:
         return loss
 
     def _loss_at(
-        self, parts: Parts, own: Sequence[int], found: Sequence[Tensor], groups: Sequence[Group], engine: Engine
+        self,
+        microbatches: Microbatches,
+        own: Sequence[int],
+        embedded: Sequence[Tensor],
+        groups: Sequence[Group],
+        engine: Engine,
     ) -> tuple[Tensor, Tensor]:
-        """All embeddings (texts, dim), as a leaf that has the scaled loss' gradient; and the loss, detached."""
-        leaf = found[0].new_zeros(len(parts.trees), found[0].shape[1]).detach()
-        if live := [(parts.numbers[number], one) for number, one in zip(own, found, strict=True) if number >= 0]:
+        """All embeddings (texts, dim), as a leaf whose ``grad`` is the scaled loss'; and the loss, detached."""
+        leaf = embedded[0].new_zeros(len(microbatches.trees), embedded[0].shape[1]).detach()
+        if live := [
+            (microbatches.numbers[number], one) for number, one in zip(own, embedded, strict=True) if number >= 0
+        ]:
             places = to_device(np.concatenate([numbers for numbers, _ in live]), leaf.device)
             leaf.index_copy_(0, places, torch.cat([one.detach() for _, one in live]))
         if engine.processes > 1:
@@ -168,28 +181,28 @@ class ContrastiveObjective:
             "without a hard negative or another row's passage that is not masked as a false negative"
         )
 
-    def _embed_all(self, own_rows: Sequence[_Part]) -> list[Tensor]:
+    def _embed_all(self, own_rows: Sequence[_Microbatch]) -> list[Tensor]:
         return [self._embed(number, token_rows) for number, token_rows in own_rows]
 
     def _embed(self, number: int, token_rows: Future[TokenRows]) -> Tensor:
-        """(texts of the part, dim), not normalized."""
+        """Embeddings (texts of the microbatch, dim), not normalized."""
         with _seeded(self.seed + max(number, 0)):
             return pool(self.decoder.slots(token_rows.result()), self.recipe, normalize=False)
 
-    def parts(self, groups: Sequence[Group], processes: int = 1) -> Parts:
+    def microbatches(self, groups: Sequence[Group], processes: int = 1) -> Microbatches:
         """Split a batch into forwards, at least one for each of ``processes`` where there are enough texts."""
         queries = self.sequencer.trees([group.query for group in groups], "query")
         passages = self.sequencer.trees([text for group in groups for text in group.passages], "passage")
         trees = queries.trees + passages.trees
         forwards = self.batching.forwards([len(tree) for tree in trees], processes)
         if self.chunk is not None:
-            forwards = [part for rows in forwards for part in cut(rows, self.chunk)]
-        return Parts(trees, forwards, self.batching.multiple, queries.tokens + passages.tokens)
+            forwards = [rows for forward in forwards for rows in cut(forward, self.chunk)]
+        return Microbatches(trees, forwards, self.batching.multiple, queries.tokens + passages.tokens)
 
 
-def _gradients_at(leaf: Tensor, parts: Parts, own: Sequence[int]) -> list[Tensor]:
-    """The gradient at the texts of each part; zeros for a part that counts for nothing."""
+def _gradients_at(leaf: Tensor, microbatches: Microbatches, own: Sequence[int]) -> list[Tensor]:
+    """The gradient at the embeddings of each microbatch; zeros for a dummy."""
     assert leaf.grad is not None
-    numbers = [parts.numbers[max(number, 0)] for number in own]
-    rows = leaf.grad[to_device(np.concatenate(numbers), leaf.device)].split([len(part) for part in numbers])
-    return [part if number >= 0 else torch.zeros_like(part) for number, part in zip(own, rows, strict=True)]
+    numbers = [microbatches.numbers[max(number, 0)] for number in own]
+    rows = leaf.grad[to_device(np.concatenate(numbers), leaf.device)].split([len(texts) for texts in numbers])
+    return [grad if number >= 0 else torch.zeros_like(grad) for number, grad in zip(own, rows, strict=True)]

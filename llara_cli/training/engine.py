@@ -48,9 +48,9 @@ class Engine:
         """Sums over all processes, element by element."""
         return values
 
-    def agreed(self, mine: bool) -> bool:
+    def agreed(self, here: bool) -> bool:
         """True in every process if true in any."""
-        return mine
+        return here
 
 
 def local(weight: Tensor) -> Tensor:
@@ -115,8 +115,10 @@ class AcceleratedEngine(Engine):
         have = torch.tensor([weight.grad is not None for weight in weights], device=self.accelerator.device)
         for weight, processes in zip(weights, self.total(have.float()).tolist(), strict=True):
             if processes:  # in the others it is zero
-                mine = torch.zeros_like(weight, dtype=gradient_dtype(weight)) if weight.grad is None else weight.grad
-                weight.grad = self.accelerator.reduce(mine, reduction="mean")
+                gradient = (
+                    torch.zeros_like(weight, dtype=gradient_dtype(weight)) if weight.grad is None else weight.grad
+                )
+                weight.grad = self.accelerator.reduce(gradient, reduction="mean")
 
     @property
     def scale(self) -> float:
@@ -129,10 +131,10 @@ class AcceleratedEngine(Engine):
         summed: Tensor = self.accelerator.reduce(values, reduction="sum")
         return summed
 
-    def agreed(self, mine: bool) -> bool:
+    def agreed(self, here: bool) -> bool:
         if self.processes == 1:
-            return mine
-        return bool(self.total(torch.tensor(float(mine), device=self.accelerator.device)) > 0)
+            return here
+        return bool(self.total(torch.tensor(float(here), device=self.accelerator.device)) > 0)
 
     def clip(self, max_norm: float) -> float:
         """Unscale the gradients and clip their total norm; the norm before clipping."""

@@ -73,8 +73,8 @@ class ExampleBuilder:
         """
         tokenizer = hashlib.sha256(self.tokenizer.hf.backend_tokenizer.to_str().encode()).hexdigest()
         content = [[kind(Path(record["name"])), record["sha256"] or record["name"]] for record in inputs]
-        told = [content, tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v3"]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+        identity = [content, tokenizer, asdict(self.recipe), self.prompts.head, self.max_length, "v3"]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
     def build(
         self,

@@ -16,7 +16,7 @@ from llara_cli.core.artifacts import write_atomically
 from llara_cli.training import checkpoints
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
-TERMS = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
+LOSSES = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
 """The losses of a row, and their names on the screen."""
 
 
@@ -68,11 +68,11 @@ class History:
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        told = {name: value for name, value in row.items() if name != "step" and value is not None}
-        self._accelerator.log(told, step=row["step"])
+        logged = {name: value for name, value in row.items() if name != "step" and value is not None}
+        self._accelerator.log(logged, step=row["step"])
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        terms = " ".join(f"{label} {_short(row[name])}" for name, label in TERMS.items() if row[name] is not None)
-        return f"{terms} {rate:,.0f} tokens/s"
+        losses = " ".join(f"{label} {_short(row[name])}" for name, label in LOSSES.items() if row[name] is not None)
+        return f"{losses} {rate:,.0f} tokens/s"
 
 
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -101,7 +101,7 @@ def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
-    for name, label in TERMS.items():
+    for name, label in LOSSES.items():
         points = [(row["step"], row[name]) for row in rows if row[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) == 1 else "")

@@ -94,10 +94,10 @@ def distillation(scores: Tensor, teacher: Tensor, own: Tensor, temperature: floa
         scores: (queries, passages) cosines. teacher: (passages,) its score of each passage for the query that owns it.
         own: (queries, passages), see ``own_passages``.
     """
-    wanted = teacher.expand_as(scores).masked_fill(~own, _NEVER).log_softmax(dim=1)
-    found = (scores / temperature).masked_fill(~own, _NEVER).log_softmax(dim=1)
-    difference = (wanted - found).masked_fill(~own, 0.0)  # outside: infinity minus infinity
-    return (wanted.exp() * difference).sum(dim=1).mean()
+    target = teacher.expand_as(scores).masked_fill(~own, _NEVER).log_softmax(dim=1)
+    predicted = (scores / temperature).masked_fill(~own, _NEVER).log_softmax(dim=1)
+    difference = (target - predicted).masked_fill(~own, 0.0)  # outside: infinity minus infinity
+    return (target.exp() * difference).sum(dim=1).mean()
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class ContrastiveLoss:
     Attributes:
         in_batch: other rows' passages are negatives too.
         mask_false_negatives: a copy of one of the query's positives is no negative.
-        margin: nor is a passage that scores more than this above the positive; None: all are.
+        margin: a passage that scores more than this above the positive is no negative; None: no limit.
         distillation: share of the teacher's term in the loss, from 0 to 1.
-        dims: widths at which the loss is taken, their mean counts; none: the whole width.
+        dims: widths at which the loss is computed and averaged (Matryoshka); empty: the whole width.
     """
 
     temperature: float = 0.01
@@ -151,8 +151,8 @@ class ContrastiveLoss:
         loss = info_nce(scores, positives, mask, self.temperature)
         if not self.distillation:
             return loss
-        told = torch.tensor([score for group in groups for score in group.scores or ()], dtype=scores.dtype)
-        teacher, own = to_device(told, scores.device), to_device(own_passages(groups), scores.device)
+        teacher_scores = torch.tensor([score for group in groups for score in group.scores or ()], dtype=scores.dtype)
+        teacher, own = to_device(teacher_scores, scores.device), to_device(own_passages(groups), scores.device)
         term = distillation(scores, teacher, own, self.temperature)
         return (1 - self.distillation) * loss + self.distillation * term
 

@@ -23,9 +23,9 @@ ECHO_SECONDS = 0.5
 def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
     """Defer the first signal until all processes ask for it together; a second one stops at once.
 
-    What is given tells whether to stop: the exception to raise then, the same in every process. A signal that nobody
-    asked about any more, such as one during the last checkpoint, is delivered at the end. A signal that is ignored
-    (``nohup``) stays so, and all keep their handlers outside the main thread.
+    Yields a function that returns the exception to raise, the same in every process, or None to go on. A signal that
+    arrives after its last call, as during the last checkpoint, is delivered on exit. Ignored signals (``nohup``) stay
+    ignored. Outside the main thread nothing is deferred.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -33,7 +33,7 @@ def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrup
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     received: list[tuple[int, float]] = []
-    answered = False  # whether somebody has been told to stop, or a second signal has stopped all
+    answered = False  # whether an exception was returned, or a second signal raised
 
     def restore() -> None:
         for number, handler in handlers.items():
@@ -49,9 +49,9 @@ def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrup
 
     def stop() -> KeyboardInterrupt | None:
         nonlocal answered
-        found = _agreed(engine, received[0][0] if received else None)
-        answered = answered or found is not None
-        return found
+        exception = _agreed(engine, received[0][0] if received else None)
+        answered = answered or exception is not None
+        return exception
 
     for number in handlers:
         signal.signal(number, on_signal)
@@ -63,9 +63,9 @@ def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrup
             signal.raise_signal(received[0][0])
 
 
-def _agreed(engine: Engine, mine: int | None) -> KeyboardInterrupt | None:
+def _agreed(engine: Engine, received: int | None) -> KeyboardInterrupt | None:
     """The exception to raise in every process if any has received a signal."""
-    if not engine.agreed(mine is not None):
+    if not engine.agreed(received is not None):
         return None
-    number = next(number for number in SIGNALS if engine.agreed(mine == number))
+    number = next(number for number in SIGNALS if engine.agreed(received == number))
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)

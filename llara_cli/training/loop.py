@@ -21,7 +21,7 @@ from llara_cli.training.early_stopping import EarlyStopping
 from llara_cli.training.engine import AcceleratedEngine, local
 from llara_cli.training.history import History
 from llara_cli.training.interrupts import deferred_interrupt
-from llara_cli.training.objective import Objective, Terms
+from llara_cli.training.objective import BatchLosses, Objective
 from llara_cli.training.optimizers import make_optimizer
 from llara_cli.training.schedule import Schedule
 
@@ -115,28 +115,28 @@ class Trainer(Generic[ItemT]):
         seed = (self.config.seed << 32) + step
         torch.manual_seed(seed)
         self.objective.seed = (self.config.seed << 32) + (step << 16)
-        terms, norm = self._gradients(items)
+        losses, norm = self._gradients(items)
         for _ in range(FP16_TRIES):
             if math.isfinite(norm) or not self.engine.scaler.is_enabled():
                 break
             self.engine.update()  # skips the update, as the scaled gradient overflowed, and halves the scale
-            terms, norm = self._gradients(items)
-        if not math.isfinite(terms.loss) or not math.isfinite(norm):
+            losses, norm = self._gradients(items)
+        if not math.isfinite(losses.loss) or not math.isfinite(norm):
             if not self._spoiled():
                 self._save(step - 1)
-            raise self._failure(step, f"the loss is {terms.loss}, the gradient's norm {norm}")
-        row = _row(step, terms, float(self.rates.get_last_lr()[0]), norm)
+            raise self._failure(step, f"the loss is {losses.loss}, the gradient's norm {norm}")
+        row = _row(step, losses, float(self.rates.get_last_lr()[0]), norm)
         torch.manual_seed(seed)  # processes must round alike, whatever their forwards drew
         self.engine.update()
         self.rates.step()
         return row
 
-    def _gradients(self, items: Sequence[ItemT]) -> tuple[Terms, float]:
-        """Compute the gradients of a batch, unscaled and clipped; their norm before clipping."""
+    def _gradients(self, items: Sequence[ItemT]) -> tuple[BatchLosses, float]:
+        """Compute the gradients of a batch, unscaled and clipped; return its losses, and the norm before clipping."""
         self.engine.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
-            terms = self.objective.backward(items, self.engine)
-        return terms, self.engine.clip(self.config.optimizer.max_grad_norm)
+            losses = self.objective.backward(items, self.engine)
+        return losses, self.engine.clip(self.config.optimizer.max_grad_norm)
 
     @property
     def _stops_early(self) -> bool:
@@ -175,16 +175,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
-def _row(step: int, terms: Terms, rate: float, norm: float) -> dict[str, Any]:
+def _row(step: int, losses: BatchLosses, rate: float, norm: float) -> dict[str, Any]:
     """A history row, in the order and under the names of the command line's contract."""
     return {
         "step": step,
-        "loss": terms.loss,
-        "ebae": terms.ebae,
-        "ebar": terms.ebar,
-        "lm": terms.lm,
+        "loss": losses.loss,
+        "ebae": losses.ebae,
+        "ebar": losses.ebar,
+        "lm": losses.lm,
         "learning_rate": rate,
         "grad_norm": norm,
-        "texts": terms.texts,
-        "tokens": terms.tokens,
+        "texts": losses.texts,
+        "tokens": losses.tokens,
     }

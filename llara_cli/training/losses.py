@@ -114,10 +114,10 @@ def _losses(
     def losses(chunk: Tensor, part: slice) -> Tensor:
         if chunk.shape[1] > 1:
             return bag_of_tokens_loss(logits.of(head(chunk)).max(dim=1).values, targets, part)
-        made = logits.of(head(chunk[:, 0]))
+        values = logits.of(head(chunk[:, 0]))
         if isinstance(targets, NextTokens):
-            return functional.cross_entropy(made.to(wide(made)), targets.next_ids[part], reduction="none")
-        return bag_of_tokens_loss(made, targets, part)
+            return functional.cross_entropy(values.to(wide(values)), targets.next_ids[part], reduction="none")
+        return bag_of_tokens_loss(values, targets, part)
 
     run = partial(checkpoint, losses, use_reentrant=False)
     each = torch.cat([run(hidden[part], part) for part in chunks(hidden, len(weight))])

@@ -76,10 +76,10 @@ def choose_forwards(
 
     Args:
         longest: tokens of the longest sequence, which no forward cuts.
-        tokens: what the user wants; None: chosen.
+        tokens: of a forward, where the user set it; None: to be chosen.
         recompute: whether all layers are recomputed; None: as many as it takes.
 
-    Where nothing fits, it is the choice that takes the least memory.
+    Where nothing fits, the choice that takes the least memory.
     """
     if needs.recomputed_token is None and recompute is None:
         recompute = False
@@ -97,14 +97,14 @@ def fit_forwards(
     free: int, count: Callable[[], Needs], layers: int, reporter: Reporter, *, longest: int, tokens: int | None,
     recompute: bool | None,
 ) -> Forwards:  # fmt: skip
-    """``choose_forwards`` for the free memory and the needs that ``count`` finds, with a note or a warning.
+    """``choose_forwards`` for ``free`` bytes and the needs that ``count`` returns, with a note or a warning.
 
-    Where nothing can be counted, it is ``LEAST_TOKENS`` tokens, and nothing computed again that is not asked for.
+    Where ``count`` fails: ``LEAST_TOKENS`` tokens, and layers are recomputed only where ``recompute`` says so.
     """
     try:
         with reporter.status("measuring how much memory a layer takes"):
             needs = count()
-    except Exception as error:  # nothing that keeps a model from training
+    except Exception as error:  # no reason not to train
         chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
         reporter.warn(
             f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
@@ -174,18 +174,18 @@ def _by_tokens(decoder: Decoder, autocast: Context) -> tuple[float, float]:
 def kept_bytes(decoder: Decoder, rows: int, autocast: Context) -> int:
     """Bytes that autograd saves in a forward of ``rows`` rows, without weights and buffers."""
     own = {_piece(weight) for weight in (*decoder.model.parameters(), *decoder.model.buffers())}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if (piece := _piece(tensor)) not in own:
-            found[piece] = tensor.untyped_storage().nbytes()
+            sizes[piece] = tensor.untyped_storage().nbytes()
         return tensor
 
     row = Tree(np.zeros(TRIAL_TOKENS, np.int64), [])
     with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = decoder.hidden(place_in_rows([row] * rows))  # held, or its graph would give the pieces back
+        hidden = decoder.hidden(place_in_rows([row] * rows))  # kept, or its graph and the saved tensors would be freed
     del hidden
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def _piece(tensor: Tensor) -> int:

@@ -12,8 +12,8 @@ ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 
 @dataclass
-class Terms:
-    """Means over the optimizer batch; ``None`` where nothing in the batch has the term."""
+class BatchLosses:
+    """Mean losses of an optimizer batch, each ``None`` where nothing in the batch has it, and the batch's size."""
 
     loss: float = 0.0
     ebae: float | None = None
@@ -32,5 +32,5 @@ class Objective(Protocol[ItemT_contra]):
     def execution(self) -> dict[str, Any]:
         """How it is computed: what changes results by rounding at most."""
 
-    def backward(self, items: Sequence[ItemT_contra], engine: Engine = ...) -> Terms:
+    def backward(self, items: Sequence[ItemT_contra], engine: Engine = ...) -> BatchLosses:
         """``items``: the whole batch, the same in every process; each runs its share of it."""

@@ -26,7 +26,7 @@ from llara_cli.model.to_device import to_device
 from llara_cli.model.tokenizer import PromptIds
 from llara_cli.training.engine import Engine
 from llara_cli.training.losses import language_model_loss, pretext_losses
-from llara_cli.training.objective import Terms
+from llara_cli.training.objective import BatchLosses
 from llara_cli.training.projection import HeadGradients
 from llara_cli.training.targets import Targets
 
@@ -99,7 +99,7 @@ class PretextObjective:
         """The layout."""
         return {"layout": self.batching.layout}
 
-    def backward(self, examples: Sequence[Example], engine: Engine | None = None) -> Terms:
+    def backward(self, examples: Sequence[Example], engine: Engine | None = None) -> BatchLosses:
         """Accumulate the gradients of this process' share; every mean is over all of ``examples``."""
         engine = engine or Engine()
         counts = self._count(examples)
@@ -115,14 +115,14 @@ class PretextObjective:
         rows = [forwards[max(number, 0)] for number in own]
         inputs = while_computing(partial(self._inputs, pieces, trees), rows, self.decoder.device)
         for place, (number, given) in enumerate(zip(own, inputs, strict=True)):
-            idle = number < 0  # another process has more to do: the forward counts for nothing
+            idle = number < 0  # another process has more forwards: this one's result is ignored
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
             self._gathered.last = place == len(own) - 1
             with engine.accumulate(last=self._gathered.last):
-                total, found = engine.run(self._forward, given, factors)
+                total, summed = engine.run(self._forward, given, factors)
                 total.backward()
-            sums += 0 if idle else found
-        return self._terms(examples, counts, engine.total(sums).tolist())
+            sums += 0 if idle else summed
+        return self._batch_losses(examples, counts, engine.total(sums).tolist())
 
     def _count(self, examples: Sequence[Example]) -> _Counts:
         heads = 1 if self.prompts.head else 0
@@ -136,14 +136,14 @@ class PretextObjective:
         pretext = scale * both * self.recipe.pretext_weight
         return pretext / max(1, counts.ebae), pretext / max(1, counts.ebar), scale / max(1, counts.lm)
 
-    def _terms(self, examples: Sequence[Example], counts: _Counts, sums: Sequence[float]) -> Terms:
+    def _batch_losses(self, examples: Sequence[Example], counts: _Counts, sums: Sequence[float]) -> BatchLosses:
         loss = sum(factor * value for factor, value in zip(self._factors(counts), sums, strict=True))
         ebae, ebar = (
             self.recipe.pretext_weight * value / count if count else None
             for value, count in zip(sums[:2], (counts.ebae, counts.ebar), strict=True)
         )
         lm = sums[2] / counts.lm if counts.lm else None
-        return Terms(loss, ebae, ebar, lm, len(examples), sum(len(example.text) for example in examples))
+        return BatchLosses(loss, ebae, ebar, lm, len(examples), sum(len(example.text) for example in examples))
 
     def _pieces(self, examples: Sequence[Example]) -> list[_Piece]:
         pieces = []

@@ -54,7 +54,7 @@ class Cost:
     def at(self, depth: int, other: Cost, layers: int) -> Cost:
         """Cost of a model of ``layers`` layers, from this one of ``DEPTHS[0]`` and ``other`` of ``depth``."""
         share = (layers - DEPTHS[0]) / (depth - DEPTHS[0])
-        values = {name: mine + share * (getattr(other, name) - mine) for name, mine in vars(self).items()}
+        values = {name: value + share * (getattr(other, name) - value) for name, value in vars(self).items()}
         return Cost(**values)
 
 

@@ -2,7 +2,8 @@
 
 A chunk of rows is projected, turned into losses and at once into gradients, and forgotten: memory is bounded by the
 chunk, and backward computes no logits a second time. On a CPU the chunk is projected in slices of the vocabulary, and
-each is turned into shares while it is in the cache; the slices' log-sums then tell what the shares are of the whole.
+each is turned into softmax shares while it is in the cache; the slices' log-sums then scale these to the whole
+vocabulary.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ ALIGNED = 64
 class HeadGradients:
     """The projection's gradients, summed over the forwards of an optimizer batch and passed on with the last.
 
-    They are as large as the vocabulary: to make, scale and add them once a forward would take longer than the losses.
-    So backward must come to all losses of a batch with the same gradient: the last one's is what the sum is times.
-    ``last``: whether this forward is the process' last of the batch.
+    They are as large as the projection: creating, scaling and adding them in every forward would take longer than the
+    losses. The sum is scaled once, by the upstream gradient of the last loss, so all losses of a batch must have the
+    same upstream gradient. ``last``: whether this forward is the process' last of the batch.
     """
 
     def __init__(self) -> None:
         self.last = True
         self.sums: dict[str, Tensor] = {}
-        self._waiting = False  # whether the sums hold what is not handed over yet
+        self._waiting = False  # whether the sums hold gradients not passed on yet
 
     def start(self) -> None:
         """Begin a batch; drops what is left of the one before."""
@@ -95,8 +96,8 @@ def losses_and_gradients(
     """``bag_of_tokens_loss`` of the element-wise max over slots of the logits of hidden states (rows, slots, dim).
 
     The logits are the head's products times ``scale``, softly limited to ``cap`` where there is one: see ``Logits``.
-    Gradients are taken at once, and handed over when autograd comes back, which it may once: the head's with the
-    batch's last forward.
+    Gradients are computed in the forward and passed on in backward, which may run once; the head's are passed on with
+    the batch's last forward.
 
     Returns:
         The sum of losses times the constants ``weights`` (rows,), to go backward from; the losses (rows,), detached.
@@ -135,28 +136,28 @@ class _GradientsAtOnce(torch.autograd.Function):
         def add_up(part: slice) -> Tensor:
             """Losses of a part, whose gradients are summed; its logits are freed before the next ones."""
             chunk, predicted = hidden[part], targets.part(part, hidden.device)
-            made = [
+            shares_of_slices = [
                 _Shares(chunk, weight, bias, columns, predicted, scale, cap) for columns in slices(chunk, len(weight))
             ]
-            log_sum = torch.stack([shares.log_sum for shares in made]).logsumexp(dim=0)
+            log_sum = torch.stack([shares.log_sum for shares in shares_of_slices]).logsumexp(dim=0)
             if any(needed):
                 of_chunk = torch.zeros(chunk.shape, dtype=wide(chunk), device=chunk.device) if needed[0] else None
-                for shares in made:
+                for shares in shares_of_slices:
                     shares.add_gradients(weights[part], log_sum, of_chunk, sums)
                 if of_chunk is not None:
                     ctx.of_hidden[part] = of_chunk
-            return log_sum - torch.stack([shares.wanted for shares in made]).sum(dim=0)
+            return log_sum - torch.stack([shares.wanted for shares in shares_of_slices]).sum(dim=0)
 
-        found = torch.cat([add_up(part) for part in parts])
-        ctx.mark_non_differentiable(found)
-        return (found * weights).sum(), found
+        losses = torch.cat([add_up(part) for part in parts])
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gathered: HeadGradients | None = ctx.gathered
         if gathered is None:
-            raise RuntimeError("backward through a loss whose gradients were handed over already")
+            raise RuntimeError("backward through a loss whose gradients were passed on already")
         of_head = [gathered.take(name, upstream, ctx.dtype) for name in ("weight", "bias")]
         gathered.taken()
         of_hidden = None if ctx.of_hidden is None else _times(ctx.of_hidden, upstream)
@@ -208,7 +209,7 @@ class _Shares:
     def _inside(self, predicted: Predicted) -> Predicted:
         """The targets that lie in the slice, counted from its start."""
         ids, owner, counts = predicted
-        if self._whole:  # nothing to look for, which a GPU would have to be waited for
+        if self._whole:  # no search, for which one would have to wait for the GPU
             return predicted
         inside = ((ids >= self._columns.start) & (ids < self._columns.stop)).nonzero()[:, 0]
         return ids[inside] - self._columns.start, owner[inside], counts

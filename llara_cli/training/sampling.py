@@ -106,12 +106,12 @@ def survey(builder: ExampleBuilder, items: Iterable[Item], most: int | None = No
                 sample[place] = unit
         if most is not None and characters >= most:
             break
-    found = [list(builder.of(iter([unit]))) for unit in sample]
+    examples = [list(builder.of(iter([unit]))) for unit in sample]
     sizes = [_length(unit) for unit in sample]
-    passages = _total([len(each) for each in found], sizes, count, characters)
-    tokens = _total([sum(len(example.text) for example in each) for each in found], sizes, count, characters)
+    passages = _total([len(each) for each in examples], sizes, count, characters)
+    tokens = _total([sum(len(example.text) for example in each) for each in examples], sizes, count, characters)
     exact = documents == count <= SAMPLE and (most is None or characters < most)
-    return Survey(Estimate(count, characters, passages, tokens, exact), list(chain.from_iterable(found)))
+    return Survey(Estimate(count, characters, passages, tokens, exact), list(chain.from_iterable(examples)))
 
 
 def _length(item: Item) -> int:
@@ -152,20 +152,20 @@ class Corpus:
         mixed = not self.is_stream and any(argument.startswith(HUB) for argument in self.arguments)
         if needed is None or mixed:
             return self._built(whole, read_corpus)
-        wanted = SURPLUS * needed
+        surplus = SURPLUS * needed
         if self.is_stream:
-            path = folder / f"examples-{key}-first-{wanted}-{seed}.arrow"
-            return self._built(path, lambda corpus: read_corpus(corpus, seed), most=wanted)
-        found = self._estimate(folder, key)
-        small = found.characters <= TOKENIZED_WHOLE or found.units <= LEAST_UNITS
-        if small or found.passages <= SURPLUS * wanted:
-            return self._built(whole, read_corpus, found.passages)
-        count = max(LEAST_UNITS, math.ceil(wanted * found.units / found.passages))
+            path = folder / f"examples-{key}-first-{surplus}-{seed}.arrow"
+            return self._built(path, lambda corpus: read_corpus(corpus, seed), most=surplus)
+        estimate = self._estimate(folder, key)
+        small = estimate.characters <= TOKENIZED_WHOLE or estimate.units <= LEAST_UNITS
+        if small or estimate.passages <= SURPLUS * surplus:
+            return self._built(whole, read_corpus, estimate.passages)
+        count = max(LEAST_UNITS, math.ceil(surplus * estimate.units / estimate.passages))
         while True:
-            table = self._drawn(folder, key, count, found, seed)
-            if len(table) >= needed or count == found.units:
+            table = self._drawn(folder, key, count, estimate, seed)
+            if len(table) >= needed or count == estimate.units:
                 return table
-            count = min(2 * count, found.units)  # far fewer passages than estimated
+            count = min(2 * count, estimate.units)  # far fewer passages than estimated
 
     def survey(self, needed: int | None) -> Survey:
         """The basis of a plan. Of a stream no more is read than a run that takes ``needed`` passages may read.
@@ -175,10 +175,10 @@ class Corpus:
         most = None
         if self.is_stream and needed is not None:
             most = SURPLUS * needed * self.builder.text_limit * _LONGEST_TOKEN
-        found = self._surveyed(most)
-        if not found.examples:
+        surveyed = self._surveyed(most)
+        if not surveyed.examples:
             raise UserError(f"{', '.join(self.arguments)}: {NOTHING_TO_LEARN}")
-        return found
+        return surveyed
 
     def _surveyed(self, most: int | None) -> Survey:
         with self.reporter.bar("reading", None, unit="documents") as bar:
@@ -193,13 +193,13 @@ class Corpus:
                 write_atomically(path, json.dumps(asdict(self._surveyed(None).estimate)))
             return Estimate(**json.loads(path.read_text(encoding="utf-8")))
 
-    def _drawn(self, folder: Path, key: str, count: int, found: Estimate, seed: int) -> ExampleTable:
+    def _drawn(self, folder: Path, key: str, count: int, estimate: Estimate, seed: int) -> ExampleTable:
         """Tokenize ``count`` of the units."""
-        path = folder / f"examples-{key}-{count}-of-{found.units}-{seed}.arrow"
-        expected = found.passages * count // found.units
+        path = folder / f"examples-{key}-{count}-of-{estimate.units}-{seed}.arrow"
+        expected = estimate.passages * count // estimate.units
 
         def read(corpus: Sequence[str]) -> Iterator[Item]:
-            return drawn(units(read_corpus(corpus), longest_unit(self.builder)), count, found.units, seed)
+            return drawn(units(read_corpus(corpus), longest_unit(self.builder)), count, estimate.units, seed)
 
         return self._built(path, read, expected)
 

@@ -79,6 +79,6 @@ def check_targets(targets: Wanted, rows: int, vocabulary: int) -> None:
     """
     if len(targets) != rows:
         raise ValueError(f"targets of {len(targets)} embeddings or positions for {rows} rows")
-    found = targets.extremes()
-    if found is not None and not 0 <= found[0] <= found[1] < vocabulary:
-        raise IndexError(f"targets from {found[0]} to {found[1]} for a vocabulary of {vocabulary}")
+    extremes = targets.extremes()
+    if extremes is not None and not 0 <= extremes[0] <= extremes[1] < vocabulary:
+        raise IndexError(f"targets from {extremes[0]} to {extremes[1]} for a vocabulary of {vocabulary}")

@@ -119,11 +119,11 @@ def objective(model: Path, kind: type[Decoder] = Decoder, **settings: Any) -> Co
 def test_grad_cache_equals_one_graph_under_dropout(tiny_model: Path) -> None:
     """The same micro-batches, once with their graphs kept and once embedded twice."""
     kept, cached = objective(tiny_model, budget=10**6), objective(tiny_model, budget=10**6)
-    parts = kept.parts(groups())
-    assert len(parts.numbers) > 1
-    hand = range(len(parts.numbers))
+    microbatches = kept.microbatches(groups())
+    assert len(microbatches.numbers) > 1
+    numbers = range(len(microbatches.numbers))
     one = kept.backward(groups()).loss
-    two = float(cached.backward_through(parts, hand, groups(), Engine(), keep_graph=False))
+    two = float(cached.backward_through(microbatches, numbers, groups(), Engine(), keep_graph=False))
     assert one == pytest.approx(two, abs=1e-12)
     for mine, theirs in zip(kept.decoder.model.parameters(), cached.decoder.model.parameters(), strict=True):
         if mine.grad is not None:
@@ -175,10 +175,10 @@ def test_packed_texts_give_the_gradients_of_texts_alone(
     for mine, theirs in zip(packed.decoder.model.parameters(), alone.decoder.model.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-9, rtol=1e-7)
-    parts = packed.parts(groups(), processes)
-    assert max(map(len, parts.numbers)) > 1 or "chunk" not in settings
-    assert max(map(len, parts.numbers)) <= settings.get("chunk", 100)
-    assert all(len(rows) == 1 for rows in parts.forwards) or kind is not Free or "chunk" in settings
+    microbatches = packed.microbatches(groups(), processes)
+    assert max(map(len, microbatches.numbers)) > 1 or "chunk" not in settings
+    assert max(map(len, microbatches.numbers)) <= settings.get("chunk", 100)
+    assert all(len(rows) == 1 for rows in microbatches.forwards) or kind is not Free or "chunk" in settings
 
 
 def test_texts_are_packed_by_themselves_where_long_rows_are_free(tiny_model: Path) -> None:
@@ -186,13 +186,13 @@ def test_texts_are_packed_by_themselves_where_long_rows_are_free(tiny_model: Pat
     assert layouts == ["bucketed", "packed"]
 
 
-def test_grad_cache_embeds_the_largest_part_once(tiny_model: Path) -> None:
+def test_grad_cache_embeds_the_largest_microbatch_once(tiny_model: Path) -> None:
     cached = objective(tiny_model, budget=10**6, chunk=1)
-    parts = cached.parts(groups())
+    microbatches = cached.microbatches(groups())
     ran: list[int] = []
     cached.decoder.body.register_forward_hook(lambda module, given, found: ran.append(found[0].shape[1]))
     cached.backward(groups())
-    assert len(ran) == 2 * len(parts.numbers) - 1
+    assert len(ran) == 2 * len(microbatches.numbers) - 1
     assert ran.count(max(ran)) % 2 == 1  # the others are embedded twice
 
 

@@ -286,7 +286,7 @@ def test_gradients_are_handed_over_once(retain: bool) -> None:
     hidden = draw(ROWS, DIM).requires_grad_()
     total, _ = language_model_loss(head, hidden, torch.arange(ROWS), 0.3)
     total.backward(retain_graph=retain)
-    with pytest.raises(RuntimeError, match="handed over already"):
+    with pytest.raises(RuntimeError, match="passed on already"):
         total.backward()
 
 
