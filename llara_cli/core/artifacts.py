@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from llara_cli import __version__
-from llara_cli.core.errors import FULL, LlaraError, UserError
+from llara_cli.core.errors import FULL, LlaraError
 
 Kind = Literal["models", "embeddings", "indexes", "mined", "datasets"]
 KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined", "datasets")
@@ -29,9 +29,6 @@ _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.
 _PARTS = ("settings", "parents", "counts", "files")
 """What is in every manifest."""
 _CHUNK = 1 << 20
-_FRESH_SECONDS = 2
-_DIGESTS: dict[tuple[str, int, int, int, int], str] = {}
-"""Path, device, inode, size and time of a file -> sha256."""
 
 
 @contextmanager
@@ -72,31 +69,6 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
             if progress is not None:
                 progress(len(chunk))
     return digest.hexdigest()
-
-
-def input_digest(path: Path) -> str:
-    """``sha256_file`` of something that is only read: computed once a process while the file stays the same.
-
-    A file that was written in the last seconds is not remembered: the next write could leave its time as it is.
-    """
-    status = path.stat()
-    key = (str(path.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    if key not in _DIGESTS:
-        digest = sha256_file(path)
-        if time.time() - status.st_mtime < _FRESH_SECONDS:
-            return digest
-        _DIGESTS[key] = digest
-    return _DIGESTS[key]
-
-
-def input_record(path: Path) -> dict[str, Any]:
-    """An input file as manifests name it. Raises ``UserError`` where it cannot be read."""
-    try:
-        return {"name": path.name, "sha256": input_digest(path)}
-    except FileNotFoundError as error:
-        raise UserError(f"no such file: {path}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it: {error.strerror}") from error
 
 
 def dump(data: Mapping[str, Any]) -> str:

@@ -28,11 +28,12 @@ from llara_cli.core.artifacts import (
     read_json,
 )
 from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.input_digests import keep_digests
 from llara_cli.core.names import check_name, is_name, normal
 from llara_cli.core.reporter import Reporter
 
 CACHE = "cache"
-"""Folder of what a workspace can rebuild: tokenized corpora, queries to be encoded."""
+"""Folder of what a workspace can rebuild: tokenized corpora, queries to be encoded, digests of input files."""
 _SWAP_SECONDS = 2
 """How long to wait for another process that is swapping folders: far more than two renames take."""
 GATE_SECONDS = 2
@@ -50,6 +51,7 @@ class Workspace:
     def __init__(self, root: Path, reporter: Reporter | None = None) -> None:
         self.root = root
         self.reporter = reporter or Reporter()
+        keep_digests(root / CACHE / "digests.json")
 
     def create(self) -> None:
         """Make the directory. Raises ``UserError`` where that is not possible."""

@@ -10,8 +10,9 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from llara_cli.core.artifacts import input_digest, write_atomically
+from llara_cli.core.artifacts import write_atomically
 from llara_cli.core.errors import UserError
+from llara_cli.core.input_digests import input_digest
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import read_documents
 from llara_cli.data.runs import Qrels, read_qrels

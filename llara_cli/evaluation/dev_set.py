@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llara_cli.core import registry
-from llara_cli.core.artifacts import input_record
+from llara_cli.core.input_digests import input_record
 from llara_cli.core.protocols import IndexOptions, Role, Vectors
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import Document, read_documents

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llara_cli.core.artifacts import MANIFEST, input_digest
+from llara_cli.core.artifacts import MANIFEST
 from llara_cli.core.errors import UserError
+from llara_cli.core.input_digests import input_digest
 from llara_cli.core.names import slug
 from llara_cli.core.workspace import Workspace
 from llara_cli.model import gguf_files

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from llara_cli.core import registry
-from llara_cli.core.artifacts import Artifact, Build, RunSpec, input_record
+from llara_cli.core.artifacts import Artifact, Build, RunSpec
 from llara_cli.core.distributed import ProcessGroup
 from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.input_digests import input_record
 from llara_cli.core.names import input_stem, slug
 from llara_cli.core.protocols import Role
 from llara_cli.core.workspace import Workspace

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from accelerate import DistributedType
 
-from llara_cli.core.artifacts import input_record
 from llara_cli.core.distributed import Decide, alone
 from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.input_digests import input_record
 from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import Workspace

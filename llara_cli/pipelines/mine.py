@@ -12,15 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llara_cli.core.artifacts import (
-    Artifact,
-    Build,
-    RunSpec,
-    input_record,
-    write_atomically,
-)
+from llara_cli.core.artifacts import Artifact, Build, RunSpec, write_atomically
 from llara_cli.core.config import recorded
 from llara_cli.core.errors import UserError
+from llara_cli.core.input_digests import input_record
 from llara_cli.core.names import NAME_BYTES, input_stem, slug
 from llara_cli.core.output_files import check_output, is_stream, open_output
 from llara_cli.core.workspace import Workspace

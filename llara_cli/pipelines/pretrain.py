@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from llara_cli.core.artifacts import input_record
 from llara_cli.core.distributed import Decide, alone
 from llara_cli.core.errors import UserError
+from llara_cli.core.input_digests import input_record
 from llara_cli.core.reporter import Reporter
 from llara_cli.core.workspace import CACHE, Workspace
 from llara_cli.data.pretraining_corpus import corpus_files

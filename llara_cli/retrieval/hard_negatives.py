@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from llara_cli.core.artifacts import input_record
 from llara_cli.core.errors import UserError
+from llara_cli.core.input_digests import input_record
 from llara_cli.data.beir import BeirFolder
 from llara_cli.data.documents import Document, read_documents
 from llara_cli.data.text_files import Note, ignore

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llara_cli.core.artifacts import input_record
 from llara_cli.core.errors import UserError
+from llara_cli.core.input_digests import input_record
 from llara_cli.data.documents import ID_FIELDS, TEXT_FIELDS, Document, named_records
 from llara_cli.data.records import Record, read_records
 from llara_cli.data.text_files import check_file, one_line, read_lines
