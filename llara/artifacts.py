@@ -1,4 +1,4 @@
-"""What the jobs of a workspace make: trained models, embeddings, indexes with their hits."""
+"""Results of jobs: trained models, embeddings, indexes and their hits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainedModel:
     Attributes:
         name: its name in the workspace.
         path: its folder, a Hugging Face checkpoint.
-        result: what the command ``llara pretrain --json`` prints.
+        result: losses, counts and time, as printed by ``llara pretrain --json``.
     """
 
     name: str
@@ -41,11 +41,11 @@ class TrainedModel:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row an optimizer step: losses, learning rate, norm of the gradient, texts, tokens."""
+        """One row per optimizer step: losses, learning rate, norm of the gradient, texts, tokens."""
         return list(self.result["history"])
 
     def load(self, **options: Any) -> Model:
-        """The model in memory; ``options``: those of ``Model.load``."""
+        """Load the model into memory; ``options``: those of ``Model.load``."""
         return Model.load(self.path, **options)
 
 
@@ -74,7 +74,7 @@ class Embeddings:
         return self._store.ids
 
     def vectors(self) -> Vectors:
-        """All vectors in memory: float32 (count, dim), L2-normalized."""
+        """All vectors, in memory: float32 (count, dim), L2-normalized."""
         return self._store.matrix()
 
     def blocks(self) -> Iterator[Vectors]:
@@ -90,7 +90,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Hit:
-    """A document that was found.
+    """A document found by a search.
 
     >>> import llara
     >>> llara.Hit(rank=1, id="d1", score=0.75, title="", text="Bees dance.").score
@@ -149,13 +149,13 @@ class Index:
         Args:
             query: one query or several.
             top_k: hits per query.
-            parameters: of the index's backend, as ``{"ef": 128}``.
+            parameters: search parameters of the index's backend, as ``{"ef": 128}``.
 
         Returns:
             The hits, best first; a list of them for each of several queries.
 
         Raises:
-            UserError: where the index's model is gone or has changed, and for unknown parameters.
+            UserError: if the index's model is gone or has changed, and for unknown parameters.
         """
         searcher = replace(self._searcher, parameters=parameters) if parameters else self._searcher
         searcher.check(top_k)

@@ -36,7 +36,7 @@ class Model:
     (1, 2)
 
     Attributes:
-        name: what artifacts that it makes are named after.
+        name: short name, used in the names of artifacts.
         dim: width of a vector.
     """
 
@@ -68,16 +68,16 @@ class Model:
             model: a folder, a hub id, a ``.gguf`` file, or the name of a model of ``workspace``.
             encoder: backend that runs it. Default: sentence-transformers for its models, else torch.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-            dtype: what it computes in; ``auto``: bf16 on a GPU that has it, else fp32.
+            dtype: compute dtype; ``auto``: bf16 on a GPU that supports it, else fp32.
             query_length: total tokens of a query, prompt included. Default: 512, at most the model's positions.
             passage_length: the same of a passage.
             batch_tokens: tokens of one forward, padding included.
             attention: how attention is computed.
-            trust_remote_code: let a checkpoint run Python code of its own.
+            trust_remote_code: allow the checkpoint's own Python code to run.
             progress: called with a ``Progress`` whenever texts are done.
 
         Raises:
-            UserError: for a model that is not there or cannot be run, and for lengths that it does not take.
+            UserError: for a model that does not exist or cannot be run, and for lengths that it does not support.
         """
         from llara_cli.model.source import resolve
 
@@ -102,7 +102,7 @@ class Model:
         batch_tokens: int | None = None,
         attention: Attention = "auto",
     ) -> Model:
-        """``load`` of a model that has been found already."""
+        """``load`` for a resolved source."""
         from llara_cli.core import registry
         from llara_cli.model.backends import EncoderOptions
         from llara_cli.pipelines.encode import usual_encoder
@@ -142,7 +142,7 @@ class Model:
             float32 (texts, dim), L2-normalized; (dim,) for one text.
 
         Raises:
-            UserError: for an unknown role, a ``dim`` above the model's, and texts that are no strings.
+            UserError: for an unknown role, a ``dim`` above the model's, and texts that are not strings.
 
         >>> import llara
         >>> model = llara.Model.load("tiny-model")
@@ -164,7 +164,7 @@ class Model:
         return vectors[0] if isinstance(texts, str) else vectors
 
     def similarity(self, queries: Sequence[str] | Vectors, passages: Sequence[str] | Vectors) -> Vectors:
-        """Cosines of queries and passages, each given as texts or as vectors of ``encode``.
+        """Cosine similarities of queries and passages, each given as texts or as vectors of ``encode``.
 
         Returns:
             float32 (queries, passages).

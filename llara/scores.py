@@ -15,7 +15,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 def evaluate(
     run: Run | str | Path, qrels: Qrels | str | Path, metrics: Sequence[str] = ("nDCG@10", "R@100", "MRR@10")
 ) -> dict[str, float]:
-    """Metrics of a run, 0 to 1, as trec_eval computes them: means over all judged queries.
+    """Evaluate a run: metrics from 0 to 1 as trec_eval computes them, means over all judged queries.
 
     Args:
         run: query id -> document id -> score, or a file (TREC or ``.jsonl``).
@@ -23,7 +23,7 @@ def evaluate(
         metrics: names of ir_measures.
 
     Raises:
-        UserError: for a broken file and for a metric that is unknown or not for these judgments.
+        UserError: for a damaged file, and for a metric that is unknown or does not suit these judgments.
 
     >>> import llara
     >>> llara.evaluate({"q1": {"d1": 0.9, "d2": 0.8}}, {"q1": {"d2": 1}}, ["MRR@10", "R@1"])

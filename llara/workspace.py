@@ -27,7 +27,7 @@ Inputs = str | Path | Sequence[str | Path]
 class Workspace:
     """A directory of artifacts, and the jobs that make them.
 
-    Each job resumes where an earlier run of it stopped, and gives the finished artifact where it is there already.
+    Each job resumes where an earlier run of it stopped, and returns the finished artifact if it exists already.
     Its settings are a config object, fields of it given by name, or both: ``pretrain(corpus, config, max_steps=10)``.
 
     >>> import llara
@@ -92,7 +92,7 @@ class Workspace:
         """Train a retriever on queries with their passages (InfoNCE).
 
         Args:
-            train: files of rows with a query and passages, or BEIR folders; ``FILE:2`` goes through it twice.
+            train: files of rows with a query and passages, or BEIR folders; ``FILE:2`` uses it twice per epoch.
             config: the settings; ``settings``: fields of it.
             name: of the model. Default: derived from the inputs.
             restart: train anew beside a finished model of that name, and swap when finished.
@@ -121,7 +121,7 @@ class Workspace:
         restart: bool = False,
         **settings: Any,
     ) -> Path:
-        """Find hard negatives for training rows.
+        """Mine hard negatives for training rows.
 
         Args:
             train: the rows, or a BEIR folder.
@@ -166,7 +166,7 @@ class Workspace:
         restart: bool = False,
         **settings: Any,
     ) -> Embeddings:
-        """Turn a collection into vectors.
+        """Encode a corpus, or queries, into vectors.
 
         Args:
             corpus: ``corpus.jsonl``, ``queries.jsonl``, tsv, parquet, or a BEIR folder.
@@ -226,14 +226,14 @@ class Workspace:
         restart: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Measure a retriever on judged queries.
+        """Evaluate a retriever on a benchmark, or on a data set of your own.
 
         Args:
             model: the model, or ``bm25``.
             benchmark: ``beir``, ``msmarco``, ``trec-dl``, or a folder in BEIR layout.
             config: the settings; ``settings``: fields of it, as ``datasets=["scifact"]``.
-            download: download data sets that are neither in ``data_root`` nor in the workspace.
-            restart: measure again what has been measured.
+            download: download data sets that are not in ``data_root`` or the workspace.
+            restart: evaluate again, even where results exist.
 
         Returns:
             ``{"benchmark", "model", "datasets": {name: {metric: value, "queries": n}}, "mean": {...}}``, with metrics
@@ -251,7 +251,7 @@ class Workspace:
     def compare(
         self, models: Sequence[TrainedModel | str], config: CompareConfig | None = None, **settings: Any
     ) -> dict[str, Any]:
-        """Hold evaluated models against the first of them, query by query, with paired tests and intervals.
+        """Compare evaluated models with the first of them, query by query, with paired tests and intervals.
 
         >>> import llara
         >>> workspace = llara.Workspace("workspace")
@@ -281,7 +281,7 @@ class Workspace:
         return Model.of(model_to_use(self._store, name), self._store.reporter, **options)
 
     def load_embeddings(self, name: str) -> Embeddings:
-        """Embeddings of the workspace. Raises ``UserError`` naming those there are.
+        """Embeddings of the workspace. Raises ``UserError`` for an unknown name.
 
         >>> import llara
         >>> workspace = llara.Workspace("workspace")
@@ -292,7 +292,7 @@ class Workspace:
         return Embeddings(self._store.get("embeddings", name))
 
     def load_index(self, name: str | None = None) -> Index:
-        """An index of the workspace (default: the newest). Raises ``UserError`` naming those there are."""
+        """An index of the workspace (default: the newest). Raises ``UserError`` for an unknown one."""
         from llara_cli.pipelines.select import newest
 
         artifact = self._store.get("indexes", name) if name else newest(self._store, "indexes", "build an index first")
@@ -316,7 +316,7 @@ def _config(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, 
 
 
 def _named(model: Any) -> str | None:
-    """What names a model: of a ``Model`` or ``TrainedModel`` the place where it lies."""
+    """An argument that names a model; for a ``Model`` or ``TrainedModel`` its location."""
     if model is None:
         return None
     if isinstance(model, Model):
@@ -331,7 +331,7 @@ def _checked(name: str | None) -> str | None:
 def _listed(inputs: Inputs) -> list[str]:
     listed = [str(inputs)] if isinstance(inputs, str | Path) else [str(each) for each in inputs]
     if not listed:
-        raise UserError("no input: name a file or a folder at least")
+        raise UserError("no input: give at least one file or folder")
     return listed
 
 

@@ -38,19 +38,17 @@ class Verb(NamedTuple):
 VERBS = {
     "pretrain": Verb("Train", "Adapt a language model to dense retrieval on plain text (EBAE + EBAR)."),
     "finetune": Verb("Train", "Train a retriever on queries with their passages (InfoNCE)."),
-    "mine": Verb("Train", "Find hard negatives for training rows in an index."),
-    "encode": Verb("Retrieve", "Turn a collection into vectors."),
+    "mine": Verb("Train", "Mine hard negatives for training rows."),
+    "encode": Verb("Retrieve", "Encode a corpus, or queries, into vectors."),
     "index": Verb("Retrieve", "Build an index over vectors."),
     "search": Verb("Retrieve", "Find the passages that answer a query."),
-    "evaluate": Verb("Retrieve", "Measure a retriever on judged queries."),
-    "compare": Verb("Retrieve", "Hold evaluated models against each other, query by query."),
-    "export": Verb("Retrieve", "Write vectors into one file that other tools read."),
-    "status": Verb("Look around", "Artifacts of the workspace, their sizes and where they came from."),
-    "clean": Verb(
-        "Look around", "Remove what can be rebuilt: cached corpora and queries, leftovers of interrupted commands."
-    ),
-    "doctor": Verb("Look around", "Versions, devices, backends: what works here, what would make the rest work."),
-    "backends": Verb("Look around", "Training, encoder and index backends: usable, or how to make them so."),
+    "evaluate": Verb("Retrieve", "Evaluate a retriever on a benchmark, or on a data set of your own."),
+    "compare": Verb("Retrieve", "Compare evaluated models, query by query."),
+    "export": Verb("Retrieve", "Write vectors to a file that other tools read."),
+    "status": Verb("Inspect", "List the workspace's artifacts, their sizes, and what they were made from."),
+    "clean": Verb("Inspect", "Remove cached data and leftovers of interrupted commands."),
+    "doctor": Verb("Inspect", "Show versions, devices and backends, and how to install what is missing."),
+    "backends": Verb("Inspect", "List backends, and how to install those that are missing."),
 }
 
 
@@ -68,7 +66,7 @@ def load_verb(name: str) -> TyperCommand:
 
 
 class Verbs(TyperGroup):
-    """Lists the verbs without importing them, so that ``llara --help`` answers at once."""
+    """Lists the verbs without importing them, so that ``llara --help`` is fast."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -77,7 +75,7 @@ class Verbs(TyperGroup):
         }
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer does; without arguments the help is shown, which is a mistake of the caller's all the same."""
+        """Parse as Typer does; without arguments the help is shown, with exit code 2."""
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help())
             raise typer.Exit(2)
@@ -91,12 +89,12 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A verb with all of its options where a shell completes them; else its name and its line of help."""
+        """A verb with all its options for shell completion; else only its name and line of help."""
         completes = ctx.resilient_parsing and cmd_name in VERBS
         return load_verb(cmd_name) if completes else super().get_command(ctx, cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """What the program does, its verbs by panel, and its options."""
+        """Write the description, the verbs by panel, and the options."""
         from llara_cli.commands.help import write_group_help
 
         about = inspect.cleandoc(top.__doc__ or "")
@@ -107,7 +105,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, typer.Abort) as error:
-            # at a question, Click turns the first into the second
+            # at a prompt, Click turns the first into the second
             cause = error.__context__ if isinstance(error, typer.Abort) else error
             if not isinstance(cause, KeyboardInterrupt):
                 raise
@@ -156,7 +154,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the program; its exit code. An error is one ``error: ...`` line, with a traceback under ``-v`` only."""
-    # waiting threads that spin starve a machine that does anything else: measured five times slower there
+    # waiting threads that spin are up to five times slower on a machine that runs anything else
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = bool({"-v", "--verbose"} & set(arguments))
     try:
@@ -186,9 +184,9 @@ def _leave_processes() -> None:
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM (Slurm's preemption) and SIGHUP (a closed terminal) raise ``Terminated``, a ``KeyboardInterrupt``.
+    """Raise ``Terminated``, a ``KeyboardInterrupt``, on SIGTERM (Slurm's preemption) and SIGHUP (a closed terminal).
 
-    A signal that is ignored (``nohup``) or has a handler already is left as it is, and so are threads.
+    Signals that are ignored (``nohup``) or have a handler are left alone. Outside the main thread it does nothing.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
@@ -208,14 +206,14 @@ def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
-    """Say that the run was interrupted, and what that leaves; the exit code, 128 + the signal's number."""
+    """Print that the run was interrupted, and how to resume; return the exit code, 128 + the signal's number."""
     if not is_follower():
         sys.stderr.write("; ".join(["interrupted", *getattr(error, "__notes__", ())]) + "\n")
     return 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def silence_libraries() -> None:
-    """Keep other libraries' notes to their own developers off the user's screen; ``-v`` shows them."""
+    """Hide other libraries' developer warnings, unless ``-v`` is given."""
     import logging
     import warnings
 
@@ -229,7 +227,7 @@ def silence_libraries() -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """A warning of the library's own in the form of the commands' warnings."""
+    """Print a Python warning like a warning of the commands."""
     sys.stderr.write(f"warning: {message}\n")
 
 
@@ -241,9 +239,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return "aborted", 130
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
-        told = format_message().rstrip(".")  # nothing where there was no argument, and the help is the answer
+        message = format_message().rstrip(".")  # empty without arguments: the help was shown
         command = getattr(getattr(error, "ctx", None), "command_path", "llara")
-        return f"{told} ({command} --help shows what there is)" if told else "", 2
+        return f"{message} ({command} --help lists what is available)" if message else "", 2
     if is_out_of_memory(error):
         return "out of memory: lower --micro-batch-tokens, --batch-tokens or the lengths", 1
     if getattr(error, "errno", None) in FULL or "no space left on device" in str(error).lower():
@@ -255,7 +253,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _on_one_line(message: str) -> str:
-    """The message with line ends, and what else could control a terminal, written as escapes."""
+    """The message with line ends, and other control characters, escaped."""
     return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in message)
 
 

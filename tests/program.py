@@ -28,6 +28,7 @@ class Outcome:
     @property
     def json(self) -> dict[str, Any]:
         """The one JSON object on stdout."""
+        assert self.out, self.err
         found: dict[str, Any] = json.loads(self.out)
         return found
 

@@ -1,5 +1,5 @@
 """The backends that come with llara: training, encoding and indexes.
 
-The program never imports this package: it finds each class through its entry point, the way it finds anyone's. A module
-imports its library at the top, so that a library that is missing shows as an ``ImportError`` of that backend alone.
+llara never imports this package: it finds each class by its entry point, like those of other packages. Modules import
+their library at the top, so a missing library is an ``ImportError`` of that backend only.
 """

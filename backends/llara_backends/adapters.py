@@ -25,7 +25,7 @@ from llara_cli.model.tokenizer import first_line
 def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any:
     """The peft model around ``model``: adapters on its linear layers, and the embeddings' rows ``fresh``, in fp32.
 
-    Raises ``UserError`` where peft cannot put an adapter on a layer that ``setup`` names.
+    Raises ``UserError`` if peft cannot put an adapter on a layer that ``setup`` names.
     """
     targets = _usual_targets(model, setup) if setup.adapter.targets is None else _chosen_targets(model, setup)
     config = LoraConfig(
@@ -40,7 +40,7 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"`lora.targets={','.join(targets)}`: {first_line(error)} ({_linear_names(model)})") from error
-    # peft makes a set of the names, whose order differs from process to process: equal runs save equal files
+    # sorted, as peft makes a set of the names, whose order differs between processes: equal runs save equal files
     adapted.peft_config["default"].target_modules = sorted(adapted.peft_config["default"].target_modules)
     for weight in adapted.parameters():
         if weight.requires_grad:
@@ -49,7 +49,7 @@ def adapt(model: PreTrainedModel, fresh: list[int], setup: TrainingSetup) -> Any
 
 
 def _chosen_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
-    """The names that the user gave. Raises ``UserError`` for one that no layer has, and for tied embeddings."""
+    """The names given by the user. Raises ``UserError`` for names that no layer has, and for tied embeddings."""
     targets = list(setup.adapter.targets or ())
     found = {name: layer for name, layer in model.named_modules() if name}
     for target in targets:
@@ -63,9 +63,9 @@ def _chosen_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
 
 
 def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
-    """The linear layers that can have an adapter, by their whole names; those that cannot are told of.
+    """Full names of the linear layers that can have an adapter; a note names those that cannot.
 
-    An adapter takes the place of a layer, so a layer that does more than a linear one (a router of experts) has none.
+    An adapter replaces a layer, so layers that do more than a linear one (a router of experts) cannot have one.
     """
     layers = linear_layers(model)
     names = set(map(_last, layers))
@@ -82,7 +82,7 @@ def _usual_targets(model: PreTrainedModel, setup: TrainingSetup) -> list[str]:
 
 
 def _linear_names(model: PreTrainedModel) -> str:
-    """The last names of all linear layers, for a message."""
+    """The last parts of the linear layers' names, for a message."""
     return f"linear layers: {', '.join(sorted(set(map(_last, linear_layers(model)))))}"
 
 
@@ -92,7 +92,7 @@ def _last(name: str) -> str:
 
 @torch.no_grad()
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer, or what is derived from one, gives one tensor of its output's width."""
+    """Whether a subclass of a linear layer returns one tensor of its output width."""
     if type(layer) in (nn.Linear, Conv1D) or type(layer).__module__.startswith("bitsandbytes"):
         return True
     assert isinstance(layer, nn.Linear)
@@ -101,7 +101,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _accepts(model: PreTrainedModel, last: Set[str]) -> bool:
-    """Whether peft puts adapters on all layers of these last names: tried on a copy without weights."""
+    """Whether peft accepts layers with these last names as targets; tried on a copy without weights."""
     with torch.device("meta"):
         copy = type(model)(deepcopy(model.config))
     names = [name for name in linear_layers(copy) if _last(name) in last]
@@ -115,8 +115,8 @@ def _accepts(model: PreTrainedModel, last: Set[str]) -> bool:
 def save(
     adapted: Any, source: ModelSource, setup: TrainingSetup, folder: Path, dtype: torch.dtype, quantization: str | None
 ) -> None:
-    """The adapter under ``adapter/``; and a merged checkpoint that any tool loads, or what the adapter was made on."""
-    # said outright: peft would ask the hub whether the base model has as many rows
+    """Save the adapter in ``adapter/``, and a merged checkpoint that any tool loads, or a record of its base model."""
+    # explicit: else peft asks the hub for the base model's vocabulary
     adapted.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
     if not setup.adapter.merge:
         save_base(folder, source, setup, quantization)
@@ -127,21 +127,21 @@ def save(
 
 @torch.no_grad()
 def merge(adapted: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """Each layer's base weight, as the layer computes with it, plus its adapter, summed in fp32; plain layers again.
+    """Merge the adapters into plain layers: base weight, as the layer uses it, plus adapter, summed in fp32.
 
-    Layer by layer onto the CPU, in ``dtype``: a card that holds the model in four bits could not hold it whole.
+    Layer by layer onto the CPU, in ``dtype``: a GPU that holds the model in four bits may not hold it in 16.
     """
     for name, layer in list(adapted.named_modules()):
         if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear):
             adapted.set_submodule(name, _merged(layer, dtype))
-    merged: PreTrainedModel = adapted.merge_and_unload()  # what is left: the rows of new tokens
+    merged: PreTrainedModel = adapted.merge_and_unload()  # the rest: the rows of new tokens
     return merged.to(device="cpu", dtype=dtype)
 
 
 def _merged(layer: Any, dtype: torch.dtype) -> nn.Linear:
     base = layer.get_base_layer()
     delta = layer.get_delta_weight("default").float()
-    weight = base_weight(base).to(delta.device) + delta  # of sharded weights quantized ones alone stay on the card
+    weight = base_weight(base).to(delta.device) + delta  # of sharded weights only quantized ones stay on the GPU
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.to("cpu", dtype))
     if base.bias is not None:
@@ -150,7 +150,7 @@ def _merged(layer: Any, dtype: torch.dtype) -> nn.Linear:
 
 
 def base_weight(layer: nn.Linear) -> Tensor:
-    """The weight (out, in) that a linear layer computes with, in fp32; a quantized one is dequantized."""
+    """The weight (out, in) of a linear layer in fp32, dequantized if necessary."""
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return layer.weight.detach().float()

@@ -41,18 +41,18 @@ from llara_cli.model.source import MODULES, PEFT_CONFIG, ModelSource
 from llara_cli.model.tokenizer import TextTokenizer, first_line
 
 PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
-"""The names under which the library looks for the prompt of a role."""
+"""The names of a role's prompt in the library."""
 _UNLIMITED = 1_000_000
-"""A tokenizer that says more tokens than this says that it does not know."""
+"""A tokenizer's ``model_max_length`` above this means unknown."""
 
 
 class SentenceTransformersEncoder(EncoderBackend):
-    """The library runs the model; length-sorted token-budget batches, counts and checks are ours."""
+    """The library runs the model; length-sorted batches by tokens, counts and checks are llara's."""
 
     name = "sentence-transformers"
 
     def __init__(self, model: Any, limits: dict[Role, int | None], batch_tokens: int | None = None) -> None:
-        """Raises ``UserError`` where a length is too short for the prompt."""
+        """Raises ``UserError`` if a length is too short for the prompt."""
         self.model = model
         self.limits = limits
         budget = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
@@ -71,7 +71,7 @@ class SentenceTransformersEncoder(EncoderBackend):
 
     @classmethod
     def facts(cls, source: ModelSource) -> EncoderFacts:
-        """Parameters, and the width after pooling and every layer behind it."""
+        """Parameters, and the width after pooling and later layers."""
         model = _load(source, torch.float32, None)
         hidden = getattr(model.config.get_text_config(), "hidden_size", 0) if model.config is not None else 0
         parameters = sum(weight.numel() for weight in model.parameters())
@@ -133,10 +133,10 @@ class SentenceTransformersEncoder(EncoderBackend):
 
 
 def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> Any:
-    """The model by the library's own hands; without ``device`` its Transformer has shapes only, no weights."""
+    """Load the model by the library; without ``device`` its Transformer has shapes only, no weights."""
     weights: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "ignore_mismatched_sizes": True}
     try:
-        # without weights those of a hub model are not fetched to look at their names
+        # without weights, those of a hub model are not fetched
         headers = _headers(source) if device is not None or source.is_local else {}
         if renaming := {key: value for header in headers.values() for key, value in (header.renaming or {}).items()}:
             weights["key_mapping"] = renaming
@@ -159,9 +159,9 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
 
 
 def _headers(source: ModelSource) -> dict[str, Header]:
-    """Folder of a module -> what its weights are called, of those modules that have weights.
+    """Folder -> names and shapes of the weights, of the modules that have weights.
 
-    Raises ``UserError`` for what the library would not load, or load as something else than it is, or by pickle.
+    Raises ``UserError`` for what the library would not load, load wrongly, or load by pickle.
     """
     if source.gguf_file or source.is_adapter or source.base is not None:
         raise UserError(f"{source.path}: a GGUF file or an adapter alone runs with `encoder='torch'` only")
@@ -182,7 +182,7 @@ def _headers(source: ModelSource) -> dict[str, Header]:
 
 
 def _folders(source: ModelSource) -> list[str]:
-    """The folders of a model's modules, those of its routes too; none where it was not made with the library."""
+    """The folders of a model's modules, including those of its routes; none if it was not made by the library."""
     modules, routes = source.file(MODULES), source.file("router_config.json")
     try:
         named = json.loads(modules.read_text(encoding="utf-8")) if modules else []
@@ -191,23 +191,23 @@ def _folders(source: ModelSource) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source.path}: {MODULES} or router_config.json is damaged: {first_line(error)}") from error
     if outside := [folder for folder in folders if Path(folder).is_absolute() or ".." in Path(folder).parts]:
-        raise UserError(f"{source.path}: its modules lie outside its folder: {listed(outside)}")
+        raise UserError(f"{source.path}: its modules are outside its folder: {listed(outside)}")
     return folders
 
 
 def _header(source: ModelSource, folder: str) -> Header | None:
-    """What a module's weights are called; None where it has none. Raises ``UserError`` for a pickle."""
+    """Names and shapes of a module's weights; None if it has none. Raises ``UserError`` for a pickle."""
     prefix = f"{folder}/" if folder else ""
     if any(source.file(prefix + name) is not None for name in (WEIGHTS, INDEX)):
         return read_header(source, folder)
     pickle = f"{prefix}pytorch_model.bin"
-    if source.is_local and source.file(pickle) is not None:  # of the hub it would be fetched to look
+    if source.is_local and source.file(pickle) is not None:  # on the hub, looking would fetch it
         raise UserError(f"{source.path}: {pickle} is a pickle, which could run code: save as safetensors")
     return None
 
 
 def _config(source: ModelSource, folder: str) -> dict[str, Any]:
-    """``config.json`` of a module; empty where there is none."""
+    """``config.json`` of a module; empty if there is none."""
     path = source.file(f"{folder}/config.json" if folder else "config.json")
     found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     return found if isinstance(found, dict) else {}
@@ -222,13 +222,13 @@ def _refuse_quantized(source: ModelSource, folder: str) -> None:
 
 
 def _refuse_incomplete(source: ModelSource, model: Any, headers: Iterable[str], weights: dict[str, Any]) -> None:
-    """Raise ``UserError`` where the weights of a Transformer are not all in its files: the library does not tell."""
+    """Raise ``UserError`` if weights of a Transformer are missing in its files, which the library does not report."""
     bodies = [module.model for module in model.modules() if isinstance(module, Transformer)]
     kinds = {body.config.model_type: type(body) for body in bodies if isinstance(body, PreTrainedModel)}
     options: dict[str, Any] = {"trust_remote_code": source.remote_code, "local_files_only": source.is_local}
     for folder in headers:
         kind = kinds.get(_config(source, folder).get("model_type", ""))
-        if kind is None:  # no Transformer's
+        if kind is None:  # not of a Transformer
             continue
         place = options | ({"subfolder": folder} if folder else {})
         config = AutoConfig.from_pretrained(source.location, **place)
@@ -239,7 +239,7 @@ def _refuse_incomplete(source: ModelSource, model: Any, headers: Iterable[str], 
 
 
 def _refuse_unknown_tokens(source: ModelSource, model: Any) -> None:
-    """Raise ``UserError`` where a text may have ids that a Transformer's embedding does not have."""
+    """Raise ``UserError`` if a text may have ids that a Transformer's embedding does not have."""
     bodies = [module.model for module in model.modules() if isinstance(module, Transformer)]
     if isinstance(model.tokenizer, PreTrainedTokenizerBase):
         for body in bodies:
@@ -248,7 +248,7 @@ def _refuse_unknown_tokens(source: ModelSource, model: Any) -> None:
 
 
 def _prompt(model: Any, names: Sequence[str]) -> str:
-    """The prompt that the library writes before a text of a role."""
+    """The prompt that the library puts before a role's texts."""
     name = next((name for name in names if name in model.prompts), model.default_prompt_name)
     return str(model.prompts.get(name) or "")
 
@@ -272,7 +272,7 @@ def _choose_length(model: Any, length: int | None) -> int | None:
 
 
 def _positions(model: Any) -> int | None:
-    """Tokens that the model has positions for; RoBERTa and its kin start counting behind the padding's row."""
+    """The model's number of positions; RoBERTa-like models count from behind the padding's row."""
     config = model.config
     found = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
     if not found or found < 0:
@@ -285,7 +285,7 @@ def _positions(model: Any) -> int | None:
 
 
 def _read_control_tokens_as_text(model: Any, prompts: dict[Role, str]) -> None:
-    """Make special tokens that are written inside a text plain text, unless the model's own prompts use them."""
+    """Tokenize special tokens inside a text as plain text, unless the model's own prompts use them."""
     tokenizer = model.tokenizer
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         used = any(token in prompt for token in tokenizer.all_special_tokens for prompt in prompts.values())

@@ -15,7 +15,7 @@ from llara_cli.model.tokenizer import TextTokenizer
 
 
 class TorchEncoder(EncoderBackend):
-    """Token-budget batches of like lengths through the decoder's body; the vocabulary projection never runs."""
+    """Batches of similar lengths, by tokens, through the decoder's body; the LM head never runs."""
 
     name = "torch"
 
@@ -30,7 +30,7 @@ class TorchEncoder(EncoderBackend):
 
     @classmethod
     def count_tokens(cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None) -> tuple[int, int]:
-        """Tokens of the texts, cut, and of their sequences with the role's prompt."""
+        """Tokens of the truncated texts, and of their sequences with the role's prompt."""
         lengths = {role: cls.choose_length(source, length) or 0}
         tokenizer = TextTokenizer.load(source)
         tokenizer.check_ids(source.recipe, ModelFacts.of(source).embedded_tokens, source.path)
@@ -76,5 +76,5 @@ class TorchEncoder(EncoderBackend):
     def encode_each(
         self, batches: Iterable[Sequence[str]], role: Role, progress: Advance | None = None
     ) -> Iterator[Encoded]:
-        """``encode`` of each batch; the next is tokenized while one is computed."""
+        """``encode`` of each batch; the next batch is tokenized meanwhile."""
         return self._encoder.encode_each(batches, role, progress)

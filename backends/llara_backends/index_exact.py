@@ -21,12 +21,12 @@ VECTORS = "vectors.npy"
 _BLOCK_BYTES = 1 << 26
 _BLOCK_ROWS = 1 << 14
 SCORES_AT_ONCE = 1 << 20
-"""Scores looked at together: with the keys made of them and the block of vectors, about 80 MB."""
+"""Scores per block: with their keys and the block of vectors, about 80 MB."""
 _ROW_STEP, _QUERY_STEP = 256, 16
 """Block and query sizes are padded to multiples of these.
 
-BLAS takes other kernels, which round otherwise, for small or odd matrices. In full ones an inner product comes out the
-same wherever its vector lies and whatever is searched with it, so duplicates score the same and ties are ties.
+For small or odd matrices BLAS uses other kernels, which round differently. With padding, an inner product does not
+depend on the vector's row or on the other queries, so duplicates have equal scores.
 """
 
 
@@ -52,10 +52,10 @@ class MappedVectors:
 
 
 class ExactIndex(IndexBackend):
-    """Brute force. It holds no vectors: it walks the stream it was built from, or the file it was loaded from.
+    """Brute force. Vectors are read from the stream that it was built from, or the file that it was loaded from.
 
-    On a GPU they stay on the card after the first search, in ``dtype``: fp32 (default), fp16 or bf16. Where they do
-    not fit its memory, every search streams them to it. A CPU searches in fp32, whatever the saved ``dtype``.
+    On a GPU they stay there after the first search, in ``dtype``: fp32 (default), fp16 or bf16. If they do not fit its
+    memory, every search streams them to it. A CPU searches in fp32, whatever the saved ``dtype``.
     """
 
     name = "exact"
@@ -71,7 +71,7 @@ class ExactIndex(IndexBackend):
 
     @classmethod
     def build(cls, vectors: VectorBlocks, options: IndexOptions) -> ExactIndex:
-        """Check the stream, once, from end to end; it is kept, and walked again by ``save`` and by searches."""
+        """Check the stream, and keep it: ``save`` and searches read it again."""
         index = cls(vectors, options)
         for _ in checked_blocks(vectors):
             pass
@@ -80,7 +80,7 @@ class ExactIndex(IndexBackend):
     def save(self, folder: Path) -> None:
         """Stream the vectors into one ``vectors.npy``: float32, C order."""
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, self.dim)}
-        # Written, not memory-mapped: on a full disk a write is an error, but a mapped page ends the process.
+        # Written, not memory-mapped: on a full disk a write is an error, but writing a mapped page kills the process.
         with (folder / VECTORS).open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in self._vectors:
@@ -88,7 +88,7 @@ class ExactIndex(IndexBackend):
 
     @classmethod
     def load(cls, folder: Path, options: IndexOptions) -> ExactIndex:
-        """Map ``vectors.npy``: nothing is read until a search."""
+        """Memory-map ``vectors.npy``: nothing is read until a search."""
         path = folder / VECTORS
         try:
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -99,7 +99,7 @@ class ExactIndex(IndexBackend):
         return cls(MappedVectors(matrix), options)
 
     def append(self, vectors: VectorBlocks) -> None:
-        """Check the stream and keep it behind what is there."""
+        """Check the stream, and append it."""
         refuse_width(vectors, self.dim)
         for _ in checked_blocks(vectors):
             pass
@@ -129,7 +129,7 @@ class ExactIndex(IndexBackend):
 
 
 def _search(stream: VectorBlocks, queries: Vectors, k: int) -> Hits:
-    """The k nearest on the CPU; the vectors are walked once, whatever the number of queries."""
+    """The k nearest on the CPU; the vectors are read once, whatever the number of queries."""
     rows = _block_rows(stream.count, stream.dim)
     chunks = list(_query_chunks(queries, rows + min(k, stream.count)))
     best = [torch.empty(len(chunk), 0, dtype=torch.int64) for chunk in chunks]
@@ -143,7 +143,7 @@ def _search(stream: VectorBlocks, queries: Vectors, k: int) -> Hits:
 
 
 def _query_chunks(queries: Vectors, width: int) -> Iterator[torch.Tensor]:
-    """(chunk, dim) tensors, each of a multiple of ``_QUERY_STEP`` queries, the last filled up with zeros."""
+    """(chunk, dim) tensors with a multiple of ``_QUERY_STEP`` queries each, the last padded with zeros."""
     size = max(1, SCORES_AT_ONCE // width // _QUERY_STEP) * _QUERY_STEP
     queries = np.pad(queries, ((0, -len(queries) % _QUERY_STEP), (0, 0)))
     for start in range(0, len(queries), size):
@@ -151,7 +151,7 @@ def _query_chunks(queries: Vectors, width: int) -> Iterator[torch.Tensor]:
 
 
 def _dtype(parameters: Parameters, default: str = "fp32") -> str:
-    """The ``dtype`` among parameters. Raises ``UserError`` for one that is not known, and for other parameters."""
+    """The parameter ``dtype``. Raises ``UserError`` for an unknown one, and for other parameters."""
     check_parameters(parameters, ExactIndex.build_parameters, ExactIndex.name)
     dtype = str(parameters.get("dtype", default))
     if dtype not in DTYPES:
@@ -172,15 +172,15 @@ def _device(name: str) -> torch.device:
 
 
 def _block_rows(count: int, dim: int) -> int:
-    """Rows of a block: what fits ``_BLOCK_BYTES``, but not more than there are; a multiple of ``_ROW_STEP``."""
+    """Rows per block: as many as fit ``_BLOCK_BYTES``, at most about ``count``; a multiple of ``_ROW_STEP``."""
     rows = min(_BLOCK_BYTES // (4 * dim), _BLOCK_ROWS, count + _ROW_STEP - 1)
     return max(1, rows // _ROW_STEP) * _ROW_STEP
 
 
 def _equal_blocks(vectors: VectorBlocks, rows: int) -> Iterator[tuple[int, int, Vectors]]:
-    """(first row, rows filled, block): the stream cut anew, so that scores do not depend on how it was cut.
+    """(first row, rows filled, block): the stream in equal blocks, so that scores do not depend on its own blocks.
 
-    Every block is the same buffer, good until the next; what stands in the last after ``filled`` rows means nothing.
+    Every block is the same buffer, valid until the next; its rows after those filled are undefined.
     """
     buffer = np.zeros((rows, vectors.dim), dtype=np.float32)
     for row, part in parts(vectors, rows):

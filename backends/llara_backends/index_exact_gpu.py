@@ -1,6 +1,6 @@
-"""The exact index on a GPU: vectors that stay on the card, or that each search streams to it.
+"""The exact index on a GPU: vectors that stay there, or that each search streams to it.
 
-Nothing here needs CUDA but the copies beside the search, so that all of it runs on a CPU too.
+Only the asynchronous copies need CUDA, so everything here runs on a CPU too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from llara_cli.core.protocols import Hits, VectorBlocks, Vectors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCK_ROWS = 1 << 17
-"""Vectors that are looked at together, at least: fewer, and starting the kernels takes longer than reading them."""
+"""Fewest vectors per block: with fewer, launching kernels takes longer than reading the vectors."""
 CELLS = 1 << 28
-"""float32 numbers that scores and keys may take: 1 GiB."""
+"""Most memory for scores and keys, in float32 numbers: 1 GiB."""
 _KEY_CELLS = 6
-"""Those of one int64 key, of what it is made from and of what top-k makes of it."""
+"""float32 numbers per int64 key, with what it is made from and top-k's copies."""
 TRANSFER_BYTES = 1 << 28
-"""Of a block that is streamed, at most: enough for the full rate of the bus."""
+"""Most bytes of a streamed block: enough for the full rate of the bus."""
 ROOM = 2 << 30
-"""Bytes that a search needs beside the vectors: ``CELLS``, two blocks on their way, what the libraries take."""
+"""Bytes that a search needs besides the vectors: ``CELLS``, two streamed blocks, the libraries' own."""
 
 
 def choose(free: int, count: int, dim: int, itemsize: int) -> Literal["resident", "streamed"]:
@@ -37,7 +37,7 @@ def choose(free: int, count: int, dim: int, itemsize: int) -> Literal["resident"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of a GPU's memory that nobody uses; what PyTorch keeps for later tensors is among them."""
+    """Free bytes of a GPU's memory, including what PyTorch's allocator holds unused."""
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 
@@ -46,9 +46,9 @@ def free_bytes(device: torch.device) -> int:
 class Block:
     """Neighbouring vectors on the device.
 
-    ``vectors``: (rows, dim); number ``first`` of the index comes first. Those from ``start`` up to ``stop`` count: what
-    is before was in the block before, what is behind means nothing. Every block of a walk has equally many rows, so
-    that all are multiplied by the same kernel and equal vectors have equal scores.
+    ``vectors``: (rows, dim), from row ``first`` of the index. Only those from ``start`` to ``stop`` count: earlier ones
+    were in the block before, later ones are undefined. All blocks have equally many rows, so that one kernel multiplies
+    all, and equal vectors have equal scores.
     """
 
     vectors: torch.Tensor
@@ -58,7 +58,7 @@ class Block:
 
 
 class Streamed:
-    """Vectors that stay where they are; each walk copies them to the device, one block while another is searched."""
+    """Vectors on the host; each search copies them to the device, one block while another is searched."""
 
     def __init__(self, vectors: VectorBlocks, dtype: torch.dtype, device: torch.device) -> None:
         self.count, self.dim = vectors.count, vectors.dim
@@ -66,7 +66,7 @@ class Streamed:
         self._vectors = vectors
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """Blocks of at most ``rows`` and ``TRANSFER_BYTES``, good until the next but one."""
+        """Blocks of at most ``rows`` and ``TRANSFER_BYTES``, valid until the next but one."""
         rows = min(rows, TRANSFER_BYTES // (self.dim * self.dtype.itemsize), _padded(self.count))
         rows = max(rows // LARGEST_GROUP, 1) * LARGEST_GROUP
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -76,14 +76,14 @@ class Streamed:
             end = at + len(part)
             if not at:
                 slot.wait()
-            slot.host[at:end].copy_(from_dlpack(part))  # unlike from_numpy, it takes what must not be written
+            slot.host[at:end].copy_(from_dlpack(part))  # unlike from_numpy, it accepts read-only arrays
             if end == rows or row + len(part) == self.count:
                 yield Block(slot.sent(), row - at, 0, end)
                 slot.searched()
 
 
 class _Slot:
-    """A block on the host, pinned, and on the device; on CUDA it is copied in ``stream``, beside the search."""
+    """A block in pinned memory and on the device; on CUDA it is copied in ``stream`` during the search."""
 
     def __init__(
         self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, stream: torch.cuda.Stream | None
@@ -97,12 +97,12 @@ class _Slot:
             self._free.record(self._searching)
 
     def wait(self) -> None:
-        """Until ``host`` has been copied and may be written."""
+        """Wait until ``host`` has been copied and may be written."""
         if self._stream is not None:
             self._copied.synchronize()
 
     def sent(self) -> torch.Tensor:
-        """The block on the device. What is done with it starts when the copy is there."""
+        """The block on the device; operations on it wait for the copy."""
         if self._stream is None:
             return self._there.copy_(self.host)
         self._stream.wait_event(self._free)
@@ -113,13 +113,13 @@ class _Slot:
         return self._there
 
     def searched(self) -> None:
-        """All that is to be done with the block is under way: what comes next may take its place after that."""
+        """Record that all operations on the block are queued: the next copy waits for them."""
         if self._stream is not None:
             self._free.record(self._searching)
 
 
 class Resident:
-    """Vectors that lie on the device, filled up with zeros to a multiple of ``LARGEST_GROUP``."""
+    """Vectors on the device, padded with zeros to a multiple of ``LARGEST_GROUP``."""
 
     def __init__(self, vectors: VectorBlocks, dtype: torch.dtype, device: torch.device) -> None:
         self.count, self.dim = vectors.count, vectors.dim
@@ -141,21 +141,21 @@ class Resident:
 def place(
     vectors: VectorBlocks, dtype: torch.dtype, device: torch.device, free: int, note: Callable[[str], None]
 ) -> Resident | Streamed:
-    """Put the vectors on the device where they fit its ``free`` bytes; ``note`` is told where they do not."""
+    """Put the vectors on the device if they fit its ``free`` bytes; else ``note`` is called."""
     if choose(free, vectors.count, vectors.dim, dtype.itemsize) == "resident":
         try:
             return Resident(vectors, dtype, device)
-        except RuntimeError as error:  # somebody else took the memory meanwhile
+        except RuntimeError as error:  # another process took the memory meanwhile
             if not is_out_of_memory(error):
                 raise
     taken = vectors.count * vectors.dim * dtype.itemsize / 1e9
-    advice = "; dtype=fp16 takes half" if dtype == torch.float32 else ""
-    note(f"the index's vectors ({taken:.1f} GB) do not fit the GPU's free memory: every search reads them anew{advice}")
+    advice = "; dtype=fp16 needs half" if dtype == torch.float32 else ""
+    note(f"the index's vectors ({taken:.1f} GB) do not fit the free GPU memory: each search copies them again{advice}")
     return Streamed(vectors, dtype, device)
 
 
 class GpuSearch:
-    """Searches on a device; what is there of a stream of vectors stays for the next search of the same stream."""
+    """Searches on a device; vectors stay there for the next search of the same stream."""
 
     def __init__(
         self, device: torch.device, note: Callable[[str], None], free: Callable[[torch.device], int] = free_bytes
@@ -169,7 +169,7 @@ class GpuSearch:
 
     def _place(self, vectors: VectorBlocks, dtype: torch.dtype) -> Resident | Streamed:
         if self._placed is None or self._placed[0] is not vectors or self._placed[1].dtype != dtype:
-            self._placed = None  # its memory is needed
+            self._placed = None  # frees its memory
             free = self._free(self._device)
             self._placed = vectors, place(vectors, dtype, self._device, free, self._note)
         return self._placed[1]
@@ -195,10 +195,10 @@ def search(vectors: Resident | Streamed, queries: Vectors, k: int, rows: int = B
 
 
 def shape_of_scores(queries: int, k: int, rows: int, cells: int) -> tuple[int, int]:
-    """(queries, vectors) that are multiplied together, so that scores and keys take about ``cells`` numbers.
+    """(queries, vectors) per matmul, so that scores and keys take about ``cells`` numbers.
 
-    All queries where they can be had with ``rows`` vectors; the fewer they are, the more vectors (a multiple of
-    ``rows``). At least one query and ``rows`` vectors.
+    All queries, if they fit with ``rows`` vectors; with few queries, more vectors (a multiple of ``rows``). At least
+    one query and ``rows`` vectors.
     """
     each = rows + _KEY_CELLS * (keys_held(rows, k) + 2 * k)
     size = min(queries, max(1, cells // each))
@@ -206,7 +206,7 @@ def shape_of_scores(queries: int, k: int, rows: int, cells: int) -> tuple[int, i
 
 
 def _products(queries: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """(queries, vectors) float32 inner products, summed up in float32."""
+    """(queries, vectors) float32 inner products, accumulated in float32."""
     if vectors.dtype == torch.float32:
         return queries @ vectors.T
     if vectors.is_cuda:
@@ -216,7 +216,7 @@ def _products(queries: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _no_tf32() -> Iterator[None]:
-    """float32 products in float32, whatever the program allows elsewhere."""
+    """Float32 matmuls without TF32, whatever the program's own setting."""
     before, older = torch.backends.cuda.matmul.fp32_precision, _older_precision()
     if older is not None:
         torch.set_float32_matmul_precision("highest")
@@ -230,9 +230,9 @@ def _no_tf32() -> Iterator[None]:
 
 
 def _older_precision() -> str | None:
-    """What PyTorch's older setting says; None where the program has said something else in the newer one.
+    """PyTorch's older setting; None if the program has set the newer one to another value.
 
-    A product raises where the two contradict each other.
+    PyTorch raises if the two contradict each other.
     """
     try:
         return torch.get_float32_matmul_precision()

@@ -1,4 +1,4 @@
-"""Index backend ``faiss``: whatever FAISS's index factory can make, named by its spec."""
+"""Index backend ``faiss``: any index that FAISS's index factory can make."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ _THEIR_NAMES = {"nprobe": "nprobe", "ef": "efSearch", "ef_construction": "efCons
 _EF_CONSTRUCTION = 200
 _LEAST_EF = 128
 _PIECE_ROWS = 2048
-"""Rows that are looked at and copied together: they stay in the cache."""
+"""Rows that are checked and copied together, to stay in the cache."""
 _PROBE = 10
-"""Hits that show in which order an index gives them."""
+"""Hits of a trial search that shows the order of an index' scores."""
 _ROUNDING = 3e-7
-"""Share of both vectors' lengths by which two ways to add up their product may differ."""
+"""Most by which two orders of summation may differ, relative to the product of the vectors' norms."""
 _library: Any = faiss
-"""For what FAISS's annotations lack."""
+"""FAISS untyped, for what its annotations lack."""
 _PLACE = re.compile(r"^Error in .*? at \S+:\d+: ")
 
 
 class FaissIndex(IndexBackend):
     """``--spec``: ``Flat`` (exact; the default), ``IVF4096,Flat``, ``IVF4096,PQ64``, ``HNSW32``, ``SQ8``, ...
 
-    ``nprobe``: lists of an IVF index to look at (default: the square root of their number). ``ef``: candidates while
-    searching an HNSW graph (default: twice the hits wanted, 128 at least), ``ef_construction``: building it (200).
+    ``nprobe``: lists of an IVF index to search (default: the square root of their number). ``ef``: candidates in a
+    search of an HNSW graph (default: twice the number of hits, at least 128); ``ef_construction``: while building
+    (200).
     """
 
     name = "faiss"
@@ -56,7 +57,7 @@ class FaissIndex(IndexBackend):
 
     @classmethod
     def build(cls, vectors: VectorBlocks, options: IndexOptions) -> FaissIndex:
-        """Make the spec's index, train it on a sample where it must be, and add the stream block by block."""
+        """Make the index, train it on a sample if it needs training, and add the stream block by block."""
         spec = options.spec or DEFAULT_SPEC
         check_parameters(options.parameters, cls.build_parameters, cls.name)
         _check_device(options.device)
@@ -75,7 +76,7 @@ class FaissIndex(IndexBackend):
     def save(self, folder: Path) -> None:
         """Write FAISS's own ``index.faiss`` (no pickle), and ``options.json``."""
         index = self._index if self._device == "cpu" else faiss.index_gpu_to_cpu(self._index)
-        with (folder / INDEX).open("wb") as file:  # FAISS's own writer is silent where the last bytes do not fit a disk
+        with (folder / INDEX).open("wb") as file:  # FAISS does not report that the last bytes did not fit the disk
             try:
                 faiss.write_index(index, _library.PyCallbackIOWriter(file.write))
             except RuntimeError as error:
@@ -84,7 +85,7 @@ class FaissIndex(IndexBackend):
 
     @classmethod
     def load(cls, folder: Path, options: IndexOptions) -> FaissIndex:
-        """Read the index into memory; search parameters among the options take the place of the saved ones."""
+        """Read the index into memory; search parameters in the options replace the saved ones."""
         check_parameters(options.parameters, cls.build_parameters, cls.name)
         _check_device(options.device)
         saved = load_options(folder / INDEX)
@@ -97,7 +98,7 @@ class FaissIndex(IndexBackend):
         return cls(_on_device(index, spec, options.device), spec, {**saved.parameters, **given}, options.device)
 
     def append(self, vectors: VectorBlocks) -> None:
-        """Add the stream block by block; what was trained (lists, codes) stays as it was."""
+        """Add the stream block by block; what was trained (lists, codes) does not change."""
         refuse_width(vectors, self.dim)
         total = self.count + vectors.count
         with _few_threads(self._parameters, total), _spec_errors(self._spec, total):
@@ -119,7 +120,7 @@ class FaissIndex(IndexBackend):
         return [name for name in self.search_parameters if _has(self._index, name)]
 
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
-        """What FAISS finds, equal scores by ascending row; compressed vectors have approximate scores."""
+        """FAISS's hits, equal scores by ascending row; compressed vectors have approximate scores."""
         check_parameters(parameters or {}, self.search_parameters, self.name)
         queries = checked_queries(queries, self.dim, k)
         wanted = min(k, self.count)
@@ -132,7 +133,7 @@ class FaissIndex(IndexBackend):
         return _with_true_ties(self._index, queries, hits) if isinstance(self._index, faiss.IndexHNSWFlat) else hits
 
     def _search_settings(self, wanted: int, given: Parameters) -> Parameters:
-        """Every search parameter that the index has: a search leaves no trace on the next."""
+        """All search parameters of the index, so that one search does not affect the next."""
         chosen = {**self._parameters, **given}
         if "ef" not in chosen and _has(self._index, "ef"):
             chosen["ef"] = max(2 * wanted, _LEAST_EF)
@@ -140,14 +141,14 @@ class FaissIndex(IndexBackend):
 
 
 def _with_true_ties(index: Any, queries: Vectors, hits: Hits) -> Hits:
-    """``hits`` with the next to equal scores computed anew, all in one way, and in order.
+    """``hits`` with nearly equal scores recomputed, all in the same way, and sorted.
 
-    On some processors FAISS's graphs score four vectors at once by another order of additions than one alone, so that
-    equal vectors differ in the last bits. Those bits of a score may so depend on the hits beside it.
+    On some processors FAISS's graphs score four vectors at once with another order of additions than a single one, so
+    that scores of equal vectors differ in the last bits.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         best = np.concatenate([norm(part, axis=1) for part in _stored(index, np.maximum(hits.rows[:, 0], 0))])
-        rounding = _ROUNDING * norm(queries, axis=1) * best  # the best hit is about as long as any
+        rounding = _ROUNDING * norm(queries, axis=1) * best  # the best hit's norm is about that of any
         close = (hits.rows[:, 1:] >= 0) & (hits.scores[:, 1:] >= hits.scores[:, :-1] - rounding[:, None])
         tied = np.zeros(hits.rows.shape, bool)
         tied[:, :-1] |= close
@@ -160,7 +161,7 @@ def _with_true_ties(index: Any, queries: Vectors, hits: Hits) -> Hits:
 
 
 def _stored(index: Any, rows: NDArray[np.int64]) -> Iterator[Vectors]:
-    """The vectors of rows, piece by piece."""
+    """The vectors of ``rows``, in pieces."""
     return (index.reconstruct_batch(rows[at : at + _PIECE_ROWS]) for at in range(0, len(rows), _PIECE_ROWS))
 
 
@@ -175,18 +176,18 @@ def _made(spec: str, dim: int) -> Any:
 
 
 def _refuse_distances(index: Any, spec: str) -> None:
-    """Raise ``UserError`` where an index answers with distances, the least first, though it was made for products."""
+    """Raise ``UserError`` if an index returns distances, though it was made for inner products."""
     if isinstance(index, faiss.IndexFlat):
-        return  # finds as it was told to; a search would read all of it
+        return  # uses the metric it was given; a search would read all of it
     query = np.full((1, index.d), 1 / math.sqrt(index.d), np.float32)
     scores, rows = index.search(query, min(_PROBE, index.ntotal))
     there = scores[rows >= 0]
     if there.size and there[0] < there[-1]:
-        raise UserError(f"an index of spec {spec!r} finds by distance, not by inner product: choose another spec")
+        raise UserError(f"an index of spec {spec!r} searches by distance, not by inner product: choose another spec")
 
 
 def _default_parameters(index: Any) -> dict[str, int | float | str]:
-    """What FAISS leaves at values that find little: one list of an IVF index, 40 candidates for a link of HNSW."""
+    """Defaults in place of FAISS's, which find little: one list of an IVF index, 40 candidates per link of HNSW."""
     found: dict[str, int | float | str] = {}
     if (number := lists(index)) is not None:
         found["nprobe"] = max(1, math.isqrt(number))
@@ -196,7 +197,7 @@ def _default_parameters(index: Any) -> dict[str, int | float | str]:
 
 
 def _has(index: Any, name: str) -> bool:
-    """Whether an index has a parameter. FAISS tells only when it is set, so it is 1 afterwards: set it anew."""
+    """Whether an index has a parameter. FAISS shows it only by setting it, so it is 1 afterwards: set it again."""
     try:
         _space(index).set_index_parameter(index, _THEIR_NAMES[name], 1)
     except RuntimeError:
@@ -230,7 +231,7 @@ def _add(index: Any, vectors: VectorBlocks) -> None:
 def _fill(index: Any, vectors: VectorBlocks) -> None:
     """Write the stream into a flat index's own memory, piece by piece while a piece is in the cache.
 
-    ``add`` would fill that memory with zeros first, once more.
+    ``add`` would fill that memory with zeros first.
     """
     row, total = index.ntotal, index.ntotal + vectors.count
     index.codes.resize(total * index.code_size)
@@ -245,7 +246,7 @@ def _fill(index: Any, vectors: VectorBlocks) -> None:
 
 
 def _make_room(index: Any, count: int) -> None:
-    """Reserve the memory of ``count`` more vectors at once: growing step by step, FAISS holds them twice at times."""
+    """Reserve memory for ``count`` more vectors: FAISS, growing step by step, holds them twice at times."""
     flat = faiss.downcast_index(getattr(index, "storage", index))
     if isinstance(flat, faiss.IndexFlatCodes):
         flat.codes.resize((flat.ntotal + count) * flat.code_size)
@@ -254,7 +255,7 @@ def _make_room(index: Any, count: int) -> None:
 
 @contextmanager
 def _few_threads(parameters: Parameters, count: int) -> Iterator[None]:
-    """One thread for a small HNSW graph, whatever lies around it, so that equal runs give equal files."""
+    """One thread for a small HNSW graph, even inside another index, so that equal runs give equal files."""
     threads = faiss.omp_get_max_threads()
     alone = count <= REPRODUCIBLE_ROWS and "ef_construction" in parameters
     faiss.omp_set_num_threads(1 if alone else threads)
@@ -271,7 +272,7 @@ def _spec_errors(spec: str, count: int) -> Iterator[None]:
     except RuntimeError as error:
         raise UserError(
             f"an index of spec {spec!r} cannot be built from {count} vectors: {_reason(error)}; "
-            f"a small corpus wants fewer lists or bits, or `spec='Flat'`"
+            f"a small corpus needs fewer lists or bits, or `spec='Flat'`"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Training an index of FAISS (centroids, codes, rotations) on a sample, in memory that does not grow with the vectors.
+"""Trains an index of FAISS (centroids, codes, rotations) on a sample, in memory that does not grow with the corpus.
 
-FAISS copies what it trains on: lists none of it, codes twice, OPQ six times. So each part gets as many vectors as its
-copies leave room for.
+FAISS copies what it trains on: not for lists, twice for codes, six times for OPQ. So each part gets as many vectors as
+fit with their copies.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from llara_cli.core.protocols import VectorBlocks, Vectors
 
 _SEED = 20240612
 _MOST, _BYTES = 65_536, 96 * 2**20
-"""Vectors to train on at most, and the memory that they may take."""
+"""Most vectors to train on, and most bytes that they may take."""
 _ROTATION_BYTES = 32 * 2**20
-"""The same where OPQ learns a rotation."""
+"""Most bytes if OPQ learns a rotation."""
 _LEAST, _PER_LIST = 10_000, 64
-"""But so many at least, and so many for each list of an IVF index: FAISS asks for 39 to 256 for a centroid."""
+"""Least vectors to train on, and least per list of an IVF index: FAISS asks for 39 to 256 per centroid."""
 _ROWS_PER_TABLE = 256
 """Vectors whose distances to all centroids of a product quantizer are held at once.
 
-FAISS would hold those of 262,144: of a block of vectors of width 768, 500 MB with PQ48. It is no faster.
+FAISS's default of 262,144 takes 500 MB for vectors of width 768 with PQ48, and is not faster.
 """
 _ROWS_PER_TRANSFORM = 4096
 
@@ -34,13 +34,13 @@ _globals.product_quantizer_compute_codes_bs = _ROWS_PER_TABLE
 
 
 def train(index: Any, vectors: VectorBlocks, size: int) -> None:
-    """Train an index on so many vectors of the stream; an index that needs no training stays as it is."""
+    """Train an index on ``size`` vectors of the stream, if it needs training."""
     if not index.is_trained:
         train_stage(index, _sample(vectors, size))
 
 
 def sample_size(index: Any, count: int) -> int:
-    """Vectors of ``count`` to train an index on. It must not be on a GPU yet, where FAISS does not tell its lists."""
+    """How many of ``count`` vectors to train an index on. It must be on the CPU: on a GPU, FAISS hides its lists."""
     affordable = _affordable(int(index.d), _BYTES // 2 if isinstance(index, faiss.IndexPreTransform) else _BYTES)
     return min(count, max(affordable, _PER_LIST * (lists(index) or 0)))
 
@@ -52,12 +52,12 @@ def lists(index: Any) -> int | None:
 
 
 def train_stage(index: Any, sample: Vectors) -> None:
-    """Train an index, part by part, on all of ``sample`` (rows, dim) or on what a part has room for."""
+    """Train an index, part by part, on all of ``sample`` (rows, dim) or on as much as fits for a part."""
     index = faiss.downcast_index(index)
     if hasattr(index, "do_polysemous_training"):
-        index.do_polysemous_training = False  # a second and more for each part of a code; no search here uses it
+        index.do_polysemous_training = False  # takes a second and more per part of a code; not used by our searches
     if isinstance(index, faiss.IndexPreTransform):
-        chain: Any = index.chain  # a vector of C++, whatever FAISS's annotations say
+        chain: Any = index.chain  # a C++ vector, whatever FAISS's annotations say
         for place in range(chain.size()):
             sample = _transformed(faiss.downcast_VectorTransform(chain.at(place)), sample)
         train_stage(index.index, sample)
@@ -69,18 +69,18 @@ def train_stage(index: Any, sample: Vectors) -> None:
     elif isinstance(index, faiss.IndexIVF):
         ivf: Any = index  # FAISS's annotations lack the method
         ivf.train_q1(len(sample), faiss.swig_ptr(sample), False, index.metric_type)
-        index.train(_thinned(sample))  # the codes: the lists are there
+        index.train(_thinned(sample))  # the codes: the lists are trained already
     elif not index.is_trained:
         index.train(sample)
 
 
 def _affordable(dim: int, size: int = _BYTES) -> int:
-    """Vectors that fit ``size`` bytes; never fewer than some thousands."""
+    """Vectors that fit ``size`` bytes; some thousands at least."""
     return max(_LEAST, min(_MOST, size // (4 * dim)))
 
 
 def _sample(vectors: VectorBlocks, size: int) -> Vectors:
-    """``size`` vectors drawn without bias, in the stream's order; the same ones every time."""
+    """``size`` vectors drawn uniformly, in the stream's order; the same every time."""
     drawn = np.random.default_rng(_SEED).choice(vectors.count, size, replace=False, shuffle=False)
     drawn.sort()
     sample, row, filled = _room(size, vectors.dim), 0, 0
@@ -92,13 +92,13 @@ def _sample(vectors: VectorBlocks, size: int) -> Vectors:
 
 
 def _thinned(sample: Vectors) -> Vectors:
-    """As many of the vectors as codes are trained on, evenly from all."""
+    """As many of the vectors as codes are trained on, evenly spaced."""
     size = _affordable(sample.shape[1])
     return sample if len(sample) <= size else sample[np.arange(size) * len(sample) // size]
 
 
 def _transformed(transform: Any, sample: Vectors) -> Vectors:
-    """(rows, its width): the sample as a transform, trained now, makes it."""
+    """(rows, width): train a transform, and apply it to the sample."""
     if not transform.is_trained:
         (learn_rotation if isinstance(transform, faiss.OPQMatrix) else _learn)(transform, sample)
     made = _room(len(sample), transform.d_out)
@@ -113,7 +113,7 @@ def _learn(transform: Any, sample: Vectors) -> None:
 
 
 def learn_rotation(rotation: Any, sample: Vectors) -> None:
-    """Train OPQ on few vectors, without its word on each of its thousand clusterings that there are few."""
+    """Train OPQ on few vectors, without FAISS's warnings that they are few in each of its thousand clusterings."""
     rotation.max_train_points = min(_LEAST, _ROTATION_BYTES // (4 * int(rotation.d_in)))
     quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
     quantizer.cp.min_points_per_centroid = 1
@@ -123,7 +123,7 @@ def learn_rotation(rotation: Any, sample: Vectors) -> None:
 
 
 def _room(rows: int, dim: int) -> Vectors:
-    """An empty matrix, in a file without a name where it is large: many lists want more vectors than memory has."""
+    """An empty matrix, in an unnamed file if it is large: many lists need more vectors than fit in memory."""
     if 4 * rows * dim <= _BYTES:
         return np.empty((rows, dim), dtype=np.float32)
     with TemporaryFile() as file:

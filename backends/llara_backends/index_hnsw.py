@@ -29,13 +29,13 @@ _DEFAULTS: dict[str, int | float | str] = {"M": 32, "ef_construction": 200, "see
 _LEAST_EF = 128
 _ALL_CORES = -1
 _PIECE_ROWS = 1024
-"""Vectors that are linked together: a second's work, after which an interrupt is heard."""
+"""Vectors linked between two checks for an interrupt: about a second's work."""
 
 
 class HnswIndex(IndexBackend):
-    """``M`` links a vector, ``ef_construction`` and ``ef`` candidates while building and searching.
+    """``M`` links per vector, ``ef_construction`` and ``ef`` candidates while building and searching.
 
-    ``ef`` defaults to twice the hits wanted, 128 at least. ``threads`` builds with so many (default: one up to 20,000
+    ``ef`` defaults to twice the number of hits, at least 128. ``threads``: for building (default: one up to 20,000
     vectors, then all cores); only with one thread do equal runs give equal files.
     """
 
@@ -55,7 +55,7 @@ class HnswIndex(IndexBackend):
 
     @classmethod
     def build(cls, vectors: VectorBlocks, options: IndexOptions) -> HnswIndex:
-        """Link every vector of the stream, block by block."""
+        """Build the graph from the stream, block by block."""
         refuse_spec(options.spec, cls.name)
         _refuse_gpu(options.device)
         check_parameters(options.parameters, cls.build_parameters, cls.name)
@@ -72,7 +72,7 @@ class HnswIndex(IndexBackend):
         return index
 
     def _link(self, vectors: VectorBlocks) -> None:
-        """Add a stream for which the graph has room."""
+        """Add a stream that fits the graph's capacity."""
         row = self.count
         few = row + vectors.count <= REPRODUCIBLE_ROWS
         threads = self._parameters.get("threads", 1 if few else _ALL_CORES)
@@ -81,16 +81,16 @@ class HnswIndex(IndexBackend):
             row += len(block)
 
     def save(self, folder: Path) -> None:
-        """Write hnswlib's ``index.bin``, and ``options.json``. Raises ``OSError`` where the disk is too small."""
+        """Write hnswlib's ``index.bin``, and ``options.json``. Raises ``OSError`` if the disk is too small."""
         file = folder / INDEX
         self._graph.save_index(str(file))
-        if file.stat().st_size != self._graph.index_file_size():  # hnswlib does not look whether it could write
+        if file.stat().st_size != self._graph.index_file_size():  # hnswlib does not check whether it could write
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         save_options(file, self._parameters, (self.count, self.dim))
 
     @classmethod
     def load(cls, folder: Path, options: IndexOptions) -> HnswIndex:
-        """Read the graph into memory; search parameters among the options take the place of the saved ones."""
+        """Read the graph into memory; search parameters in the options replace the saved ones."""
         _refuse_gpu(options.device)
         check_parameters(options.parameters, cls.build_parameters, cls.name)
         saved = load_options(folder / INDEX)
@@ -103,7 +103,7 @@ class HnswIndex(IndexBackend):
         return cls(graph, {**saved.parameters, **given})
 
     def append(self, vectors: VectorBlocks) -> None:
-        """Link every vector of the stream to those that are there."""
+        """Add every vector of the stream to the graph."""
         refuse_width(vectors, self.dim)
         self._graph.resize_index(self.count + vectors.count)
         self._link(vectors)
@@ -119,7 +119,7 @@ class HnswIndex(IndexBackend):
         return int(self._graph.dim)
 
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
-        """About the k nearest; exactly these for a batch in which the graph does not lead to k vectors."""
+        """About the k nearest; exactly the k nearest for a batch in which the graph finds fewer than k."""
         check_parameters(parameters or {}, self.search_parameters, self.name)
         queries = checked_queries(queries, self.dim, k)
         if not len(queries):
@@ -130,7 +130,7 @@ class HnswIndex(IndexBackend):
         return self._walk(queries, wanted, k, ef) or self._look_at_all(queries, k)
 
     def _walk(self, queries: Vectors, wanted: int, k: int, ef: int) -> Hits | None:
-        """What the graph leads to; None where that is less than ``wanted`` for some query (duplicates can cause it)."""
+        """The graph's hits; None if fewer than ``wanted`` for some query (duplicates can cause that)."""
         for candidates in (ef, 8 * ef):
             self._graph.set_ef(candidates)
             try:

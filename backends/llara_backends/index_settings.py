@@ -1,4 +1,4 @@
-"""Parameters of an index, and the ``options.json`` that keeps them beside a library's own file."""
+"""Parameters of an index, and the ``options.json`` that stores them beside a library's own file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llara_cli.core.protocols import Parameters
 
 OPTIONS = "options.json"
 _FROM_ZERO = ("seed",)
-"""Whole numbers that may be 0; any other counts something, and is 1 at least."""
+"""Integer parameters that may be 0; others must be 1 or more."""
 REPRODUCIBLE_ROWS = 20_000
 """A graph built by several threads differs from run to run; up to this size one thread is fast enough (a minute)."""
 
 
 def check_parameters(given: Parameters, known: Mapping[str, type], backend: str) -> None:
-    """Raise ``UserError`` for a parameter that the backend does not know, or one of another type or range."""
+    """Raise ``UserError`` for a parameter that is unknown, of a wrong type or out of range."""
     for key, value in given.items():
         if key not in known:
             names = ", ".join(known) or "none"
@@ -31,16 +31,16 @@ def check_parameters(given: Parameters, known: Mapping[str, type], backend: str)
 
 
 def refuse_spec(spec: str | None, backend: str) -> None:
-    """Raise ``UserError`` where a backend that has no specs is given one."""
+    """Raise ``UserError`` if a backend that has no specs is given one."""
     if spec is not None:
         raise UserError(f"the {backend} index takes no spec (it was given {spec!r}); `backend='faiss'` does")
 
 
 @dataclass(frozen=True)
 class SavedIndex:
-    """What must be known before a library opens its file: its parameters, its shape, and that it is whole.
+    """What must be known before a library opens its file: parameters, shape and checksum.
 
-    The checksum is not for show: hnswlib reads a damaged file without a check and ends the process.
+    hnswlib does not check files, and crashes the process on a damaged one.
     """
 
     parameters: dict[str, int | float | str]
@@ -59,7 +59,7 @@ def save_options(file: Path, parameters: Parameters, shape: tuple[int, int], spe
 
 
 def load_options(file: Path) -> SavedIndex:
-    """What ``save_options`` wrote. Raises ``LlaraError`` where it, or the library's ``file``, is missing or damaged."""
+    """What ``save_options`` wrote. Raises ``LlaraError`` if it, or the library's ``file``, is missing or damaged."""
     options = file.parent / OPTIONS
     try:
         saved = SavedIndex(**json.loads(options.read_text(encoding="utf-8")))
@@ -67,7 +67,7 @@ def load_options(file: Path) -> SavedIndex:
     except (OSError, ValueError, TypeError) as error:
         raise LlaraError(f"{options}: the index is damaged ({error}): build it again") from error
     if not whole:
-        raise LlaraError(f"{file}: the index is damaged (its checksum is another): build it again")
+        raise LlaraError(f"{file}: the index is damaged (wrong checksum): build it again")
     return saved
 
 

@@ -10,26 +10,26 @@ from llara_backends.index_vectors import padded_hits
 from llara_cli.core.protocols import Hits
 
 LARGEST_GROUP = 256
-"""Rows of a group at most. ``best_of_scores`` takes scores of a multiple of so many rows."""
+"""Most rows per group. ``best_of_scores`` takes scores of a multiple of this many rows."""
 _LAST_ROW = (1 << 32) - 1
 
 
 def keys_of(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """int64 keys that fall in the order wanted: by falling score, then by rising row. The scores are used up.
+    """int64 keys whose descending order is by descending score, then ascending row. Overwrites the scores.
 
-    No two keys are equal, so top-k, which leaves open which of equal numbers it takes, has nothing to choose.
+    No two keys are equal, so the result of top-k, which is unspecified for equal numbers, is unique.
 
     Args:
         scores: (queries, n) float32.
         rows: int64, of their shape or one that broadcasts to it.
     """
-    # Adding 0 makes -0.0 a 0.0: they are equal, but their bits are not. In place: these are the largest tensors here.
+    # Adding 0 turns -0.0 into 0.0, which is equal but has other bits. In place: these are the largest tensors here.
     keys = _flipped(scores.add_(0.0).view(torch.int32)).to(torch.int64)
     return keys.bitwise_left_shift_(32).add_(_LAST_ROW - rows)
 
 
 def _flipped(bits: torch.Tensor) -> torch.Tensor:
-    """Bits of floats as whole numbers of the same order, and back: negative floats have theirs the wrong way round."""
+    """Bits of floats as integers of the same order, and back: negative floats have the reverse order."""
     return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
 
 
@@ -44,22 +44,22 @@ def best_of(keys: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def group_size(width: int, k: int) -> int:
-    """Rows of a group, a power of two: about as many groups as rows in k of them, which is the least to look at."""
+    """Rows per group, a power of two: about as many groups as rows in k groups, which is the least work."""
     return max(1, min(LARGEST_GROUP, 1 << isqrt(width // k).bit_length() >> 1))
 
 
 def keys_held(width: int, k: int) -> int:
-    """Keys of a query that ``best_of_scores`` makes of ``width`` scores."""
+    """Keys per query that ``best_of_scores`` computes from ``width`` scores."""
     group = group_size(width, k)
     return width if group == 1 else width // group + k * group
 
 
 def best_of_scores(scores: torch.Tensor, first_row: int, k: int) -> torch.Tensor:
-    """The keys of the k best scores of each query, in any order; the scores are used up.
+    """The keys of the k best scores of each query, in any order. Overwrites the scores.
 
-    Scores are read once: groups of neighboring rows are told by their largest score, and the k best groups, equal ones
-    by ascending row, hold the k best scores. For a score outside them is beaten by the largest of each of the k:
-    it is no larger, and where it is equal its row comes later.
+    Scores are read once: groups of neighboring rows are ranked by their largest score, equal ones by ascending row, and
+    the k best groups contain the k best scores. A score outside them is beaten by the largest of each of the k: it is
+    not larger, and if it is equal, its row comes later.
 
     Args:
         scores: (queries, n) float32, n a multiple of ``LARGEST_GROUP``.

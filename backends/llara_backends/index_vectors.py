@@ -13,10 +13,10 @@ from llara_cli.core.protocols import Hits, VectorBlocks, Vectors
 
 
 def checked_blocks(vectors: VectorBlocks, rows: int | None = None) -> Iterator[Vectors]:
-    """The blocks of a stream, C order, float32; in pieces of at most ``rows`` rows where that is given.
+    """The blocks of a stream, C order, float32; in pieces of at most ``rows`` rows, if given.
 
-    Raises ``UserError`` for a block of another width, a number that is NaN or infinite, and at the end where there were
-    not as many vectors as the stream said. None at all is a mistake too.
+    Raises ``UserError`` for a block of another width, for NaN or infinity, for an empty stream, and at the end if the
+    number of vectors is not the announced one.
     """
     row = 0
     for block in _pieces(vectors, rows):
@@ -38,7 +38,7 @@ def _pieces(vectors: VectorBlocks, rows: int | None) -> Iterator[Vectors]:
 
 
 def parts(vectors: VectorBlocks, rows: int) -> Iterator[tuple[int, Vectors]]:
-    """(first row, part): the stream, cut wherever it is and at every multiple of ``rows``."""
+    """(first row, part): the stream's blocks, cut at every multiple of ``rows``."""
     row = 0
     for block in vectors:
         while len(block):
@@ -48,7 +48,7 @@ def parts(vectors: VectorBlocks, rows: int) -> Iterator[tuple[int, Vectors]]:
 
 
 def refuse_width(vectors: VectorBlocks, dim: int) -> None:
-    """Raise ``UserError`` where a stream is of another width."""
+    """Raise ``UserError`` if a stream has another width."""
     if vectors.dim != dim:
         raise UserError(f"vectors of width {vectors.dim}, but the index is of width {dim}")
 
@@ -83,12 +83,12 @@ def checked_queries(queries: Vectors, dim: int, k: int) -> Vectors:
 
 
 def no_hits(k: int) -> Hits:
-    """The answer to no query."""
+    """Hits of zero queries."""
     return Hits(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
 
 
 def ordered_hits(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
-    """``Hits`` of what a library found, (queries, found) in any order; a row of -1 is nothing found."""
+    """``Hits`` from a library's (queries, found) scores and rows in any order; row -1 means no hit."""
     scores = np.where(rows < 0, np.float32(-np.inf), scores)
     order = np.lexsort((rows, -scores), axis=-1)
     scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
@@ -96,7 +96,7 @@ def ordered_hits(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -
 
 
 def padded_hits(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
-    """``Hits`` of what is in order already, filled up to ``k``."""
+    """``Hits`` of sorted scores and rows, padded to ``k``."""
     missing = ((0, 0), (0, max(0, k - rows.shape[1])))
     return Hits(np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1))
 
@@ -109,7 +109,7 @@ def _of_width(vectors: Vectors, dim: int, what: str) -> Vectors:
 
 
 def _finite(vectors: Vectors, first_row: int, what: str = "vector") -> Vectors:
-    # The sum of squares is NaN or infinite wherever a number is; only where it is (or has overflowed) is each number
+    # The sum of squares is NaN or infinite if a number is; only if it is (or has overflowed) is each number
     # looked at.
     flat = vectors.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):

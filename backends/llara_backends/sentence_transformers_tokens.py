@@ -13,7 +13,7 @@ from llara_cli.model.tokenizer import beginning
 
 @dataclass(frozen=True)
 class Counts:
-    """``lengths``: total tokens that the model sees of each text; ``tokens``: text tokens among them, all together."""
+    """``lengths``: total tokens of each truncated text with its prompt; ``tokens``: sum of the text tokens."""
 
     lengths: list[int]
     tokens: int
@@ -22,7 +22,7 @@ class Counts:
 
 
 def shortened(tokenizer: Any, prompt: str, texts: Sequence[str], limit: int | None) -> list[str]:
-    """Texts without what lies far behind a limit of tokens: so that a whole book is not read for its first page.
+    """Texts without what is far beyond a limit of tokens, so that a book is not tokenized for its first page.
 
     Vectors and counts are those of the whole texts.
     """
@@ -32,7 +32,7 @@ def shortened(tokenizer: Any, prompt: str, texts: Sequence[str], limit: int | No
 
 
 def count(tokenizer: Any, prompt: str, texts: Sequence[str], limit: int | None) -> Counts:
-    """Count texts behind a prompt, where at most ``limit`` tokens are seen; the cut falls on the text."""
+    """Count tokens of texts after a prompt, with at most ``limit`` tokens in total; the text is truncated."""
     if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.is_fast:
         found = _count_fast(tokenizer, prompt, texts)
     else:
@@ -47,14 +47,14 @@ def count(tokenizer: Any, prompt: str, texts: Sequence[str], limit: int | None) 
 
 
 def overhead(tokenizer: Any, prompt: str) -> int:
-    """Tokens of a sequence without text: the prompt and the special tokens."""
+    """Tokens of a sequence without the text: prompt and special tokens."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return 0
     return len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
 
 
 def _count_fast(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Per text: all tokens of the sequence, and those that end inside the text."""
+    """Per text: tokens of the sequence, and those that end inside the text."""
     if not texts:
         return []
     asked = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "return_attention_mask": False}
@@ -67,7 +67,7 @@ def _count_fast(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[tuple
 
 
 def _count_one(tokenizer: Any, prompt: str, text: str) -> tuple[int, int]:
-    """The same of one text for a tokenizer that tells no offsets, or that is none of transformers'."""
+    """The same for one text, for tokenizers without offsets, or not of transformers."""
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         total = len(tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"])
         return total, max(0, total - overhead(tokenizer, prompt))

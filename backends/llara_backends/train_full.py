@@ -15,7 +15,7 @@ from llara_cli.model.tokenizer import TextTokenizer
 
 
 class FullBackend(TrainingBackend):
-    """All weights; a step of Adam at 1e-5 would vanish in bf16, so they are fp32 unless the optimizer sees to it."""
+    """All weights, in fp32, as an Adam step at 1e-5 is lost in bf16 unless the optimizer rounds stochastically."""
 
     name = "full"
 
@@ -23,7 +23,7 @@ class FullBackend(TrainingBackend):
         """The model in fp32 (or bf16, see ``setup``), with its new tokens, every weight trainable."""
         model = load_causal_lm(source, torch.bfloat16 if setup.bf16_weights else torch.float32)
         add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
-        # a multimodal model has more than a decoder, its projection and what may lie between the two
+        # a multimodal model has more than a decoder, the LM head and what is between
         parts = (find_body(model), model.get_output_embeddings())
         trained = {id(weight) for part in parts for weight in part.parameters()}
         other = {id(weight) for weight in model.base_model.parameters()} - trained

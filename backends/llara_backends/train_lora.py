@@ -16,7 +16,7 @@ from llara_cli.model.tokenizer import TextTokenizer
 
 
 class LoraBackend(TrainingBackend):
-    """The base stays frozen in the compute dtype; adapters train in fp32 (RepLLaMA's set-up)."""
+    """The base stays frozen in the compute dtype; adapters train in fp32 (as in RepLLaMA)."""
 
     name = "lora"
     quantization: str | None = None
@@ -27,7 +27,7 @@ class LoraBackend(TrainingBackend):
         self.setup: TrainingSetup | None = None
 
     def load(self, source: ModelSource, tokenizer: TextTokenizer, setup: TrainingSetup) -> PreTrainedModel:
-        """The base model with adapters in place; the rows of tokens that the base never saw train too."""
+        """The base model with adapters; the embedding rows of new tokens are trained too."""
         self.source, self.setup = source, setup
         model = load_causal_lm(source, setup.dtype)
         fresh = add_new_tokens(model, tokenizer, setup.new_tokens, setup.seed)
@@ -36,11 +36,11 @@ class LoraBackend(TrainingBackend):
         return adapted
 
     def prepare(self, model: PreTrainedModel, setup: TrainingSetup) -> PreTrainedModel:
-        """The base as it is kept while adapters train."""
+        """Prepare the base for training adapters."""
         return model
 
     def save(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-        """The adapter under ``adapter/``, and the merged model as a checkpoint that any tool loads."""
+        """Save the adapter in ``adapter/``, and the merged model as a checkpoint that any tool loads."""
         assert self.source is not None
         assert self.setup is not None
         adapters.save(self.adapted, self.source, self.setup, folder, dtype, self.quantization)

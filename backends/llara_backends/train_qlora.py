@@ -1,4 +1,4 @@
-"""Training backend ``qlora``: adapters on a base kept in four bits (NF4 with double quantization, bitsandbytes)."""
+"""Training backend ``qlora``: adapters on a base in four bits (NF4 with double quantization, bitsandbytes)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llara_cli.model.backends import TrainingSetup
 
 
 class QloraBackend(LoraBackend):
-    """The base's linear layers, the projection apart, take half a byte a weight; they compute in the compute dtype."""
+    """The base's linear layers, except the LM head, take half a byte per weight; they compute in the compute dtype."""
 
     name = "qlora"
     quantization = NF4

@@ -71,7 +71,7 @@ class Bench:
             self._results.add(self.stage, setting, **figures)
 
     def attempt(self, setting: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's value; None where it fails, whatever the error, which is then a result."""
+        """The function's value; None if it fails, whatever the error, which is then a result."""
         try:
             return function(*arguments)
         except (Exception, SystemExit) as error:

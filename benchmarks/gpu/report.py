@@ -69,7 +69,7 @@ class Goal:
     bound: str = "at least"
 
     def found(self, rows: Sequence[Row]) -> float | None:
-        """None where one of the two is not known."""
+        """None if one of the two is not known."""
         own = self._best(rows, self.ours)
         if not self.theirs:
             return own

@@ -40,6 +40,6 @@ class Results:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def find(self, stage: str, setting: str, figure: str) -> Any:
-        """The newest figure of that name; None where there is none."""
+        """The newest figure of that name; None if there is none."""
         rows = (row for row in self.rows() if (row["stage"], row["setting"]) == (stage, setting))
         return next((row[figure] for row in reversed(list(rows)) if figure in row), None)

@@ -1,1 +1,1 @@
-"""One thin file a verb: parse, call one stage, print."""
+"""One thin file per verb: parse, call one pipeline, print."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def backends(
     session: Session,
 ) -> None:
-    """Training, encoder and index backends: usable, or how to make them so."""
+    """List backends, and how to install those that are missing."""
     from dataclasses import asdict
 
     from llara_cli.core.registry import availability
@@ -25,7 +25,7 @@ def backends(
 
 
 def backend_table(found: list[Availability]) -> Table:
-    """One line a backend."""
+    """A line per backend."""
     from rich.table import Table
     from rich.text import Text
 

@@ -16,7 +16,7 @@ def clean(
     session: Session,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and stop.")] = False,
 ) -> None:
-    """Remove what can be rebuilt: cached corpora and queries, leftovers of interrupted commands."""
+    """Remove cached data and leftovers of interrupted commands."""
     from llara_cli.core import cleaning
 
     root = session.workspace.root

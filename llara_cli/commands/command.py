@@ -1,4 +1,4 @@
-"""What all verbs share: help, defaults from ``llara.toml``, and errors that name flags."""
+"""The base of all verbs: help, defaults from ``llara.toml``, and errors that name flags."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ YIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "compare": {"as_json": ("format_",), "format_": ("as_json",)},
 }
-"""By command: a parameter (or a value of it) that was typed -> parameters that it excludes.
+"""By command: a parameter (or a value of it) on the command line -> parameters of ``llara.toml`` that it excludes.
 
-``name=value``: where that value was typed; ``name!=value``: where another was; ``name!=``: another than the file's.
+``name=value``: if that value was typed; ``name!=value``: if another was; ``name!=``: another than the file's.
 
-Values of those in the file are then passed over: a flag wins, also over the settings that it excludes.
+These are then ignored: a flag wins over the file, also over settings that it excludes.
 """
 
 
@@ -64,22 +64,22 @@ _PLACES = ("corpus", "train", "benchmark")
 
 
 def expanded(value: Any, is_place: bool) -> Any:
-    """A parameter's value; of a place, with the home folder for a leading ``~``, which shells replace at times only."""
+    """A parameter's value; in a path a leading ``~`` becomes the home folder, which shells do not always replace."""
     if isinstance(value, list | tuple):
         return type(value)(expanded(each, is_place) for each in value)
     if not is_place or not str(value).startswith("~"):
         return value
     try:
         return type(value)(Path(value).expanduser())
-    except RuntimeError:  # no user of that name: a file that is called so
+    except RuntimeError:  # no such user: a file of that name
         return value
 
 
 class Command(TyperCommand):
-    """A verb whose defaults come from ``llara.toml`` where the flags are silent; ``~`` in paths is the home folder."""
+    """A verb with defaults from ``llara.toml`` for flags that are not typed, and ``~`` in paths expanded."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer does, with the workspace's defaults known."""
+        """Parse as Typer does, with the defaults of the workspace."""
         if not {"--help", "-h"} & set(args):
             given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
             self._refuse_empty(given)
@@ -99,7 +99,7 @@ class Command(TyperCommand):
         return {*_PLACES, *(name for name, hint in get_type_hints(self.callback).items() if _kind(hint)[0] is Path)}
 
     def invoke(self, ctx: Any) -> Any:
-        """As Typer does; errors name flags, and say where the value of one is from that nobody typed."""
+        """Run as Typer does; errors name flags, and say which values come from ``llara.toml``."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -112,25 +112,25 @@ class Command(TyperCommand):
             raise type(error)(with_flags(str(error))) from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Usage, what the verb does, examples, and the options by panel; nothing is cut off."""
+        """Write usage, description, examples, and the options by panel."""
         about, examples = self._paragraphs()
         write_help(self, ctx, formatter, about, examples)
 
     def _paragraphs(self) -> tuple[str, str]:
-        """What the verb does, and its examples, from the function's docstring."""
+        """Description and examples, from the function's docstring."""
         told, _, examples = inspect.cleandoc(self.callback.__doc__ or "").partition("\n\nExamples:\n")
         return told, inspect.cleandoc(examples)
 
     def _refuse_empty(self, given: Mapping[str, Any]) -> None:
-        """Raise ``UserError`` for an empty argument, which a shell makes of an unset variable; a query may be one."""
+        """Raise ``UserError`` for an empty argument, as from an unset shell variable; only a query may be empty."""
         for parameter in self.params:
             value = given.get(str(parameter.name))
             if parameter.name != "query" and "" in (value if isinstance(value, (list, tuple)) else [value]):
                 name = parameter.opts[0]
-                raise UserError(f"{name if name.startswith('-') else name.upper()} is empty: name something")
+                raise UserError(f"{name if name.startswith('-') else name.upper()} is empty: give a value")
 
     def _blamed(self, ctx: Any, message: str) -> list[str]:
-        """The flags in a message whose values come from the file."""
+        """The flags in a message whose values come from ``llara.toml``."""
         found = []
         for parameter in self.params:
             flags = [flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--")]
@@ -141,8 +141,8 @@ class Command(TyperCommand):
         return found
 
     def _excluded(self, given: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
-        """Parameters that cannot go with what was typed, and were not typed; ``found``: the file's values."""
-        # an argument left out is None, or an object of click's own
+        """Parameters of the file that are excluded by typed ones; ``found``: the file's values."""
+        # an argument left out is None, or a sentinel of click
         values = {name: value for name, value in given.items() if isinstance(value, str | int | list | tuple)}
         typed = {name: str(value) for name, value in values.items() if value not in ((), [])}
         excluded: set[str] = set()
@@ -156,7 +156,7 @@ class Command(TyperCommand):
         return excluded - typed.keys()
 
     def _settings(self) -> dict[str, TableKey]:
-        """Long flags (as TOML keys, with dashes or underscores) -> what they set; not the place of the file itself."""
+        """Long flags (as TOML keys, with dashes or underscores) -> what they set, without the workspace."""
         found: dict[str, TableKey] = {}
         hints = get_type_hints(self.callback)
         for parameter in self.params:
@@ -174,7 +174,7 @@ class Command(TyperCommand):
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """The type of a parameter's values, and whether it takes several: ``list[str] | None`` is (str, True)."""
+    """A parameter's type, and whether it takes several values: ``list[str] | None`` is (str, True)."""
     if get_origin(hint) is list:
         return get_args(hint)[0], True
     given = [kind for kind in get_args(hint) if kind is not NoneType]

@@ -28,12 +28,12 @@ def compare(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the bars into this file, .png or .svg.", metavar="FILE", show_default="both, in results/"
+            help="Draw a bar chart into this file, .png or .svg.", metavar="FILE", show_default="both, in results/"
         ),
     ] = None,
     format_: TableFormat = "table",
 ) -> None:  # fmt: skip
-    """Hold evaluated models against each other, query by query.
+    """Compare evaluated models, query by query.
 
     Examples:
     llara compare bm25 my-model
@@ -55,7 +55,7 @@ def compare(
     paths = [plot] if plot is not None else [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     try:
         if not draw(result, paths):
-            session.console.warn("the plot has boxes for letters that no font here has; Noto Sans CJK has most")
+            session.console.warn("the plot has boxes for letters that are in no installed font; Noto Sans CJK has most")
         session.console.note(f"drawn: {', '.join(map(str, paths))}")
     except LlaraError as error:
         if plot is not None:

@@ -9,7 +9,7 @@ import typer
 
 
 def completer(complete: str = "", choices: tuple[str, ...] = ()) -> Callable[[typer.Context, str], list[str]] | None:
-    """A function that Typer asks for values: one of ``choices``, or what ``complete`` names; None: nothing to offer."""
+    """A function that completes values for Typer: ``choices``, or what ``complete`` names; None: nothing to offer."""
     if not complete and not choices:
         return None
 
@@ -22,7 +22,7 @@ def completer(complete: str = "", choices: tuple[str, ...] = ()) -> Callable[[ty
 
 
 def _names(complete: str, ctx: Any) -> Iterable[str]:
-    """What there is of ``models``, ``embeddings``, ``indexes``, ``results``, ``datasets`` or ``benchmarks``."""
+    """Names of the existing ``models``, ``embeddings``, ``indexes``, ``results``, ``datasets`` or ``benchmarks``."""
     if complete in ("datasets", "benchmarks"):
         from llara_cli.evaluation.benchmarks import BENCHMARKS
 

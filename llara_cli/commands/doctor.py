@@ -13,13 +13,13 @@ _OPTIONAL = {
     "zstandard": "zstd", "mwparserfromhell": "wiki", "bitsandbytes": "qlora", "ir_datasets": "eval",
     "sentence-transformers": "sentence-transformers",
 }  # fmt: skip
-"""Package -> the extra that brings it."""
+"""Package -> the extra that installs it."""
 
 
 def doctor(
     session: Session,
 ) -> None:
-    """Versions, devices, backends: what works here, what would make the rest work."""
+    """Show versions, devices and backends, and how to install what is missing."""
     from dataclasses import asdict
 
     from llara_cli.commands.backends import backend_table
@@ -80,7 +80,7 @@ def _devices() -> dict[str, str]:
 def _problems(versions: dict[str, str | None]) -> list[str]:
     if versions["faiss-cpu"] and versions["faiss-gpu"]:
         return [
-            "faiss-cpu and faiss-gpu own the same module and break each other:"
+            "faiss-cpu and faiss-gpu install the same module and break each other:"
             " pip uninstall faiss-cpu faiss-gpu, then install one of them"
         ]
     return []

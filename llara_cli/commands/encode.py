@@ -40,7 +40,7 @@ def encode(
     restart: Restart = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Turn a collection into vectors.
+    """Encode a corpus, or queries, into vectors.
 
     Examples:
     llara encode corpus.jsonl
@@ -48,9 +48,9 @@ def encode(
     llara encode --from vectors.npy --model ./my-model
     """
     if (corpus is None) == (from_ is None):
-        raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to take in")
+        raise UserError("give one of: a CORPUS to encode, --from FILE with vectors to import")
     if from_ is not None and config.dim is not None:
-        raise UserError("--dim is for vectors that are computed here; those of --from FILE are taken as they are")
+        raise UserError("--dim is for vectors that are computed here; those of --from FILE are imported unchanged")
     if from_ is not None:
         run = _importing(session, from_, config, name)
         show_facts(session.console, run.plan() if dry_run else run.run(restart=restart))

@@ -32,34 +32,34 @@ def evaluate(
     run: Annotated[
         Path | None,
         typer.Option(
-            help="Evaluate this run (TREC or .jsonl; a folder: one a data set).", metavar="PATH", show_default=False,
-            rich_help_panel="Run",
+            help="Evaluate a run (TREC or .jsonl), or a folder of runs by data set.", metavar="PATH",
+            show_default=False, rich_help_panel="Run",
         ),
     ] = None,
     qrels: Annotated[
         Path | None,
         typer.Option(
-            help="Judgments for --run, where there is no benchmark.", metavar="FILE", show_default=False,
+            help="Judgments for --run, if no benchmark is given.", metavar="FILE", show_default=False,
             rich_help_panel="Run",
         ),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            help="What the run is called in results and tables.", metavar="NAME", show_default="the file's name",
+            help="Name of the run in results and tables.", metavar="NAME", show_default="the file's name",
             rich_help_panel="Run",
         ),
     ] = None,
     yes: Annotated[
         bool,
-        typer.Option("--yes", help="Download what is not there without asking.", rich_help_panel="Data"),
+        typer.Option("--yes", help="Download missing data sets without asking.", rich_help_panel="Data"),
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Evaluate again what has been evaluated.", rich_help_panel="Everywhere")
+        bool, typer.Option("--restart", help="Evaluate again, even if results exist.", rich_help_panel="Run")
     ] = False,
     format_: TableFormat = "table",
 ) -> None:  # fmt: skip
-    """Measure a retriever on judged queries.
+    """Evaluate a retriever on a benchmark, or on a data set of your own.
 
     Examples:
     llara evaluate beir --datasets scifact,nfcorpus --data-root ~/beir
@@ -89,9 +89,9 @@ def evaluate(
 def _check_flags(
     benchmark: str | None, run: Path | None, qrels: Path | None, model: str | None, name: str | None
 ) -> None:
-    """Raise ``UserError`` for flags that do not go together, and for a ``--name`` that cannot be shown."""
+    """Raise ``UserError`` for flags that do not go together, and for a ``--name`` that cannot be printed."""
     if (qrels is not None and run is None) or (run is not None and qrels is None and benchmark is None):
-        raise UserError("--run RUN and --qrels QRELS go together; or name a benchmark with --run")
+        raise UserError("--run RUN needs --qrels QRELS or a benchmark, and --qrels QRELS needs --run RUN")
     if qrels is not None and benchmark is not None:
         raise UserError("a benchmark has its own judgments: leave --qrels out, or the benchmark")
     if benchmark is None and run is None:

@@ -27,9 +27,9 @@ def export(
             help="FILE.npy (ids and model in files beside it) or FILE.parquet.", show_default=False
         ),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file where it is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:  # fmt: skip
-    """Write vectors into one file that other tools read.
+    """Write vectors to a file that other tools read.
 
     Examples:
     llara export my-corpus vectors.npy

@@ -18,7 +18,7 @@ def finetune(
     train: Annotated[
         list[str],
         typer.Argument(
-            help="Rows with query and passages (jsonl, csv, parquet), or a BEIR folder; FILE:2 goes through it twice.",
+            help="Rows with query and passages (jsonl, csv, parquet), or a BEIR folder; FILE:2 twice per epoch.",
             show_default=False,
         ),
     ],

@@ -1,7 +1,7 @@
-"""Settings as command-line flags: a config dataclass becomes options, and options become the config object.
+"""Command-line flags from settings: a config dataclass becomes options, and their values a config object.
 
-A verb is a function of a session, its arguments and a config object. ``as_command`` makes of it the function of plain
-values that Typer reads.
+A verb is a function of a session, its arguments and a config object. ``as_command`` turns it into the function of plain
+values that Typer needs.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ def _checked_name(name: str | None) -> str | None:
 Name = Annotated[
     str | None,
     typer.Option(
-        help="The artifact's name.", show_default="derived from the inputs", metavar="NAME", callback=_checked_name,
+        help="Name of the artifact.", show_default="derived from the inputs", metavar="NAME", callback=_checked_name,
         rich_help_panel="Run",
     ),
 ]  # fmt: skip
 Restart = Annotated[
     bool,
-    typer.Option("--restart", help="Build anew beside the old artifact and swap when finished.", rich_help_panel="Run"),
+    typer.Option(
+        "--restart", help="Build again; the old artifact stays until the new one is finished.", rich_help_panel="Run"
+    ),
 ]
 DryRun = Annotated[
     bool,
@@ -49,13 +51,13 @@ DryRun = Annotated[
 ]
 TableFormat = Annotated[
     str,
-    typer.Option("--format", help="How tables are written.", metavar="[table|markdown|latex|csv|json]",
+    typer.Option("--format", help="Format of the tables.", metavar="[table|markdown|latex|csv|json]",
                  autocompletion=completer(choices=("table", "markdown", "latex", "csv", "json"))),
 ]  # fmt: skip
 
 
 def as_command(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb as a function of plain values, in the form that Typer reads options from."""
+    """The verb as a function of plain values, from whose signature Typer makes options."""
     hints = get_type_hints(verb, include_extras=True)
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for parameter in inspect.signature(verb).parameters.values():
@@ -97,12 +99,12 @@ def _is_config(hint: Any) -> bool:
 
 
 def options(config: type) -> list[inspect.Parameter]:
-    """One option for each setting of a config class."""
+    """An option for each setting of a config class."""
     return [_option(field) for field in settings_of(config)]
 
 
 def parameter_name(field: Field) -> str:
-    """What Typer calls a setting: ``lora.rank`` is ``lora_rank``."""
+    """The name of a setting's parameter: ``lora.rank`` is ``lora_rank``."""
     return field.flag.removeprefix("--").replace("-", "_") if len(field.path) > 1 else field.path[-1]
 
 
@@ -128,7 +130,7 @@ def _option(field: Field) -> inspect.Parameter:
 
 
 def _registered(complete: str) -> tuple[str, ...]:
-    """The names of the backends there are, for settings that take one."""
+    """Names of the registered backends, for settings that take one."""
     from llara_cli.core import registry
 
     kind, _, what = complete.partition(" ")
@@ -144,14 +146,14 @@ def _is_empty(value: Any) -> bool:
 
 
 def _shown(default: Any) -> str | bool:
-    """How a default is shown."""
+    """A default as ``--help`` shows it."""
     if default is True:
         return "on"
     return ",".join(map(str, default)) if isinstance(default, tuple) else True
 
 
 def plain_type(field: Field) -> Any:
-    """The type of the option: of a tuple, one text with commas, or several values; of a mapping, several texts."""
+    """The type of the option: for a tuple a text with commas, or repeated values; for a mapping repeated texts."""
     kind = field.kind
     if NoneType in get_args(kind):
         (kind,) = (each for each in get_args(kind) if each is not NoneType)
@@ -177,9 +179,9 @@ def _typed_default(field: Field, kind: Any) -> Any:
 
 
 def config_of(config: type, values: dict[str, Any]) -> Any:
-    """The config object of what the options say; takes its values out of ``values``.
+    """Make the config object from the options' values, and remove these from ``values``.
 
-    Raises ``UserError`` for a value that cannot be.
+    Raises ``UserError`` for an invalid value.
     """
     by_path = {field.path: _value(field, values.pop(parameter_name(field))) for field in settings_of(config)}
     return _build(config, by_path, ())
@@ -195,24 +197,24 @@ def _build(config: type, by_path: Mapping[tuple[str, ...], Any], path: tuple[str
     return config(**given)
 
 
-def _value(field: Field, told: Any) -> Any:
-    """What an option's value means for the setting."""
+def _value(field: Field, typed: Any) -> Any:
+    """The setting's value for the text of an option."""
     kind = field.kind
     inner = [each for each in get_args(kind) if each is not NoneType] if NoneType in get_args(kind) else [kind]
     if _is_mapping(inner[0]):
-        return dict(_pair(field, item) for item in told or ())
+        return dict(_pair(field, item) for item in typed or ())
     if get_origin(inner[0]) is not tuple:
-        return told
-    if told is None:
+        return typed
+    if typed is None:
         return None if NoneType in get_args(kind) else ()
-    items = told if isinstance(told, list) else [item.strip() for item in _COMMA.split(told)]
+    items = typed if isinstance(typed, list) else [item.strip() for item in _COMMA.split(typed)]
     of_items = get_args(inner[0])[0]
     if of_items is not int:
         return tuple(items)
     try:
         return tuple(map(int, items))
     except ValueError as error:
-        raise UserError(f"{field.flag} {told}: write whole numbers, as in 768,256,64") from error
+        raise UserError(f"{field.flag} {typed}: write whole numbers, as in 768,256,64") from error
 
 
 def _pair(field: Field, item: str) -> tuple[str, str]:

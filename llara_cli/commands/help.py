@@ -1,4 +1,4 @@
-"""Layout of ``--help``: sections that click's formatter wraps, so that nothing is cut at 80 columns."""
+"""Layout of ``--help``: sections, wrapped by click's formatter, so that nothing is cut at 80 columns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import typer
 
 _LEFT = 30
-"""Columns of names, at most, before their help begins on the next line."""
+"""Most columns of a name; after a longer one, the help begins on the next line."""
 PANELS = (
     "Arguments", "Data", "Texts", "Model", "Index", "Change", "Search", "Many queries", "Vectors", "Negatives",
     "Negatives and loss", "Dev set", "Steps", "Optimizer", "LoRA", "Speed and memory", "Run", "Options", "Everywhere",
 )  # fmt: skip
-"""The headings, in the order in which they are shown."""
+"""Order of the sections."""
 
 
 def write_help(command: Any, ctx: Any, formatter: Any, about: str, examples: str) -> None:
-    """The help of a verb: usage, what it does, examples, and its options by panel."""
+    """Write the help of a verb: usage, description, examples, and its options by panel."""
     formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *map(_usage, _arguments(command))]))
     formatter.write_paragraph()
     with formatter.indentation():
@@ -31,7 +31,7 @@ def write_help(command: Any, ctx: Any, formatter: Any, about: str, examples: str
 
 
 def write_group_help(group: Any, ctx: Any, formatter: Any, about: str, verbs: Mapping[str, tuple[str, str]]) -> None:
-    """The help of the program; ``verbs``: name -> panel and line of help."""
+    """Write the help of the program; ``verbs``: name -> panel and line of help."""
     group.format_usage(ctx, formatter)
     with formatter.indentation():
         for paragraph in about.split("\n\n"):
@@ -50,7 +50,7 @@ def _arguments(command: Any) -> list[Any]:
 
 
 def _usage(argument: Any) -> str:
-    """``CORPUS...``; one that may be left out is in brackets."""
+    """``CORPUS...``; an optional argument is in brackets."""
     return _called(argument) if argument.required else f"[{_called(argument)}]"
 
 
@@ -59,7 +59,7 @@ def _called(argument: Any) -> str:
 
 
 def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
-    """Arguments and options under the headings that they belong to."""
+    """Write arguments and options under their headings."""
     panels: dict[str, list[tuple[str, str]]] = {}
     parameters = sorted(command.get_params(ctx), key=lambda parameter: parameter.name != "model")
     for parameter in parameters:
@@ -80,7 +80,7 @@ def _panel(parameter: Any) -> str:
 
 
 def _record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
-    """Names and help of a parameter; None where it is hidden."""
+    """Names and help of a parameter; None if it is hidden."""
     record: tuple[str, str] | None = parameter.get_help_record(ctx)
     if record is None:
         return None
@@ -88,7 +88,7 @@ def _record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
     if parameter.param_type_name == "argument":
         name = _called(parameter)
         text = re.sub(r"\s*\[required\]$", "", text)
-    # click puts a default that is explained, rather than given, in parentheses of its own
+    # click puts a default that is described, not a value, in parentheses of its own
     return name, re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text, flags=re.DOTALL)
 
 

@@ -33,7 +33,7 @@ def index(
     remove: Annotated[
         Path | None,
         typer.Option(
-            help="Remove the ids in this file, one a line, from the index called --name.", metavar="FILE",
+            help="Remove the ids in this file, one per line, from the index called --name.", metavar="FILE",
             show_default=False, rich_help_panel="Change",
         ),
     ] = None,
@@ -65,13 +65,13 @@ _BUILDING = {
     "backend": "--backend", "spec": "--spec", "parameters": "--set", "device": "--device", "restart": "--restart",
     "dry_run": "--dry-run",
 }  # fmt: skip
-"""Parameters of a build, which a change of a finished index does not have."""
+"""Parameters that only building an index has, not changing one."""
 
 
 def _refuse_building(ctx: typer.Context, embeddings: str | None, append: bool, remove: Path | None) -> None:
     """Raise ``UserError`` for flags that contradict each other."""
     if append and remove is not None:
-        raise UserError("--append and --remove are two commands: run one after the other")
+        raise UserError("--append and --remove cannot go together: run one after the other")
     if remove is not None and embeddings is not None:
         raise UserError("--remove takes no embeddings: it changes the index called --name")
     if append and embeddings is None:
@@ -79,11 +79,11 @@ def _refuse_building(ctx: typer.Context, embeddings: str | None, append: bool, r
     sources = {flag: ctx.get_parameter_source(parameter) for parameter, flag in _BUILDING.items()}
     typed = [flag for flag, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if typed:
-        raise UserError(f"--append and --remove change a finished index: {', '.join(typed)} belongs to building one")
+        raise UserError(f"--append and --remove change a finished index: {', '.join(typed)} cannot be given with them")
 
 
 def _change(session: Session, embeddings: str | None, remove: Path | None, name: str | None) -> dict[str, Any]:
-    """Add to a finished index, or remove from it."""
+    """Add vectors to a finished index, or remove some."""
     from llara_cli.pipelines.select import users_own
     from llara_cli.pipelines.update_index import Changing
 

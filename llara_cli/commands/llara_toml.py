@@ -1,4 +1,4 @@
-"""Defaults of a workspace: ``llara.toml`` has a table per command; a flag wins."""
+"""Defaults of a workspace: ``llara.toml`` has a table per command; flags win over it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llara_cli.training.config import DEFAULT_MODEL
 
 FILE = "llara.toml"
 TOP = "model"
-"""The one setting that stands above the tables."""
+"""The only setting above the tables."""
 _WANTED: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -25,31 +25,31 @@ _TAKEN: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, 
 
 
 class TableKey(NamedTuple):
-    """What a key of a table sets; ``negated``: its flag says no (``--no-...``, ``--keep-stop-words``)."""
+    """What a key sets; ``negated``: its flag turns the setting off (``--no-...``, ``--keep-stop-words``)."""
 
     parameter: str
     kind: Any
     negated: bool = False
     repeatable: bool = False
 
-    def value(self, told: Any) -> Any:
-        """What the table's value means for the parameter. Raises ``TypeError`` saying what is wanted."""
+    def value(self, given: Any) -> Any:
+        """The parameter's value for a value of the table. Raises ``TypeError`` that says which type is expected."""
         if self.repeatable:
-            items = told if isinstance(told, list) else [told]
+            items = given if isinstance(given, list) else [given]
             if not all(self._fits(item) for item in items):
                 raise TypeError(f"{_WANTED[self.kind]}, or a list of such")
             return items
-        if not self._fits(told):
+        if not self._fits(given):
             raise TypeError(_WANTED[self.kind])
-        return not told if self.negated else told
+        return not given if self.negated else given
 
-    def _fits(self, told: Any) -> bool:
-        # to Python, true is a whole number
-        return isinstance(told, _TAKEN[self.kind]) and isinstance(told, bool) == (self.kind is bool)
+    def _fits(self, given: Any) -> bool:
+        # in Python, True is an int
+        return isinstance(given, _TAKEN[self.kind]) and isinstance(given, bool) == (self.kind is bool)
 
 
 def read_toml(workspace: Path) -> dict[str, Any]:
-    """The workspace's defaults. Raises ``UserError`` where the file is no TOML, or has a ``model`` that is no name."""
+    """The workspace's defaults. Raises ``UserError`` if the file is not TOML, or its ``model`` is not a name."""
     path = workspace / FILE
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -64,12 +64,12 @@ def read_toml(workspace: Path) -> dict[str, Any]:
     if not isinstance(found.get(TOP, ""), str):
         raise UserError(f"{path}: {TOP} must be a text in quotes, not {_shown(found[TOP])}")
     if found.get(TOP) == "":
-        raise UserError(f"{path}: {TOP} is empty: name something, or leave it out")
+        raise UserError(f"{path}: {TOP} is empty: give a value, or leave it out")
     return found
 
 
 def command_table(workspace: Path, command: str, commands: Collection[str]) -> dict[str, Any]:
-    """The table of a command. Raises ``UserError`` for what is neither a command's table nor ``model``."""
+    """The table of a command. Raises ``UserError`` for a key that is neither a command nor ``model``."""
     path, found = workspace / FILE, read_toml(workspace)
     for key, value in found.items():
         if isinstance(value, dict) and key not in commands:
@@ -89,20 +89,20 @@ def command_defaults(
 ) -> dict[str, Any]:
     """A command's table as parameter names and values. ``known``: flag or parameter name -> what it sets.
 
-    Raises ``UserError`` for a key that is no flag of the command, and for a value that is none for it.
+    Raises ``UserError`` for a key that is not a flag of the command, and for a value of the wrong type.
     """
     where = f"{workspace / FILE}: [{command}]"
     found: dict[str, Any] = {}
-    for key, told in table.items():
+    for key, given in table.items():
         if key not in known:
             raise UserError(f"{where} has no setting {key}{_meant(key, [name for name in known if '_' not in name])}")
         setting = known[key]
         try:
-            value = setting.value(told)
+            value = setting.value(given)
         except TypeError as error:
-            raise UserError(f"{where} {key} must be {error}, not {_shown(told)}") from error
+            raise UserError(f"{where} {key} must be {error}, not {_shown(given)}") from error
         if setting.parameter != "query" and "" in (value if isinstance(value, list) else [value]):
-            raise UserError(f"{where} {key} is empty: name something, or leave it out")
+            raise UserError(f"{where} {key} is empty: give a value, or leave it out")
         if setting.parameter in found and found[setting.parameter] != value:
             raise UserError(f"{where} {key} contradicts another setting of the table: leave one of them out")
         found[setting.parameter] = value
@@ -110,7 +110,7 @@ def command_defaults(
 
 
 def _meant(name: str, known: Collection[str]) -> str:
-    """A guess at the name that a mistyped one stands for."""
+    """``Did you mean`` the known name that is closest to a mistyped one."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, 1)

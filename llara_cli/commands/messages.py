@@ -1,4 +1,4 @@
-"""Messages of the library as the command line shows them: a setting in backticks becomes its flag."""
+"""Translates the library's messages for the command line: a setting in backticks becomes its flag."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OTHER_FLAGS = {
     "index": "--index", "file": "FILE",
     "json": "--json", "verify": "--verify", "dry_run": "--dry-run", "interactive": "--interactive",
 }  # fmt: skip
-"""Flags that no config object has: what Python calls them -> what the command line does."""
+"""Settings that are in no config object: name in Python -> flag."""
 _SETTING = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\[([^`\]]*)\](?:=([^`]*))?)?`")
 """``name``, ``name=value``, ``name['key']`` or ``name['key']=value``, in backticks."""
 
 
 @cache
 def _flags() -> dict[str, tuple[str, str]]:
-    """What Python calls a setting -> its flag, and the flag that says no."""
+    """Name of a setting in Python -> its flag, and the flag that turns it off."""
     found = {name: (flag, "") for name, flag in OTHER_FLAGS.items()}
     for field in (field for config in CONFIGS for field in settings_of(config)):
         found.setdefault(field.name, (field.flag, field.setting.off))
@@ -35,7 +35,7 @@ def _flags() -> dict[str, tuple[str, str]]:
 
 
 def with_flags(text: str) -> str:
-    """The text with each setting that it names, as Python does in backticks, named as the command line does.
+    """Replace each setting in backticks by its flag.
 
     >>> with_flags("`negatives=0` with `in_batch_negatives=False` leaves nothing")
     '--negatives 0 with --no-in-batch-negatives leaves nothing'
@@ -61,6 +61,6 @@ def with_flags(text: str) -> str:
 
 
 def _bare(value: str) -> str:
-    """A value as one types it."""
+    """A value as typed on the command line."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     return value[1:-1] if quoted else value

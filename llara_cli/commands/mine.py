@@ -35,14 +35,14 @@ def mine(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Write the rows here, too.", metavar="FILE", show_default="WORKSPACE/mined only",
+            help="Also write the rows to this file.", metavar="FILE", show_default="WORKSPACE/mined only",
             rich_help_panel="Run",
         ),
     ] = None,
     name: Name = None,
     restart: Restart = False,
 ) -> None:  # fmt: skip
-    """Find hard negatives for training rows in an index.
+    """Mine hard negatives for training rows.
 
     Examples:
     llara mine train.jsonl --corpus corpus.jsonl --output train.mined.jsonl

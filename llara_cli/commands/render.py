@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llara_cli.training.plan import Plan
 
 _HEAD = 10
-"""Columns of the screen that a heading may take before it goes on in the next line."""
+"""Most columns of a heading's line."""
 
 
 def human_bytes(size: float) -> str:
@@ -37,7 +37,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def facts(rows: Mapping[str, Any]) -> RenderableType:
-    """Name and value, a line each."""
+    """Name and value, one pair per line."""
     from rich.table import Table
     from rich.text import Text
 
@@ -50,7 +50,7 @@ def facts(rows: Mapping[str, Any]) -> RenderableType:
 
 
 def show_facts(console: Console, result: Mapping[str, Any]) -> None:
-    """A flat result."""
+    """Show a flat result."""
     readable: dict[str, Callable[[Any], object]] = {
         **dict.fromkeys(("bytes", "disk", "memory", "peak_memory", "bytes_of_plain_vectors"), human_bytes),
         **dict.fromkeys(("seconds", "expected_seconds"), human_seconds),
@@ -60,7 +60,7 @@ def show_facts(console: Console, result: Mapping[str, Any]) -> None:
     def render() -> RenderableType:
         rows: dict[str, Any] = {}
         for key, value in result.items():
-            if key == "memory" and isinstance(value, Mapping):  # of a plan that knows its parts; their sum comes next
+            if key == "memory" and isinstance(value, Mapping):  # the parts that a plan knows; their sum comes next
                 rows |= {f"memory: {part}": human_bytes(size) for part, size in value.items()}
             elif key in result.get("estimated", ()):
                 rows[key] = about(value)
@@ -72,7 +72,7 @@ def show_facts(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def loss_lines(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How each loss went: its mean over the first tenth of the steps and over the last, since batches differ."""
+    """The course of each loss: its mean over the first tenth of the steps and over the last, as batches differ."""
     part = max(1, len(history) // 10)
     means = f"  (means of the first and last {part} steps)" if part > 1 else "  (first and last step)"
     lines = {}
@@ -85,7 +85,7 @@ def loss_lines(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def show_training(console: Console, result: Mapping[str, Any]) -> None:
-    """How the losses went, and what it took."""
+    """Show losses, time and memory of a training run."""
 
     def render() -> RenderableType:
         losses = loss_lines(result["history"])
@@ -104,7 +104,7 @@ def about(count: int) -> str:
 
 
 def show_plan(console: Console, name: str, plan: Plan) -> None:
-    """The plan of a training run; it says which counts are estimates."""
+    """Show the plan of a training run, and which counts are estimates."""
     result = {"name": name, **plan.as_json()}
 
     def counted(name: str) -> int | str:
@@ -136,7 +136,7 @@ def show_plan(console: Console, name: str, plan: Plan) -> None:
 
 
 def show_hits(console: Console, result: Mapping[str, Any]) -> None:
-    """Rank, score, id, title, snippet."""
+    """Show rank, score, id, title and snippet of each hit."""
 
     def render() -> RenderableType:
         from rich.table import Table
@@ -167,7 +167,7 @@ def show_hits(console: Console, result: Mapping[str, Any]) -> None:
 def show_tables(
     console: Console, payload: Mapping[str, Any], tables: Sequence[ResultTable], format_: str, as_csv: Callable[[], str]
 ) -> None:
-    """The result of a command: ``payload`` under ``--json``, else its tables in ``format_``."""
+    """Print the result of a command: ``payload`` under ``--json``, else its tables in ``format_``."""
     from llara_cli.evaluation.table_formats import latex, markdown
 
     if format_ == "json":
@@ -184,7 +184,7 @@ def show_tables(
 
 
 def drawn(tables: Sequence[ResultTable]) -> RenderableType:
-    """Tables under each other, each as wide as the screen allows."""
+    """Tables one below the other, each as wide as the screen allows."""
     from rich.console import Group
     from rich.text import Text
 
@@ -197,7 +197,7 @@ def drawn(tables: Sequence[ResultTable]) -> RenderableType:
 
 
 def _fitting(data: ResultTable) -> Iterator[Sequence[int]]:
-    """Columns that fit the screen together; where not all do, the first one is in every part."""
+    """Split the columns into parts that fit the screen; the first column is in every part."""
     from rich.console import Console as Screen
 
     label = max(map(len, (data.corner, *map(_label, data.rows))))
@@ -237,7 +237,7 @@ def _label(row: Row) -> str:
 
 
 def wrapped(head: str) -> str:
-    """A heading in lines of bearable width, cut after spaces and hyphens, not within brackets."""
+    """A heading in lines of at most about ``_HEAD`` columns, cut after spaces and hyphens, not within brackets."""
     lines = [""]
     for piece in re.findall(r"\([^)]*\)|[^\s-]+-?|-", head):
         space = " " if lines[-1] and not lines[-1].endswith("-") else ""

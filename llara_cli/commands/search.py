@@ -25,7 +25,7 @@ def search(
     session: Session,
     config: SearchConfig,
     query: Annotated[
-        str | None, typer.Argument(help="What to look for.", show_default=False)
+        str | None, typer.Argument(help="The query.", show_default=False)
     ] = None,
     index: Annotated[
         str | None,
@@ -43,7 +43,7 @@ def search(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Where the run of --queries goes.", metavar="FILE", show_default=False, rich_help_panel="Many queries"
+            help="File for the run of --queries.", metavar="FILE", show_default=False, rich_help_panel="Many queries"
         ),
     ] = None,
     format_: Annotated[
@@ -55,7 +55,7 @@ def search(
     ] = "trec",
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", help="Ask for queries, the model kept warm.", rich_help_panel="Many queries"),
+        typer.Option("--interactive", help="Read queries line by line.", rich_help_panel="Many queries"),
     ] = False,
 ) -> None:  # fmt: skip
     """Find the passages that answer a query.
@@ -88,14 +88,14 @@ def search(
         show_facts(session.console, search_queries(searcher, queries, output, config.top_k, format_))
     elif query is not None:
         if not query.strip():
-            session.console.warn("the query is empty: the bare prompt is searched for")
+            session.console.warn("the query is empty: searching with the bare prompt")
         show_hits(session.console, search_query(searcher, query, config.top_k))
     else:
         _converse(session.console, searcher, config.top_k)
 
 
 def _converse(console: Console, searcher: Searcher, top_k: int) -> None:
-    """Answer queries line by line until the end of input; an empty line is passed over."""
+    """Answer queries line by line until the end of input; empty lines are skipped."""
     _ = searcher.encoder, searcher.backend
     from llara_cli.pipelines.search import search_query
 
@@ -108,7 +108,7 @@ def _converse(console: Console, searcher: Searcher, top_k: int) -> None:
         except KeyboardInterrupt as error:
             if isinstance(error, Terminated):
                 raise
-            sys.stderr.write("\n")  # at the prompt, Ctrl-C says that it is over: nothing was interrupted
+            sys.stderr.write("\n")  # Ctrl-C at the prompt is the normal end: nothing is interrupted
             raise typer.Exit(128 + signal.SIGINT) from error
         if not line:
             return
@@ -116,5 +116,5 @@ def _converse(console: Console, searcher: Searcher, top_k: int) -> None:
             continue
         try:
             show_hits(console, search_query(searcher, line.strip(), top_k))
-        except UserError as error:  # of this line: the model stays warm
+        except UserError as error:  # an error of this line only: the model stays loaded
             console.warn(with_flags(str(error)))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llara_cli.core.workspace import Workspace
 
 SHARED = ("pretrain", "finetune", "encode")
-"""Verbs that several launched processes share."""
-WORKSPACE_HELP = "Where artifacts live."
+"""Verbs that can run in several launched processes."""
+WORKSPACE_HELP = "Directory of all artifacts."
 WORKSPACE_DEFAULT = "$LLARA_WORKSPACE, else ./workspace"
 GLOBAL_FLAGS: dict[str, tuple[Any, Any]] = {
     "workspace": (
@@ -39,14 +39,14 @@ GLOBAL_FLAGS: dict[str, tuple[Any, Any]] = {
         False,
     ),
     "quiet": (
-        Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel="Everywhere")],
+        Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and notes.", rich_help_panel="Everywhere")],
         False,
     ),
     "verbose": (
         Annotated[
             bool,
             typer.Option(
-                "--verbose", "-v", help="More notes, and a traceback on an error.", rich_help_panel="Everywhere"
+                "--verbose", "-v", help="Show more notes, and a traceback on errors.", rich_help_panel="Everywhere"
             ),
         ],
         False,
@@ -64,7 +64,7 @@ class Session:
 
 
 def workspace_path(given: Path | None, ctx: Any) -> Path:
-    """``-w`` after the verb, before it, ``$LLARA_WORKSPACE``, ``./workspace``. Raises ``UserError`` where a file is."""
+    """``-w`` after the verb, before it, ``$LLARA_WORKSPACE``, ``./workspace``. Raises ``UserError`` for a file."""
     outer = ctx.parent.params.get("workspace") if ctx.parent is not None else None
     root = Path(given or outer or os.environ.get("LLARA_WORKSPACE") or "workspace").expanduser()
     blocking = next((path for path in (root, *root.parents) if path.exists()), root)
@@ -81,9 +81,9 @@ def open_session(
     quiet: bool,
     verbose: bool,
 ) -> Session:
-    """The session of a verb. The workspace itself is created when something is first written.
+    """Open the session of a verb. The workspace itself is created when something is first written.
 
-    ``translate``: what notes and warnings go through before they are shown.
+    ``translate``: applied to notes and warnings before they are shown.
     """
     from llara_cli.core.workspace import Workspace
 
@@ -94,7 +94,7 @@ def open_session(
 
 
 def yield_standard_output(console: Console, output: Path | None) -> None:
-    """Print no result where ``--output`` is standard output itself, so that nothing else comes between.
+    """Print no result if ``--output`` is standard output itself.
 
     Raises ``UserError`` under ``--json``, which is one object on standard output.
     """

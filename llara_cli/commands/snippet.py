@@ -8,19 +8,19 @@ from collections import Counter
 from dataclasses import dataclass
 
 WIDTH = 160
-"""Characters of a snippet, about: it is cut between words."""
+"""Approximate characters of a snippet, which is cut between words."""
 CUT = "…"
 _WORD = re.compile(r"\w+")
 _PIECE = re.compile(r"\S+")
 _SHORT = 2
-"""Words of a query up to this length are looked for only where it has no longer ones."""
+"""Words of a query up to this length count only if it has no longer ones."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """``marks``: where in ``text`` the query's words are."""
+    """``marks``: start and end of the query's words in ``text``."""
 
     text: str
     marks: list[Span]
@@ -29,7 +29,7 @@ class Snippet:
 def snippet(text: str, query: str, width: int = WIDTH) -> Snippet:
     """The window of ``text`` (on one line) with the most different words of ``query``.
 
-    Of windows with equally many, it is one with the most occurrences, and of those the first, its words in the middle.
+    Among equals, the one with the most occurrences, then the first. The words are in its middle.
     """
     text, wanted = one_line(text), query_words(query)
     start, end = (0, len(text)) if len(text) <= width else _best(text, wanted, width)
@@ -39,18 +39,18 @@ def snippet(text: str, query: str, width: int = WIDTH) -> Snippet:
 
 
 def one_line(text: str) -> str:
-    """The text with each stretch of white space, and of characters that could control a terminal, as one space."""
+    """The text with white space, and characters that could control a terminal, collapsed to single spaces."""
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def query_words(query: str) -> set[str]:
-    """The words to look for, case apart."""
+    """The words to look for, lower-cased."""
     words = {word.casefold() for word in _WORD.findall(query)}
     return {word for word in words if len(word) > _SHORT} or words
 
 
 def _best(text: str, wanted: set[str], width: int) -> Span:
-    """Where the best window of at most ``width`` characters starts and ends, between words."""
+    """Start and end of the best window of at most ``width`` characters, between words."""
     pieces = [piece.span() for piece in _PIECE.finditer(text)]
     ends = _window_ends(pieces, width)
     scores = _scores(text, pieces, ends, wanted)
@@ -64,7 +64,7 @@ def _best(text: str, wanted: set[str], width: int) -> Span:
 
 
 def _window_ends(pieces: list[Span], width: int) -> list[int]:
-    """For a window that starts at each piece, the first piece that is not in it: never falling, one piece at least."""
+    """For a window starting at each piece: the first piece after it; non-decreasing, at least one piece."""
     found, end = [], 0
     for number, (start, _) in enumerate(pieces):
         end = max(end, number + 1)
@@ -75,7 +75,7 @@ def _window_ends(pieces: list[Span], width: int) -> list[int]:
 
 
 def _scores(text: str, pieces: list[Span], ends: list[int], wanted: set[str]) -> list[tuple[int, int]]:
-    """For a window that starts at each piece: different words of the query in it, and all their occurrences."""
+    """For a window starting at each piece: distinct words of the query in it, and all their occurrences."""
     held: Counter[str] = Counter()
     words = [[w for w in map(str.casefold, _WORD.findall(text, *piece)) if w in wanted] for piece in pieces]
     scores, reached = [], 0

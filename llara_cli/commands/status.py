@@ -21,7 +21,7 @@ def status(
         bool, typer.Option("--verify", help="Check every file against the size and sha256 in its manifest.")
     ] = False,
 ) -> None:
-    """Artifacts of the workspace, their sizes and where they came from."""
+    """List the workspace's artifacts, their sizes, and what they were made from."""
     from llara_cli.core.artifacts import KINDS, size_on_disk
     from llara_cli.core.verify import damaged_manifests
     from llara_cli.core.workspace import CACHE
@@ -44,7 +44,7 @@ def status(
 
 
 def _verified(session: Session, artifacts: list[Artifact]) -> list[str]:
-    """What is wrong with the artifacts' files, a line a file."""
+    """What is wrong with the artifacts' files, a line per file."""
     from llara_cli.core.verify import megabytes, verify
 
     with session.console.bar("verifying", megabytes(artifacts), unit="MB") as bar:
@@ -66,7 +66,7 @@ def _row(artifact: Artifact) -> dict[str, Any]:
 
 
 _HOLDS = {"steps": "steps", "count": "vectors", "negatives": "negatives", "documents": "documents"}
-"""Counts of a manifest that the table tells, and what it calls them."""
+"""Counts of a manifest that the table shows -> their labels."""
 
 
 def _table(result: dict[str, Any], verified: bool) -> RenderableType:

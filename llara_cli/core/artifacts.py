@@ -25,9 +25,9 @@ KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined", "datasets
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png", "dev.jsonl"}
 _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.part", ".best.old"}
-"""Folders that are gone soon after an artifact is finished."""
+"""Folders that are removed soon after an artifact is finished."""
 _PARTS = ("settings", "parents", "counts", "files")
-"""What is in every manifest."""
+"""Keys of every manifest."""
 _CHUNK = 1 << 20
 
 
@@ -47,7 +47,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         aside.replace(path)
     except OSError as error:
         if error.errno in FULL and error.filename is None:
-            error.filename = str(path)  # a write does not say where
+            error.filename = str(path)  # errors of writes do not name the file
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Hex digest of a file's bytes; ``progress`` is told how many more were looked at."""
+    """Hex digest of a file's bytes; ``progress`` is called with the number of new bytes read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -72,7 +72,7 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def dump(data: Mapping[str, Any]) -> str:
-    """The one JSON form of manifests, so that equal data give equal bytes."""
+    """The JSON form of manifests: equal data give equal bytes."""
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -88,7 +88,7 @@ class RunSpec:
     parents: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The plain JSON form, as manifests hold it."""
+        """The plain JSON form, as in manifests."""
         plain = {
             "settings": dict(self.settings),
             "inputs": [dict(item) for item in self.inputs],
@@ -99,7 +99,7 @@ class RunSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Tells runs of different settings, inputs or parents apart."""
+        """Identifies settings, inputs and parents."""
         return hashlib.sha256(dump(self.as_json()).encode(errors="backslashreplace")).hexdigest()
 
 
@@ -115,7 +115,7 @@ class Artifact:
     def manifest(self) -> dict[str, Any]:
         """The manifest, read once.
 
-        Raises ``LlaraError`` where the file does not hold what every manifest holds.
+        Raises ``LlaraError`` if the file does not hold what every manifest holds.
         """
         made = read_json(self.path / MANIFEST)
         if not isinstance(made, dict) or not all(isinstance(made.get(part), dict) for part in _PARTS):
@@ -124,7 +124,7 @@ class Artifact:
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        """When and where it was made, and the result that was printed; read once."""
+        """When and where it was made, and the result then printed; read once."""
         return read_json(self.path / RUN) if (self.path / RUN).exists() else {}
 
     @property
@@ -137,12 +137,12 @@ class Artifact:
 
     @property
     def is_users_own(self) -> bool:
-        """Whether the user asked for it, rather than a stage that needed it for itself."""
+        """Whether the user made it, not a job that needed it on the way."""
         return bool(self._log.get("made_for", "user") == "user")
 
     @property
     def finished(self) -> float:
-        """When it was finished, in seconds since 1970; before all others if the run log does not say."""
+        """When it was finished, in seconds since 1970; 0 if ``run.json`` does not say."""
         finished = self._log.get("finished")
         return float(finished) if isinstance(finished, int | float) else -math.inf
 
@@ -177,7 +177,7 @@ class Build:
     started: float = field(default_factory=time.time)
 
     def open_folder(self) -> Path:
-        """Create the folder with the note of what is being built in it; what an earlier run left there stays."""
+        """Create the folder with a note of what is being built in it; what an earlier run left there stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / PENDING).exists():
             write_atomically(self.folder / PENDING, dump(self.run_spec.as_json()))
@@ -185,7 +185,7 @@ class Build:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty folder beside the artifact's, for what must appear in it all at once; gone afterwards."""
+        """A temporary folder beside the artifact's, for files that must be moved into it all at once."""
         folder = emptied(self.target.with_name(f".{self.name}.staging"))
         try:
             yield folder
@@ -202,9 +202,9 @@ class Build:
     ) -> Artifact:
         """Write ``run.json`` and, last, the manifest; then move the folder to its place if it was built aside.
 
-        ``made_for``: ``user``, or the stage that needed the artifact for itself. ``execution``: settings that change
-        the artifact by float noise at most, so that runs which differ in them alone are equal. ``measured``: of this
-        run, for ``run.json``.
+        ``made_for``: ``user``, or the job that needed the artifact on the way. ``execution``: settings that change the
+        artifact by rounding at most: runs that differ in them alone are equal. ``measured``: measurements of this run,
+        for ``run.json``.
         """
         run = {"result": dict(result), "started": self.started, "finished": time.time(), "host": platform.node()}
         run |= {"made_for": made_for, "versions": {"llara": __version__}, **(measured or {})}
@@ -222,7 +222,7 @@ class Build:
         return Artifact(self.kind, self.name, self.target)
 
     def _settle(self) -> None:
-        """Give all files one mode and put them on the disk, so that a manifest never speaks of files that are not.
+        """Give all files one mode and flush them to disk, so that a manifest never names files that a power cut takes.
 
         The mode is what the umask gives a new file: some libraries write through a private temporary file.
         """
@@ -245,7 +245,7 @@ class Build:
 
 
 def emptied(folder: Path) -> Path:
-    """The folder, made, with nothing in it."""
+    """Create the folder, or empty it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -257,20 +257,20 @@ def hashed_files(folder: Path) -> list[Path]:
 
 
 def _lasting_files(folder: Path) -> list[Path]:
-    """The files of an artifact, those that are gone soon apart."""
+    """The files of an artifact that stay."""
     every = (file for file in folder.rglob("*") if file.is_file())
     return sorted(file for file in every if file.parent.name not in _PASSING)
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    """Bytes of a file, or of all files below a folder; 0 if there is nothing."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.is_file() else 0
 
 
 def sync(path: Path) -> None:
-    """Put a file's bytes, or a folder's list of files, on the disk: a power cut does not take them back."""
+    """Flush a file's bytes, or a folder's entries, to disk, so that they survive a power cut."""
     windows = os.name == "nt"
     if windows and path.is_dir():
         return  # cannot be opened there, and need not be
@@ -278,14 +278,14 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what file systems say that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ``LlaraError`` where the file is damaged."""
+    """A JSON object. Raises ``LlaraError`` if the file is damaged."""
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -296,7 +296,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def swap(fresh: Path, target: Path) -> None:
-    """Put the folder ``fresh`` in the place of ``target``; a kill in between is mended by ``finish_swap``."""
+    """Replace the folder ``target`` by ``fresh``; ``finish_swap`` completes it after a kill in between."""
     old = old_folder(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -306,7 +306,7 @@ def swap(fresh: Path, target: Path) -> None:
 
 
 def finish_swap(target: Path) -> None:
-    """Put the old folder back where a kill fell between the two renames of a swap; drop it where one fell after."""
+    """Complete a swap that was killed: put the old folder back if the new one is not in place, else remove it."""
     old = old_folder(target)
     if old.exists() and not target.exists():
         old.rename(target)
@@ -315,5 +315,5 @@ def finish_swap(target: Path) -> None:
 
 
 def old_folder(target: Path) -> Path:
-    """Where the old artifact is while a new one takes its place."""
+    """The path of the old artifact while a new one takes its place."""
     return target.with_name(f".{target.name}.old")

@@ -12,19 +12,19 @@ from llara_cli.core.workspace import CACHE, Workspace
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or folder that can go, and its size."""
+    """A file or folder that can be removed, and its size."""
 
     path: Path
     bytes: int
 
 
 def removable(workspace: Workspace) -> list[Removable]:
-    """The cache's files, folders that were being filled, and artifacts whose successors are in their place."""
+    """Files of the cache, temporary folders, and old artifacts that have been replaced."""
     found = sorted((workspace.root / CACHE).glob("*"))
     for kind in KINDS:
         folder = workspace.root / kind
         found += sorted(folder.glob(".*.staging"))
-        # one whose successor is not there is all that is left of the artifact: it will be put back
+        # one without a successor is all that is left of the artifact: it will be put back
         replaced = (old.name[1:].removesuffix(".old") for old in sorted(folder.glob(".*.old")))
         found += [folder / f".{name}.old" for name in replaced if (folder / name / MANIFEST).is_file()]
     return [Removable(path, size_on_disk(path)) for path in found]

@@ -1,7 +1,7 @@
-"""Settings as frozen dataclasses, from which flags, ``llara.toml`` and manifests follow.
+"""Settings as frozen dataclasses, from which flags, keys of ``llara.toml`` and manifests are made.
 
-A field is written as ``name: Annotated[TYPE, Setting("Help.")] = DEFAULT``. A ``Literal`` type lists the values there
-are; a nested dataclass is a group of settings (``Annotated[LoraConfig, Group("LoRA")]``).
+A field is written as ``name: Annotated[TYPE, Setting("Help.")] = DEFAULT``. A ``Literal`` type lists the
+choices; a nested dataclass is a group of settings (``Annotated[LoraConfig, Group("LoRA")]``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 from llara_cli.core.errors import UserError
 
 DEFAULT_LENGTH = 512
-"""Tokens of a text that is encoded, where the model has positions enough."""
+"""Default tokens of a text that is encoded, prompt included, if the model has that many positions."""
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "varlen", "flex", "dense"]
 Layout = Literal["auto", "packed", "bucketed"]
@@ -24,20 +24,20 @@ _KNOWN: dict[type, tuple[Field, ...]] = {}
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting besides its type and its default.
+    """A setting's help, flag and other properties besides its type and default.
 
     Attributes:
         help: one sentence or noun phrase, for ``--help`` and the API's documentation.
-        flag: the command line's name for it; empty: ``--`` and the field's name with dashes.
-        off: the flag that says no, of a ``bool``; empty: there is none.
+        flag: its flag; empty: ``--`` and the field's name with dashes.
+        off: for a ``bool``: the flag that turns it off; empty: there is none.
         short: a one-letter flag.
-        default: how an open value (None) is chosen.
+        default: how the value is chosen when it is None.
         panel: the heading under which ``--help`` lists it.
-        complete: what a shell completes it with: ``models``, ``indexes``, ``training backends`` ...
-        choices: values there are, where others are possible too.
-        positive: whether a number must be above 0.
+        complete: source of shell completions: ``models``, ``indexes``, ``training backends`` ...
+        choices: suggested values, where others are allowed too.
+        positive: whether a number must be greater than 0.
         recorded: its key in manifests; None: its path (``lora.rank``); empty: it does not change what is made.
-        repeated: whether several values are several flags, rather than one with commas.
+        repeated: whether the flag is repeated for several values, instead of one flag with commas.
     """
 
     help: str
@@ -72,17 +72,17 @@ class Field(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As errors have it: ``lora.rank``."""
+        """Its name in errors: ``lora.rank``."""
         return ".".join(self.path)
 
     @property
     def flag(self) -> str:
-        """On the command line."""
+        """Its flag: ``--lora-rank``."""
         return self.setting.flag or f"--{self.path[-1].replace('_', '-')}"
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values there are; empty where that is left open."""
+        """The only values allowed; empty: any of the type."""
         inner = self.kind
         while get_origin(inner) is not Literal:
             inside = [each for each in get_args(inner) if each is not NoneType]
@@ -92,14 +92,14 @@ class Field(NamedTuple):
         return get_args(inner)
 
     def value(self, config: Any) -> Any:
-        """Of a config object."""
+        """Its value in a config object."""
         for name in self.path:
             config = getattr(config, name)
         return config
 
 
 def settings_of(config: type) -> tuple[Field, ...]:
-    """Every setting of a config class, those of its groups among them, in the order of their definition."""
+    """Every setting of a config class, including those of its groups, in the order of definition."""
     if config not in _KNOWN:
         _KNOWN[config] = tuple(_fields(config, (), ""))
     return _KNOWN[config]
@@ -121,9 +121,9 @@ def _fields(config: type, path: tuple[str, ...], panel: str) -> Iterator[Field]:
 
 
 def check_values(config: Any) -> None:
-    """Raise ``UserError`` for a value that is none of a setting's choices, or no number where one must be positive.
+    """Raise ``UserError`` for a value that is not among a setting's choices, or is not positive where it must be.
 
-    Lists become tuples, as frozen objects have them.
+    Lists become tuples, as the object is frozen.
     """
     _check_groups(config)
     for field in settings_of(type(config)):
@@ -152,7 +152,7 @@ def _check_groups(config: Any) -> None:
 
 
 def refuse_unknown(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise ``UserError`` for a value of the setting ``name`` that is none of ``choices``."""
+    """Raise ``UserError`` for a value of the setting ``name`` that is not one of ``choices``."""
     if value not in choices:
         *others, last = map(str, choices)
         known = f"{', '.join(others)} or {last}" if others else last
@@ -160,7 +160,7 @@ def refuse_unknown(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def refuse_nonpositive(name: str, value: float | None) -> None:
-    """Raise ``UserError`` where the setting ``name`` has a value that is not positive, or not a number."""
+    """Raise ``UserError`` if the value of the setting ``name`` is not a positive number."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -170,13 +170,13 @@ def refuse_nonpositive(name: str, value: float | None) -> None:
 
 
 def refuse_bad_seed(seed: int) -> None:
-    """Raise ``UserError`` for a seed that not every library takes."""
+    """Raise ``UserError`` for a seed that some library does not accept."""
     if not 0 <= seed < 2**31:
         raise UserError(f"`seed` must lie between 0 and {2**31 - 1}, not {seed}")
 
 
 def recorded(config: Any) -> dict[str, Any]:
-    """What a manifest says of the settings: flat JSON values of those that change what is made."""
+    """The settings in a manifest: flat JSON values of those that change what is made."""
     return {
         name: field.value(config)
         for field in settings_of(type(config))
@@ -216,7 +216,7 @@ class LoraConfig:
     ] = True
 
     def check(self, backend: str) -> None:
-        """Raise ``UserError`` for values that do not go together; ``backend``: of the training."""
+        """Raise ``UserError`` for values that do not go together; ``backend``: the training backend."""
         if not 0 <= self.dropout < 1:
             raise UserError(f"`lora.dropout` must lie in [0, 1), not {self.dropout}")
         if self.targets is not None and backend == "full":

@@ -1,4 +1,4 @@
-"""What the user sees: one result on stdout, progress and notes on stderr, errors as one line."""
+"""Output of the command line: one result on stdout, progress and notes on stderr, errors as one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _can_hold(stream: TextIO, text: str) -> bool:
-    """Whether the stream's encoding has every letter of the text."""
+    """Whether the stream's encoding has every character of the text."""
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -37,7 +37,7 @@ class RichBar(Bar):
         self._progress.update(self._task, detail=text)
 
     def finish(self) -> None:
-        """A bar that did nothing goes away."""
+        """Complete the bar, or remove it if nothing was done."""
         (task,) = (task for task in self._progress.tasks if task.id == self._task)
         seconds = task.elapsed
         self._progress.update(self._task, total=task.completed, visible=task.completed > 0)
@@ -45,10 +45,10 @@ class RichBar(Bar):
 
 
 class Console(Reporter):
-    """Where a command prints.
+    """Prints a command's result, notes, warnings and progress.
 
     ``as_json``: exactly one JSON object on stdout; ``muted``: nothing anywhere; ``taken``: stdout is the user's
-    ``--output``, so no result is printed there. Notes and warnings go through ``translate`` before they are shown.
+    ``--output``, so no result is printed there. ``translate`` is applied to notes and warnings.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Console(Reporter):
         if self.muted or self.taken:
             return
         if self.as_json:
-            import json  # milliseconds that --help need not pay
+            import json  # imported late: --help does not need it
 
             text = json.dumps(payload, ensure_ascii=False)
             sys.stdout.write((text if _can_hold(sys.stdout, text) else json.dumps(payload)) + "\n")
@@ -79,37 +79,37 @@ class Console(Reporter):
         sys.stdout.flush()
 
     def text(self, text: str) -> None:
-        """Print the command's result as it is: a format that another program reads."""
+        """Print the command's result unchanged, for formats that another program reads."""
         if not self.muted:
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """A line of log on stderr; silent under ``--quiet``."""
+        """Print a line on stderr, unless ``--quiet``."""
         if not self.quiet:
             self._print(self._translate(message), style="dim")
 
     def warn(self, message: str) -> None:
-        """A warning on stderr: the work goes on, but the user should know."""
+        """Print a warning on stderr."""
         if self.muted:
             return
         self._print(f"warning: {self._translate(message)}", style="yellow")
 
     def detail(self, message: str) -> None:
-        """A line that only ``--verbose`` shows."""
+        """Print a line on stderr under ``--verbose`` only."""
         if self.verbose:
             self.note(message)
 
     @contextmanager
     def status(self, doing: str) -> Iterator[None]:
-        """A line on stderr with the time gone, while something takes a while and cannot tell how far it is.
+        """Show a line with the elapsed time on stderr while something of unknown length runs.
 
-        Only a terminal shows it, and it goes away at the end. Nothing else may be shown meanwhile.
+        Shown on a terminal only, and removed at the end. Nothing else may be shown meanwhile.
         """
         from rich.console import Console as RichConsole
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        # the file itself, whatever takes the place of sys.stderr meanwhile to silence a library
+        # the file itself, as sys.stderr may be replaced meanwhile to silence a library
         console = RichConsole(file=sys.stderr)
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         silent = self.quiet or not console.is_terminal
@@ -119,10 +119,10 @@ class Console(Reporter):
 
     @contextmanager
     def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
-        """A progress bar on stderr with rate and time left; ``total`` None: unknown; no ``unit``: ``show`` tells rates.
+        """A progress bar on stderr with rate and time left; ``total`` None: unknown; no ``unit``: ``show`` gives rates.
 
-        A bar of unknown total ends with what was done, and one that did nothing does not stay on the screen.
-        What ``show`` says gets the room of 80 columns that a shorter bar leaves.
+        At the end, a bar of unknown total shows what was done, and one that did nothing is removed. The text of
+        ``show`` fills the rest of 80 columns.
         """
         from rich.progress import (
             BarColumn,
@@ -160,7 +160,7 @@ class Console(Reporter):
 
     @staticmethod
     def rich(*, stderr: bool) -> Any:
-        """The screen: a console of rich over standard output or standard error."""
+        """A rich console for standard output or standard error."""
         from rich.console import Console as RichConsole
 
         return RichConsole(stderr=stderr)

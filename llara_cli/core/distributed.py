@@ -16,11 +16,11 @@ from llara_cli.core.launcher import launched_processes
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the slowest one."""
+"""Longest time that a process waits for the slowest one."""
 
 
 Decide = Callable[[Callable[[], Any]], Any]
-"""What the first process computes, in all of them."""
+"""A function that has the first process call its argument, and returns the result in all processes."""
 
 
 def alone(compute: Callable[[], T]) -> T:
@@ -30,14 +30,14 @@ def alone(compute: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process' rank among the launched processes; alone where none were launched."""
+    """The launched processes, and this one's rank among them; a single process if none were launched."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
-        """Join the others; on GPUs each process gets one."""
+        """Join the process group; on GPUs each process gets one."""
         if launched_processes() == 1:
             return cls()
         state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
@@ -45,12 +45,12 @@ class ProcessGroup:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process, which opens and closes what all build together."""
+        """Whether this is the first process, which opens and closes what all build."""
         return self.rank == 0
 
     @contextmanager
     def share(self, open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
-        """The value of ``open_it``, called in the first process alone and sent to the others, which wait for it."""
+        """Context of ``open_it()``, opened in the first process only; its value is sent to the others, which wait."""
         if not self.leads:
             yield self._tell(None)
             return
@@ -58,7 +58,7 @@ class ProcessGroup:
             yield self._tell(value)
 
     def decide(self, choose: Callable[[], T]) -> T:
-        """What the first process chooses, in all of them."""
+        """Call ``choose`` in the first process and return the result in all."""
         return self._tell(choose() if self.leads else None)
 
     def _tell(self, value: T | None) -> T:
@@ -70,15 +70,15 @@ class ProcessGroup:
         return said
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes (a barrier)."""
         if self.size > 1:
             PartialState().wait_for_everyone()
 
 
 def leave() -> None:
-    """Part from the other processes, once all have come here.
+    """Destroy the process group, once all processes are here.
 
-    Threads of a group that is still open when Python ends can abort the process ("terminate called ...").
+    Threads of a group that is still open when Python exits can abort the process ("terminate called ...").
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         PartialState().wait_for_everyone()

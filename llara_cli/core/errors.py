@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a used-up quota, a file that is too large."""
+"""Errors of a full disk, an exhausted quota, a file that is too large."""
 
 
 class LlaraError(Exception):
@@ -15,7 +15,7 @@ class LlaraError(Exception):
 
 
 class UserError(LlaraError):
-    """The caller's mistake: the message says what, where and how to mend it; exit code 2."""
+    """The caller's mistake: the message says what is wrong, where, and how to fix it; exit code 2."""
 
     exit_code = 2
 

@@ -36,7 +36,7 @@ class InputDigests:
         self._known: dict[str, _Entry] = {}
 
     def of(self, path: Path) -> str:
-        """Hex digest of a file. Raises ``OSError`` where it cannot be read."""
+        """Hex digest of a file. Raises ``OSError`` if it cannot be read."""
         name, status = str(path.resolve()), path.stat()
         state = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         keep = status.st_size >= self._large
@@ -62,7 +62,7 @@ class InputDigests:
             return {}
 
     def _add(self, name: str, entry: _Entry) -> None:
-        # where it cannot be written, as in a workspace that may only be read, the next process hashes again
+        # if it cannot be written, as in a read-only workspace, the next process hashes again
         if self.store is not None and self.store.parent.parent.is_dir():
             with suppress(OSError):
                 self.store.parent.mkdir(exist_ok=True)
@@ -78,12 +78,12 @@ def keep_digests(store: Path) -> None:
 
 
 def input_digest(path: Path) -> str:
-    """Hex digest of a file that is only read. Raises ``OSError`` where it cannot be read."""
+    """Hex digest of a file that is only read. Raises ``OSError`` if it cannot be read."""
     return _digests.of(path)
 
 
 def input_record(path: Path) -> dict[str, Any]:
-    """An input file as manifests name it. Raises ``UserError`` where it cannot be read."""
+    """An input file as manifests name it. Raises ``UserError`` if it cannot be read."""
     try:
         return {"name": path.name, "sha256": input_digest(path)}
     except FileNotFoundError as error:

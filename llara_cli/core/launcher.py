@@ -6,10 +6,10 @@ import os
 
 
 def launched_processes() -> int:
-    """How many processes ``accelerate launch`` or ``torchrun`` started; 1 where none did."""
+    """Number of processes that ``accelerate launch`` or ``torchrun`` started; 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_follower() -> bool:
-    """Whether ``accelerate launch`` or ``torchrun`` started this process beside a first one, which does the talking."""
+    """Whether ``accelerate launch`` or ``torchrun`` started this process, and not as the first, which alone prints."""
     return int(os.environ.get("RANK", "0")) > 0

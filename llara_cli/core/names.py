@@ -10,18 +10,18 @@ from pathlib import Path
 from llara_cli.core.errors import UserError
 
 NAME_BYTES = 200
-"""Of a name, in UTF-8: a file system takes 255, and lock files and folders beside an artifact are named after it."""
+"""Most bytes of a name in UTF-8: file systems allow 255, and lock files and folders append to an artifact's name."""
 _SLUG_BYTES = 100
 _DIGITS = 8
 
 
 def normal(name: str) -> str:
-    """The name in Unicode's composed form (NFC): the same accented letter can be typed in two ways."""
+    """The name in Unicode's composed form (NFC), as the same accented letter can be typed in two ways."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_name(name: str) -> bool:
-    """Whether an artifact can be called so: letters and digits of any script, '.', '_', '+', '-'.
+    """Whether an artifact may have this name: letters and digits of any script, '.', '_', '+', '-'.
 
     The first is a letter or digit.
     """
@@ -30,7 +30,7 @@ def is_name(name: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """``name`` in its normal form. Raises ``UserError`` where it could not be one folder inside the workspace."""
+    """``name`` in its normal form. Raises ``UserError`` for a name that no artifact may have."""
     if not is_name(normal(name)):
         raise UserError(
             f"bad name {name!r}: use letters and digits (of any script), '.', '_', '+', '-', starting with a letter or"
@@ -40,9 +40,9 @@ def check_name(name: str) -> str:
 
 
 def slug(text: str, limit: int = _SLUG_BYTES) -> str:
-    """A readable name of at most ``limit`` bytes for a text: ``My wiki`` -> ``My-wiki``.
+    """Turn a text into a name of at most ``limit`` bytes: ``My wiki`` -> ``My-wiki``.
 
-    Letters of every script are kept. Where some are cut off, or there is none, digits of the text's sha256 follow.
+    Letters of every script are kept. If any are cut off, or there are none, digits of the text's sha256 are appended.
     """
     kept = "".join(mark if _is_kept(mark) else " " for mark in normal(text))
     name = re.sub(" +", "-", kept).rstrip("-._+")
@@ -55,13 +55,13 @@ def slug(text: str, limit: int = _SLUG_BYTES) -> str:
 
 
 def folder_name(name: str) -> str:
-    """The folder for what is called ``name``, another for every name: the name itself where it can be a folder's."""
+    """A folder name for ``name``, different for every name: the name itself if a folder may have it."""
     name = normal(name)
     return name if is_name(name) else f"{slug(name, NAME_BYTES - 1 - _DIGITS)}-{_digits(name)}"
 
 
 def input_stem(path: Path) -> str:
-    """What an input is called in derived names: ``wiki.v2.jsonl.gz`` -> ``wiki.v2``; a folder keeps its whole name."""
+    """An input's part of derived names: ``wiki.v2.jsonl.gz`` -> ``wiki.v2``; a folder keeps its whole name."""
     path = path.expanduser().resolve()
     name = path.name
     if not path.is_dir():
@@ -75,7 +75,7 @@ def _is_letter(mark: str) -> bool:
 
 
 def _is_kept(mark: str) -> bool:
-    return mark in "._+-" or unicodedata.category(mark)[0] in "LNM"  # M: vowel signs and accents of their own
+    return mark in "._+-" or unicodedata.category(mark)[0] in "LNM"  # M: combining vowel signs and accents
 
 
 def _digits(text: str) -> str:

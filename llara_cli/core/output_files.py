@@ -1,4 +1,4 @@
-"""Output files that the user names: checked before the work, and written atomically."""
+"""Output files named by the user: checked before the work, and written atomically."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ from llara_cli.core.artifacts import KINDS
 from llara_cli.core.errors import LlaraError, UserError
 
 _OWN = (*KINDS, "results", "cache", "tracking", ".locks")
-"""Folders of the workspace that only the program writes into."""
+"""Folders of the workspace that only llara writes to."""
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 NAME_BYTES = 255
-"""Of one name, on every common file system."""
+"""Most bytes of a file name, on every common file system."""
 _LINKS = 40
-"""Symbolic links that are followed in a row, as many as Linux follows."""
+"""Symbolic links followed in a row: Linux's limit."""
 
 
 def check_output(
     path: Path, workspace: Path, inputs: Iterable[Path] = (), *, setting: str = "output", own: Iterable[str] = _OWN
 ) -> None:
-    """Raise ``UserError`` where ``path`` cannot be written, or where that would destroy something else.
+    """Raise ``UserError`` if ``path`` cannot be written, or if that would destroy something else.
 
     ``inputs``: files and folders that the command reads; ``own``: folders of the workspace that nobody else writes to.
     """
-    told = f"`{setting}={path}`"
+    shown = f"`{setting}={path}`"
     if is_stream(path):
         return
-    target = _checked_place(path, told)
+    target = _checked_place(path, shown)
     if any(target.is_relative_to((workspace / folder).resolve()) for folder in own):
-        raise UserError(f"{told} lies among the files that llara keeps in the workspace: name another place")
+        raise UserError(f"{shown} lies among the files that llara keeps in the workspace: name another place")
     if target == (workspace / "llara.toml").resolve():
-        raise UserError(f"{told} holds the settings of the workspace: name another file")
+        raise UserError(f"{shown} holds the settings of the workspace: name another file")
     if target.exists() and any(_holds(source, target) for source in inputs):
-        raise UserError(f"{told} is an input of this command: name another file")
+        raise UserError(f"{shown} is an input of this command: name another file")
 
 
-def _checked_place(path: Path, told: str) -> Path:
-    """The file behind all links. Raises ``UserError`` where it cannot be written."""
+def _checked_place(path: Path, shown: str) -> Path:
+    """Resolve all links. Raises ``UserError`` if the file cannot be written."""
     if len(os.fsencode(path.name)) > NAME_BYTES:
-        raise UserError(f"{told}: the name is too long: a file system takes {NAME_BYTES} bytes")
+        raise UserError(f"{shown}: the name is too long: a file system takes {NAME_BYTES} bytes")
     try:
         target = path.resolve()
         is_folder, is_there = target.is_dir(), target.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{told}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     if is_folder:
-        raise UserError(f"{told} is a folder: name a file in it")
+        raise UserError(f"{shown} is a folder: name a file in it")
     if is_there and not target.is_file():
-        raise UserError(f"{told} is not a regular file, pipe or character device: name another")
+        raise UserError(f"{shown} is not a regular file, pipe or character device: name another")
     if not target.parent.is_dir():
-        raise UserError(f"{told}: no such folder to write into")
+        raise UserError(f"{shown}: no such folder to write into")
     if not os.access(target.parent, os.W_OK | os.X_OK) or (is_there and not os.access(target, os.W_OK)):
-        raise UserError(f"{told}: not writable: name a place that is")
+        raise UserError(f"{shown}: not writable: name a place that is")
     return target
 
 
 def _holds(source: Path, target: Path) -> bool:
-    """Whether the file is the input itself, by any name, or lies in it where that is a folder."""
+    """Whether ``target`` is the file ``source``, by any name, or lies in the folder ``source``."""
     if source.is_dir():
         return target.is_relative_to(source.resolve())
     return source.exists() and target.samefile(source)
@@ -89,7 +89,7 @@ def is_stream(path: Path) -> bool:
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether what is written to the path goes where results are printed."""
+    """Whether writing to the path writes to standard output."""
     if (number := _descriptor(path)) is not None:
         return number == 1
     try:
@@ -99,7 +99,7 @@ def is_standard_output(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a path such as /dev/stdout or /dev/fd/3, or a link to one, stands for."""
+    """The file descriptor of a path such as /dev/stdout or /dev/fd/3, or of a link to one; else None."""
     link = path.absolute()
     for _ in range(_LINKS):
         name = os.path.normpath(link)
@@ -109,13 +109,13 @@ def _descriptor(path: Path) -> int | None:
             return int(found[1])
         try:
             link = link.parent / link.readlink()
-        except (OSError, ValueError):  # no link, or no name that could be one
+        except (OSError, ValueError):  # not a link, or not a valid name
             return None
     return None
 
 
 class _Named(io.FileIO):
-    """An open file whose errors name it as the user did."""
+    """An open file whose errors show the path that the user wrote."""
 
     def __init__(self, number: int, path: Path) -> None:
         super().__init__(number, "wb")
@@ -126,17 +126,17 @@ class _Named(io.FileIO):
             return super().write(data) or 0
         except OSError as error:
             if error.errno == errno.EPIPE and is_standard_output(self._path):
-                raise LlaraError("") from error  # its reader has left, which is no mistake (| head)
+                raise LlaraError("") from error  # its reader has closed the pipe, which is no mistake (| head)
             raise LlaraError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
 def open_output(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write what the user wants at ``path``; see ``check_output`` for what must be checked before.
+    """Open an output file at ``path``, which ``check_output`` has checked before.
 
-    A regular file is written aside, under a name of its own in the same folder, and takes its place (and its
-    permissions) when all is written; links are followed. A pipe, a device or an open file is written straight into.
-    Raises ``LlaraError`` where it cannot be written.
+    A regular file is written under a temporary name in the same folder, and replaces the old one, with its permissions,
+    when all is written; links are followed. A pipe, a device or an open file is written to directly.
+    Raises ``LlaraError`` if it cannot be written.
     """
     if is_stream(path):
         with io.BufferedWriter(_Named(_open_stream(path), path)) as file:
@@ -165,7 +165,7 @@ def open_output(path: Path) -> Iterator[IO[bytes]]:
 def _sync(number: int, path: Path) -> None:
     try:
         os.fsync(number)
-    except OSError as error:  # some network file systems tell only now that they are full
+    except OSError as error:  # some network file systems report only now that they are full
         raise LlaraError(f"{path}: cannot be written: {error.strerror}") from error
 
 

@@ -1,4 +1,4 @@
-"""The interface of index backends, and the types that all backends share.
+"""The interface of index backends, and types shared by all backends.
 
 A package adds an index backend by declaring an entry point in the group ``llara.index`` that names a subclass of
 ``IndexBackend``. The docstrings here are the whole contract; ``tests/conformance`` runs the same checks on every
@@ -23,14 +23,14 @@ Role = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
 """(rows, dim), C order, L2-normalized."""
 Advance = Callable[[int], None]
-"""Called with how many more are done."""
+"""Called with the number of items that were just done."""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What an index answers.
+    """Results of a search.
 
-    ``scores``: (queries, k) float32 inner products, falling along each row; ``rows``: (queries, k) int64 positions of
+    ``scores``: (queries, k) float32 inner products, in descending order; ``rows``: (queries, k) int64 positions of
     the vectors in the order they were added. Equal scores are ordered by ascending row. Where fewer than k vectors
     exist, the tail is row ``-1`` with score ``-inf``.
     """
@@ -40,7 +40,7 @@ class Hits:
 
 
 class VectorBlocks(Protocol):
-    """A stream of (rows, dim) float32 blocks that may be walked more than once (to train, then to add)."""
+    """A stream of (rows, dim) float32 blocks that can be iterated more than once (to train, then to add)."""
 
     @property
     def count(self) -> int: ...
@@ -102,16 +102,16 @@ class IndexBackend(ABC):
 
     @property
     def widening(self) -> Sequence[str]:
-        """Search parameters of this index that find more hits when they are raised; none where it finds all."""
+        """Search parameters of this index that, when raised, find more hits; none if it always finds all."""
         return ()
 
     def append(self, vectors: VectorBlocks) -> None:
         """Add the vectors of the stream after the existing rows.
 
-        Raises ``UserError`` where the width is not ``dim``, and where the backend cannot add.
+        Raises ``UserError`` if the width is not ``dim``, or the backend cannot add vectors.
         """
         raise UserError(f"the {self.name} index cannot add vectors: build it anew")
 
     @abstractmethod
     def search(self, queries: Vectors, k: int, parameters: Parameters | None = None) -> Hits:
-        """The k nearest of each query (queries, dim). Raises ``UserError`` where the width is not ``dim``."""
+        """The k nearest vectors of each query (queries, dim). Raises ``UserError`` if the width is not ``dim``."""

@@ -1,4 +1,4 @@
-"""Finds backends by entry point, and knows the command that installs a missing one."""
+"""Finds backends by entry point, and the command that installs a missing one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llara_cli.core.errors import LlaraError, UserError
 
 GROUPS = {"training": "llara.training", "encoder": "llara.encoder", "index": "llara.index"}
 EXTRAS = {"faiss": "faiss", "hnsw": "hnsw", "qlora": "qlora", "sentence-transformers": "sentence-transformers"}
-"""Backend name -> the extra of this package that brings what it needs."""
+"""Backend name -> the extra of this package that it needs."""
 OWN = {
     "training": {
         "full": "llara_backends.train_full:FullBackend",
@@ -27,16 +27,16 @@ OWN = {
         "hnsw": "llara_backends.index_hnsw:HnswIndex",
     },
 }
-"""The entry points of pyproject.toml, for a source tree that is on the path without being installed."""
+"""The entry points of pyproject.toml, for a source tree that is used without installing it."""
 
 
 def install_hint(extra: str) -> str:
-    """The one command that installs an extra."""
+    """The command that installs an extra."""
     return f"pip install 'llara[{extra}]'"
 
 
 def missing_extra(what: str, extra: str) -> UserError:
-    """The error for something that an extra of ours would bring."""
+    """The error for something that an extra installs."""
     return UserError(f"{what} is not installed: {install_hint(extra)}")
 
 
@@ -53,8 +53,8 @@ def names(kind: str) -> list[str]:
 def load(kind: str, name: str) -> Any:
     """The backend class called ``name``.
 
-    Raises ``UserError`` naming the known ones where it is unknown, and the install command where its library is absent;
-    ``LlaraError`` with the reason where its code fails.
+    Raises ``UserError`` with the known names if it is unknown, and with the install command if its library is missing;
+    ``LlaraError`` with the reason if importing it fails.
     """
     points = _points(kind)
     if name not in points:
@@ -66,7 +66,7 @@ def load(kind: str, name: str) -> Any:
         if name in EXTRAS:
             raise missing_extra(f"the {kind} backend {name!r}", EXTRAS[name]) from error
         raise UserError(f"the {kind} backend {name!r} cannot be imported: {error}") from error
-    except (Exception, SystemExit) as error:  # anybody's code: it may raise anything
+    except (Exception, SystemExit) as error:  # third-party code may raise anything
         reason = next(iter(str(error).splitlines()), "")
         raise LlaraError(
             f"the {kind} backend {name!r} (package {_package(points[name])}) cannot be imported:"
@@ -80,7 +80,7 @@ def _package(point: EntryPoint) -> str:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend is usable here, and what to do where it is not."""
+    """Whether a backend is usable here, and if not, how to make it so."""
 
     kind: str
     name: str

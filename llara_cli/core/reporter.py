@@ -16,7 +16,7 @@ log = logging.getLogger("llara")
 
 
 class LlaraWarning(UserWarning):
-    """The work goes on, but the user should know."""
+    """A warning of a job that goes on."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Progress:
 
     Attributes:
         task: what is being done, as ``encoding passages``.
-        done: how much of it, in ``unit``.
-        total: how much there is; None: unknown.
+        done: how much of it is done, in ``unit``.
+        total: how much there is to do; None: unknown.
         unit: ``texts``, ``vectors``, ``MB`` ...; empty: steps.
-        detail: what else there is to say, as the loss of a step.
+        detail: other information, as the loss of a step.
         finished: whether the task is over.
     """
 
@@ -41,19 +41,19 @@ class Progress:
 
 
 class Bar:
-    """One running task; ``advance`` moves it, ``show`` sets what else there is to say."""
+    """Progress of a task: ``advance`` moves it, ``show`` sets its detail."""
 
     def advance(self, amount: float = 1) -> None:
-        """``amount`` more are done."""
+        """Count ``amount`` more as done."""
 
     def show(self, text: str) -> None:
-        """``text`` is what else there is to say."""
+        """Set the detail to ``text``."""
 
     def finish(self) -> None:
-        """What is done is all there was: the total was unknown, or an estimate."""
+        """Take what is done as the total, which was unknown or an estimate."""
 
     def over(self, items: Iterable[ItemT]) -> Iterator[ItemT]:
-        """The items, counted as they pass; the bar moves some times a second, as each move takes a while."""
+        """Yield the items and count them; the bar is drawn a few times a second only, as drawing takes time."""
         waiting, moved = 0, time.monotonic()
         try:
             for item in items:
@@ -67,7 +67,7 @@ class Bar:
 
 
 class Reporter:
-    """Tells a Python program what a job does: notes by ``logging`` (logger ``llara``), warnings by ``warnings``.
+    """Reports what a job does: notes by ``logging`` (logger ``llara``), warnings by ``warnings``.
 
     ``progress`` is called with a ``Progress`` whenever a task moves.
 
@@ -84,32 +84,32 @@ class Reporter:
         self._warned: set[str] = set()
 
     def note(self, message: str) -> None:
-        """Something that the user may want to know."""
+        """Log at level INFO."""
         log.info(message)
 
     def warn(self, message: str) -> None:
-        """The work goes on, but the user should know."""
+        """Warn with ``LlaraWarning``."""
         warnings.warn(message, LlaraWarning, stacklevel=3)
 
     def warn_once(self, message: str) -> None:
-        """``warn``, but of each message only the first time."""
+        """``warn``, but only the first time for each message."""
         if message not in self._warned:
             self._warned.add(message)
             self.warn(message)
 
     def detail(self, message: str) -> None:
-        """Something that hardly anybody wants to know."""
+        """Log at level DEBUG."""
         log.debug(message)
 
     @contextmanager
     def status(self, doing: str) -> Iterator[None]:
-        """While something takes a while and cannot tell how far it is."""
+        """Context of a task of unknown length."""
         with self.bar(doing, None):
             yield
 
     @contextmanager
     def bar(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
-        """While something is done that can tell how far it is; ``total`` None: unknown."""
+        """Context of a task whose progress is reported; ``total`` None: unknown."""
         bar = _ReportedBar(self._progress or _ignore, label, total, unit)
         bar.tell()
         yield bar
@@ -117,7 +117,7 @@ class Reporter:
 
 
 class _ReportedBar(Bar):
-    """A bar whose moves a function is told."""
+    """A bar that calls a function with its ``Progress``."""
 
     def __init__(self, tell: Callable[[Progress], None], task: str, total: float | None, unit: str) -> None:
         self._tell, self._task, self._total, self._unit = tell, task, total, unit
@@ -136,11 +136,11 @@ class _ReportedBar(Bar):
         self._total = self._done
 
     def tell(self, *, finished: bool = False) -> None:
-        """Say how far it is."""
+        """Call the function with the current progress."""
         self._tell(Progress(self._task, self._done, self._total, self._unit, self._detail, finished))
 
     def end(self) -> None:
-        """Say that it is over."""
+        """Call the function a last time."""
         self.tell(finished=True)
 
 

@@ -1,4 +1,4 @@
-"""Standard input, output and error made safe: closed, full, narrow, or with few letters."""
+"""Makes the standard streams safe: closed or full ones, and those of small terminals or narrow encodings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llara_cli.core.errors import LlaraError
 
 _FALLBACK = "backslashreplace"
 _LARGEST_SIZE = 10_000
-"""Columns or lines of a terminal."""
+"""Most columns or lines of a terminal that are believed."""
 
 
 def prepare_streams() -> None:
-    """Make the three streams safe to use; to be called once, before anything is printed or opened.
+    """Make the three streams safe to use; call it once, before anything is printed or opened.
 
-    A letter that a stream's encoding lacks is written as an escape. Standard output that cannot be written raises
-    ``LlaraError``; what standard error does not take is dropped, as there is nowhere else to tell.
+    A character that a stream's encoding lacks is written as an escape. Standard output that cannot be written raises
+    ``LlaraError``; failures of standard error are ignored, as there is nowhere to report them.
     """
     for number in range(3):
         _open_if_closed(number)
@@ -34,7 +34,7 @@ def prepare_streams() -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output, whose failure ends the command; after it nothing more is written."""
+    """Standard output; a failed write ends the command, and nothing more is written after it."""
 
     _failed = False
 
@@ -45,7 +45,7 @@ class _Output(io.FileIO):
             return super().write(data) or 0
         except OSError as error:
             self._failed = True
-            raise LlaraError(_told(error)) from error
+            raise LlaraError(_problem(error)) from error
 
 
 class _Error(io.FileIO):
@@ -58,15 +58,15 @@ class _Error(io.FileIO):
             return len(data)
 
 
-def _told(error: OSError) -> str:
-    """What to say of standard output; nothing where its reader has left, which is no mistake (``| head``)."""
+def _problem(error: OSError) -> str:
+    """The message about standard output; empty if its reader closed the pipe, which is no mistake (``| head``)."""
     if error.errno == errno.EPIPE:
         return ""
     return "standard output is closed" if error.errno == errno.EBADF else f"standard output: {error.strerror}"
 
 
 def _open_if_closed(number: int) -> None:
-    """Keep the number of a closed stream from the next file that is opened, which would then get what is printed."""
+    """Occupy a closed stream's descriptor: the next file opened would get it, and what is printed with it."""
     try:
         os.fstat(number)
     except OSError:
@@ -90,5 +90,5 @@ def _wrapped(stream: Any, raw: io.FileIO) -> TextIO:
 
 
 def _is_size(text: str) -> bool:
-    """Whether a terminal could have so many columns or lines: a line of more would fill the memory with blanks."""
+    """Whether this is a possible number of columns or lines: a huge one would fill the memory with blanks."""
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) <= _LARGEST_SIZE

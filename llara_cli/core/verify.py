@@ -13,7 +13,7 @@ MEGABYTE = 1_000_000
 
 
 def damaged_manifests(artifacts: Iterable[Artifact]) -> dict[Path, str]:
-    """Folder -> what is wrong with its manifest, of those artifacts where something is."""
+    """Folder -> what is wrong with its manifest, for artifacts with a damaged one."""
     found = {}
     for artifact in artifacts:
         try:
@@ -30,9 +30,9 @@ def megabytes(artifacts: Iterable[Artifact]) -> float:
 
 
 def verify(artifact: Artifact, progress: Callable[[float], None]) -> Iterator[str]:
-    """``KIND/NAME/FILE: what is wrong``, a line for each file that is not what the manifest says.
+    """``KIND/NAME/FILE: what is wrong``, a line for each file that differs from the manifest.
 
-    ``progress`` is called with how many more megabytes were read. Raises ``LlaraError`` for a damaged manifest.
+    ``progress`` is called with the number of megabytes just read. Raises ``LlaraError`` for a damaged manifest.
     """
     wanted = artifact.manifest["files"]
     there = {file.relative_to(artifact.path).as_posix(): file for file in hashed_files(artifact.path)}
@@ -43,7 +43,7 @@ def verify(artifact: Artifact, progress: Callable[[float], None]) -> Iterator[st
 
 
 def _problem(file: Path | None, wanted: Mapping[str, Any] | None, progress: Callable[[float], None]) -> str:
-    """What is wrong with a file; empty where nothing is."""
+    """What is wrong with a file; empty if nothing is."""
     if file is None:
         return "missing"
     try:

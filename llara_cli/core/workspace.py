@@ -1,4 +1,4 @@
-"""The workspace: artifacts, their manifests and lineage, and how one is built so that nothing is ever half-finished.
+"""The workspace: artifacts, their manifests and lineage, and how one is built so that it is never half-finished.
 
 An artifact is a folder with a ``manifest.json``, written last and atomically. The manifest says what would make an
 equal run (settings, inputs, parents) and what came out (counts, checksums); what varies between equal runs (times,
@@ -33,11 +33,11 @@ from llara_cli.core.names import check_name, is_name, normal
 from llara_cli.core.reporter import Reporter
 
 CACHE = "cache"
-"""Folder of what a workspace can rebuild: tokenized corpora, queries to be encoded, digests of input files."""
+"""Folder of files that can be made again: tokenized corpora, queries of training rows, digests of input files."""
 _SWAP_SECONDS = 2
-"""How long to wait for another process that is swapping folders: far more than two renames take."""
+"""Seconds to wait for another process that is swapping folders: far more than two renames take."""
 GATE_SECONDS = 2
-"""How long a command waits for `llara clean` to end, and that one for commands that are just beginning."""
+"""Seconds that a command waits for `llara clean` to end, and `llara clean` for commands that are just starting."""
 _LOCKS = ".locks"
 _GATE = "clean"
 
@@ -54,7 +54,7 @@ class Workspace:
         keep_digests(root / CACHE / "digests.json")
 
     def create(self) -> None:
-        """Make the directory. Raises ``UserError`` where that is not possible."""
+        """Create the directory. Raises ``UserError`` if that is not possible."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,7 +82,7 @@ class Workspace:
         )
 
     def artifacts(self, kind: Kind) -> list[Artifact]:
-        """Finished artifacts, damaged ones too, oldest first: by the run log, as files get new times when copied."""
+        """Finished artifacts, damaged ones too, oldest first by ``run.json``, as copying changes the files' times."""
         for old in (self.root / kind).glob(".*.old"):
             self._mend(kind, old.name[1:].removesuffix(".old"))
         folders = (self.root / kind).glob(f"*/{MANIFEST}")
@@ -91,7 +91,7 @@ class Workspace:
         return sorted(made, key=lambda artifact: (artifact.finished, artifact.name))
 
     def sound(self, kind: Kind) -> list[Artifact]:
-        """Finished artifacts whose manifests can be read, oldest first; a damaged file is warned of, once."""
+        """Finished artifacts with a readable manifest, oldest first; warns once of each damaged one."""
         return [artifact for artifact in self.artifacts(kind) if self._is_sound(artifact)]
 
     def _is_sound(self, artifact: Artifact) -> bool:
@@ -107,7 +107,7 @@ class Workspace:
         return True
 
     def is_damaged(self, kind: Kind, name: str) -> bool:
-        """Whether a finished artifact lies there whose manifest cannot be read: only a restart builds it anew."""
+        """Whether the finished artifact has an unreadable manifest: only a restart builds it again."""
         artifact = self.find(kind, name)
         try:
             return artifact is not None and not artifact.manifest
@@ -115,7 +115,7 @@ class Workspace:
             return True
 
     def find_equal(self, kind: Kind, run_spec: RunSpec) -> Artifact | None:
-        """A finished artifact of any name that an equal run made; damaged ones are warned of and left out."""
+        """A finished artifact of any name made by an equal run; warns of damaged ones, and skips them."""
         wanted = run_spec.as_json()
         for artifact in self.sound(kind):
             made = artifact.manifest
@@ -129,10 +129,10 @@ class Workspace:
 
     @contextmanager
     def build(self, kind: Kind, name: str, run_spec: RunSpec, *, restart: bool = False) -> Iterator[Build | Artifact]:
-        """Hold the artifact's lock and give either the finished artifact (equal run: nothing to do) or a ``Build``.
+        """Hold the artifact's lock and yield the finished artifact (equal run: nothing to do) or a ``Build``.
 
-        Raises ``UserError`` where an artifact of that name, finished or not, came from other settings, and where
-        another process is building it. ``restart`` builds aside; the old artifact stays until ``finish``.
+        Raises ``UserError`` if an artifact of that name, finished or not, has other settings, or if another process is
+        building it. ``restart`` builds in a folder beside it; the old artifact stays until ``finish``.
         """
         name = check_name(name)
         target = self.root / kind / name
@@ -156,14 +156,14 @@ class Workspace:
                 yield Build(kind, name, run_spec, folder, target)
             except KeyboardInterrupt as interrupt:
                 if kind in RESUMED and (folder / PENDING).is_file():
-                    interrupt.add_note("what is finished is kept, and the same command goes on from there")
+                    interrupt.add_note("what is finished is kept, and the same command resumes it")
                 raise
 
     def _mend(self, kind: Kind, name: str) -> None:
-        """End a swap in whose middle a kill fell: bring back the artifact that it hid, or drop what it replaced.
+        """Complete a swap that was killed (``finish_swap``).
 
-        Where another process holds it, that one is in the middle of a swap and about to end it. A workspace that
-        cannot be written to stays as it is.
+        If another process holds the lock, it is in the middle of the swap and about to end it. A read-only workspace is
+        left unchanged.
         """
         target = self.root / kind / name
         if old_folder(target).exists():
@@ -173,18 +173,18 @@ class Workspace:
     def result_again(
         self, artifact: Artifact, why: str = "is finished already; `restart=True` builds it anew"
     ) -> dict[str, Any]:
-        """The result of a job whose work is done already, and ``why`` nothing was to do."""
+        """The result of a finished artifact, with a note that there is nothing to do, and ``why``."""
         self.reporter.note(f"nothing to do: {artifact.kind}/{artifact.name} {why}")
         return artifact.result
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other command work in the workspace. Raises ``UserError`` where one does."""
+        """Keep other commands out of the workspace. Raises ``UserError`` if one is working in it."""
         gate = _lock_file(self.root, _GATE)
         gate.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(self._taken(gate, GATE_SECONDS))
-            # whoever came through before holds a lock that is there by now; who comes later finds the gate shut
+            # commands that passed the gate before it closed hold their locks by now; later ones find it closed
             for path in sorted(gate.parent.rglob("*.lock")):
                 if path != gate:
                     held.enter_context(self._taken(path, 0))
@@ -195,9 +195,9 @@ class Workspace:
 
     @contextmanager
     def lock(self, place: str, wait: float = 0) -> Iterator[None]:
-        """Hold ``place``, a path in the workspace, alone; ``wait``: seconds for another process to be done with it.
+        """Lock ``place``, a path in the workspace; ``wait``: seconds to wait for another process.
 
-        Raises ``UserError`` where the other one is not, and while `llara clean` works.
+        Raises ``UserError`` if it is still locked then, and while `llara clean` runs.
         """
         self.create()
         with lock_place(self.root, place, wait):
@@ -206,14 +206,14 @@ class Workspace:
 
 @contextmanager
 def lock_place(root: Path, place: str, wait: float = 0) -> Iterator[None]:
-    """Hold ``place`` in the workspace ``root`` alone; ``wait``: seconds for another process, endless below 0.
+    """Lock ``place`` in the workspace ``root``; ``wait``: seconds to wait for another process, endless below 0.
 
-    Raises ``UserError`` where the other one is not done by then, and while `llara clean` works.
+    Raises ``UserError`` if it is still locked then, and while `llara clean` runs.
     """
     lock = _lock_file(root, place)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with _held(lock, wait, f"{place} is being built by another process"):
-        # only now: `llara clean` shuts the gate first, and then looks for locks that are held
+        # after taking the lock: `llara clean` closes the gate first, and then looks for locks that are held
         with _held(_lock_file(root, _GATE), GATE_SECONDS, f"llara clean is running in {root}; run this again later"):
             pass
         yield
@@ -225,7 +225,7 @@ def _lock_file(root: Path, place: str) -> Path:
 
 @contextmanager
 def _held(lock: Path, wait: float, otherwise: str) -> Iterator[None]:
-    """Hold a lock file. Raises ``UserError`` saying ``otherwise`` where another process does, for ``wait`` seconds."""
+    """Hold a lock file. Raises ``UserError(otherwise)`` if another process still holds it after ``wait`` seconds."""
     with ExitStack() as held:
         try:
             held.enter_context(FileLock(lock, timeout=wait))
@@ -235,7 +235,7 @@ def _held(lock: Path, wait: float, otherwise: str) -> Iterator[None]:
 
 
 def _began_equal(folder: Path, run_spec: RunSpec) -> bool:
-    """Whether an interrupted run of the same settings left this folder."""
+    """Whether this folder was left by an interrupted run with the same settings."""
     pending = folder / PENDING
     return pending.is_file() and read_json(pending) == run_spec.as_json()
 

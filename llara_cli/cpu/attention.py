@@ -1,7 +1,7 @@
-"""Attention on CPUs, block by block: a block of queries meets the keys from the first to the last that it may see.
+"""Attention on CPUs, block by block: a block of queries attends to the keys from the first to the last that it may see.
 
-PyTorch's kernel multiplies all queries with all keys (of a causal mask it spares whole runs of 512 keys) and masks what
-must not be seen. In wide rows that is twice what is needed. Results differ by the order of additions only.
+PyTorch's kernel multiplies all queries with all keys (with a causal mask it skips whole blocks of 512 keys) and masks
+the rest. In wide rows that is twice the work needed. Results differ by the order of additions only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from llara_cli.cpu.kernel import Kernel, check_flash
 
 BLOCK = 128
-"""Queries per block: fewer save more products and cost more calls."""
+"""Queries per block: smaller blocks skip more products and take more calls."""
 LEAST_WIDTH = 2 * BLOCK + 1
 """Shortest row for which blocks are faster."""
 MOST_CAUSAL = 1024
@@ -57,7 +57,7 @@ class Blocks:
     def suiting(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> list[Block] | None:
-        """Blocks for arguments of ``functional.scaled_dot_product_attention``; None where it is faster or needed."""
+        """Blocks for arguments of ``functional.scaled_dot_product_attention``; None if that is faster or needed."""
         rows, heads, width = query.shape[:3] if query.dim() == 4 else (0, 0, 0)
         if width < LEAST_WIDTH or not _takes(query, key, value):
             return None
@@ -65,16 +65,16 @@ class Blocks:
             return causal_blocks(width) if is_causal and width <= MOST_CAUSAL else None
         if is_causal or attn_mask.dtype != torch.bool or attn_mask.shape != (rows, 1, width, width):
             return None
-        if torch.get_num_threads() > heads:  # blocks of one row leave the others nothing to do
+        if torch.get_num_threads() > heads:  # blocks of a single row would leave the other threads idle
             return None
         name = attn_mask.data_ptr(), tuple(attn_mask.shape), attn_mask.stride()
-        if name not in self._known:  # the mask is kept too, or another might come to lie there
+        if name not in self._known:  # the mask is kept too, or another one might get its address
             self._known[name] = attn_mask, blocks_of(attn_mask[:, 0])
         return self._known[name][1]
 
 
 def _takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the kernel, which has no checks of its own, supports these."""
+    """Whether the kernel, which does not check its inputs, supports these."""
     each = (query, key, value)
     plain = all(type(one) is Tensor and one.device.type == "cpu" and one.dtype == torch.float32 for one in each)
     if not plain or not torch.backends.cuda.flash_sdp_enabled():
@@ -120,13 +120,13 @@ def blocks_of(seen: Tensor) -> list[Block]:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float | None) -> Tensor:
-    """(R, heads, L, dim), of keys and values fewer heads where several of queries share one -> (R, heads, L, dim)."""
+    """(R, heads, L, dim) -> (R, heads, L, dim); keys and values have fewer heads if queries share them."""
     found: Tensor = _Attention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     return found
 
 
 def _flash() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The kernel, which ``Blocks.suiting`` has found to work."""
+    """The kernel; ``Blocks.suiting`` has checked it."""
     assert FLASH.op is not None
     return FLASH.op
 

@@ -15,17 +15,17 @@ from torch.nn import functional
 from llara_cli.core.reporter import LlaraWarning
 
 RTOL, ATOL = 1e-4, 1e-5
-"""How far a kernel may be from plain PyTorch: orders of addition differ."""
+"""Tolerances against plain PyTorch, as orders of addition differ."""
 OpT = TypeVar("OpT")
 
 
 class Kernel(Generic[OpT]):
-    """An operation that may not be there, or not be what it was, in the installed PyTorch.
+    """A private operation that the installed PyTorch may lack or have changed.
 
     Args:
-        name: for the warning.
-        find: gives the operation, or raises where there is none.
-        check: raises where the operation does not give what plain PyTorch gives.
+        name: name in the warning.
+        find: returns the operation, or raises if there is none.
+        check: raises if the operation's results differ from plain PyTorch's.
     """
 
     def __init__(self, name: str, find: Callable[[], OpT], check: Callable[[OpT], None]) -> None:
@@ -33,7 +33,7 @@ class Kernel(Generic[OpT]):
 
     @cached_property
     def op(self) -> OpT | None:
-        """The operation, checked once (milliseconds); None, with one warning, where plain PyTorch must compute."""
+        """The operation, checked once (milliseconds); None, after one warning, if plain PyTorch must be used."""
         try:
             with _outside():
                 op = self._find()
@@ -52,13 +52,13 @@ class Kernel(Generic[OpT]):
 
 @contextmanager
 def _outside() -> Iterator[None]:
-    """As if nothing were being computed: with gradients, without autocast."""
+    """Context with gradients and without autocast, whatever is on outside."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield
 
 
 def _numbers(*shape: int, seed: int) -> Tensor:
-    """Random numbers that leave PyTorch's own generator as it is."""
+    """Random numbers that do not change the state of PyTorch's generator."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -68,7 +68,7 @@ def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 
 def check_linear(linear: Callable[..., Any]) -> None:
-    """Compare oneDNN's ``values @ weight.T + bias`` with ``functional.linear``, also of a transposed operand."""
+    """Compare oneDNN's ``values @ weight.T + bias`` with ``functional.linear``, also with a transposed operand."""
     values, weight, bias = _numbers(6, 5, seed=0), _numbers(4, 5, seed=1), _numbers(4, seed=2)
     found = [
         linear(values, weight, bias, "none", [], ""),
@@ -84,7 +84,7 @@ def check_linear(linear: Callable[..., Any]) -> None:
 
 
 def check_flash(flash: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
-    """Compare attention under an added mask, and its gradients, with ``scaled_dot_product_attention``."""
+    """Compare attention with an additive mask, and its gradients, with ``scaled_dot_product_attention``."""
     forward, backward = flash
     query, key, value = (_numbers(1, 2, 3, 4, seed=seed).requires_grad_() for seed in range(3))
     added = torch.zeros(3, 3).masked_fill_(torch.ones(3, 3).triu(1).bool(), float("-inf"))

@@ -1,10 +1,10 @@
 """Matrix products and attention of a decoder's layers on CPUs, and the sums of their weights' gradients.
 
-PyTorch multiplies fp32 matrices with MKL, which leaves a tenth of an AMD processor unused and half of one that has
-AVX-512; oneDNN, which PyTorch ships too, does not. And PyTorch makes a new tensor of each weight's gradient in each
-backward and then adds it: with several forwards a batch every weight is written, read and written again once a forward,
-and every table of embeddings filled with zeros. Here the products are added to ``weight.grad`` as they are computed.
-They change results by the order of additions only, and equal calls have equal results.
+PyTorch multiplies fp32 matrices with MKL, which reaches nine tenths of an AMD processor's speed, and half on one with
+AVX-512; oneDNN, which PyTorch ships too, reaches all of it. And in each backward PyTorch allocates a new tensor for
+each weight's gradient before adding it: with several forwards per batch every gradient is written, read and written
+again for each forward, and embedding gradients are filled with zeros first. Here products are added to
+``weight.grad`` directly. Results differ by the order of additions only, and equal calls have equal results.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from llara_cli.cpu.kernel import Kernel, check_linear
 from llara_cli.cpu.recompute import ACTIVATIONS, PRODUCTS, RecomputedTensors, SavedTensor
 
 LEAST_WORK = 2**25
-"""Fewest multiplications for which oneDNN pays: it prepares code for each shape (about a millisecond, once)."""
+"""Fewest multiplications for which oneDNN is faster: it compiles code for each shape (about a millisecond, once)."""
 KEPT_SHAPES = 64
-"""Shapes for which oneDNN keeps what it prepared: more than a layer has. Of the 1,024 that it would keep by itself each
-takes up to half a megabyte between the tensors, and forwards of mixed lengths all have others. It holds for the process
-and those it starts, which read it at their first use of oneDNN; what the user set is left."""
+"""Shapes whose compiled code oneDNN caches: more than a layer has. By default it caches 1,024, of up to half a megabyte
+each, and forwards of mixed lengths have ever new shapes. Set as environment variables for this process and its
+children, before the first use of oneDNN; variables that the user has set are kept."""
 if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the older name
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
-os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_SHAPES))  # PyTorch's wrapper has a cache of its own
+os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_SHAPES))  # the cache of PyTorch's wrapper
 
 
 ONEDNN_LINEAR: Kernel[Callable[..., Any]] = Kernel(
@@ -45,7 +45,7 @@ ONEDNN_LINEAR: Kernel[Callable[..., Any]] = Kernel(
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN is there and multiplies fp32 faster than what PyTorch uses by itself."""
+    """Whether oneDNN is available and multiplies fp32 faster than PyTorch's default."""
     there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
     return there and processor_is_amd()
 
@@ -72,7 +72,7 @@ def gradient_dtype(weight: Tensor) -> torch.dtype:
 
 
 def suits_onednn(values: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN multiplies these faster: (..., in), (out, in)."""
+    """Whether oneDNN is faster for these: (..., in), (out, in)."""
     enough = values.numel() * weight.shape[0] >= LEAST_WORK
     plain = values.device.type == "cpu" and values.dtype == weight.dtype == torch.float32
     return plain and enough and onednn_is_faster() and ONEDNN_LINEAR.op is not None
@@ -83,7 +83,7 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     onednn = ONEDNN_LINEAR.op if suits_onednn(values, weight) else None
     if onednn is None:
         return functional.linear(values, weight, bias)
-    if bias is not None:  # oneDNN reads it as if it lay without gaps
+    if bias is not None:  # oneDNN assumes contiguous memory
         bias = bias.expand(len(weight)).contiguous()
     found: Tensor = onednn(values, weight, bias, "none", [], "")
     return found
@@ -97,7 +97,7 @@ def matmul_transposed(left: Tensor, right: Tensor) -> Tensor:
 def add_matmul_transposed(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left.T @ right``, in place: (a, b), (tokens, a), (tokens, b).
 
-    oneDNN copies the narrower of the two first; of a total whose transpose is contiguous always ``right``.
+    oneDNN first copies the narrower of the two; if the total's transpose is contiguous, always ``right``.
     """
     if not total.dtype == left.dtype == right.dtype:
         total += left.T @ right.to(left.dtype)
@@ -110,7 +110,7 @@ def add_matmul_transposed(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def zeros_for_sum(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros of a weight's shape for ``add_matmul_transposed``, which lie so that it copies the narrower operand."""
+    """Zeros of a weight's shape for ``add_matmul_transposed``, strided so that it copies the narrower operand."""
     plain = weight.device.type == "cpu" and weight.dtype == dtype == torch.float32 and weight.dim() == 2
     if plain and weight.shape[0] > weight.shape[1] and onednn_sums_faster():
         return torch.zeros(weight.shape[::-1], dtype=dtype).T
@@ -169,9 +169,9 @@ class CpuKernels(TorchFunctionMode):
 def lean_training() -> Iterator[None]:
     """Context of a forward in training: it uses the kernels too, and its backward allocates and keeps less.
 
-    It adds the gradients of leaf weights where they are, and recomputes what is cheap (``RecomputedTensors``). For one
-    process without recomputed layers only: a forward that backward repeats would not be repeated within it, hooks that
-    a weight gets after the forward see nothing of it, and ``torch.autograd.grad`` adds to every weight's ``grad``.
+    It adds gradients of leaf weights in place, and recomputes what is cheap (``RecomputedTensors``). Only for a single
+    process without gradient checkpointing: a recomputed forward would run outside this context, hooks registered on a
+    weight after the forward are not called, and ``torch.autograd.grad`` adds to every weight's ``grad``.
     """
     recomputed = RecomputedTensors()
     with recomputed, CpuKernels(recomputed):
@@ -199,7 +199,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(values if weight.requires_grad else None)
-        ctx.weight = SavedTensor(weight)  # itself: what is saved may come back as a copy, which has another gradient
+        ctx.weight = SavedTensor(weight)  # itself: unpacking a saved tensor may copy it
         return linear(values, weight, bias)
 
     @staticmethod

@@ -1,9 +1,9 @@
-"""Tensors that backward recomputes instead of keeping them: cheap functions of others that are saved anyway.
+"""Recomputes tensors in backward instead of saving them: cheap functions of tensors that are saved anyway.
 
-Autograd keeps what every operation was given. In a decoder's layer half of that are element-wise products and
-activations whose own operands are kept as well: normalized states, the activated gate, its product with the other
-branch. They are as large as what a matrix product makes and take next to no time, so backward computes them again, with
-the same result to the bit.
+Autograd saves the inputs of every operation. In a decoder layer half of these are element-wise products and
+activations whose own inputs are saved as well: normalized states, the activated gate, its product with the other
+branch. They are as large as the outputs of matrix products and take next to no time to compute, so backward recomputes
+them, with the same result to the bit.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset({functional.silu, functio
 
 
 class SavedTensor:
-    """A tensor saved for backward. With saved-tensor hooks autograd does not check for in-place changes: this does."""
+    """A tensor saved for backward, checked for in-place changes, which autograd does not do with saved-tensor hooks."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._version = tensor, tensor._version
 
     def announce(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def tensor(self) -> Tensor:
-        """The tensor. Raises ``RuntimeError`` where it was written to since."""
+        """The tensor. Raises ``RuntimeError`` if it was modified since."""
         if self._tensor._version != self._version:
             raise RuntimeError("a tensor that backward needs was modified in place")
         return self._tensor
 
 
 class Recomputation:
-    """How to recompute a tensor; every use is announced, so that the last one can free it."""
+    """Recomputes a tensor; every use is announced beforehand, so that the last one can free it."""
 
     def __init__(self, make: Callable[..., Tensor], operands: tuple[Saved, ...], options: Mapping[str, Any]) -> None:
         self._make, self.operands, self._options = make, operands, options
@@ -87,9 +87,9 @@ class RecomputedTensors(saved_tensors_hooks):
         self._known: dict[int, KnownRecomputation] = {}
 
     def note(self, made: Tensor, function: Callable[..., Any], given: tuple[Any, ...], options: Any) -> None:
-        """Remember that ``function`` computed ``made`` from ``given``, if ``given`` is saved anyway.
+        """Record that ``function`` computed ``made`` from ``given``, if ``given`` is saved anyway.
 
-        Of operands that all need a gradient autograd keeps all; weights are there anyway.
+        If all operands need a gradient, autograd saves them all; weights stay in memory anyway.
         """
         operands = [operand for operand in given if isinstance(operand, Tensor)]
         whole = len(operands) == len(given) == (2 if function in PRODUCTS else 1)

@@ -20,10 +20,10 @@ BLOCK = 1024
 
 
 class Table:
-    """Rows of an Arrow file, by number; only the pages that are asked for are read."""
+    """Rows of an Arrow file, by number; only the pages needed are read."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ``LlaraError`` where the file is missing or damaged."""
+        """Raises ``LlaraError`` if the file is missing or damaged."""
         self._path = path
         with self._damage():
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -37,7 +37,7 @@ class Table:
         return self.rows(number, number + 1)[0]
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """Rows ``start`` to ``stop`` (exclusive). Raises ``LlaraError`` where they are damaged."""
+        """Rows ``start`` to ``stop`` (exclusive). Raises ``LlaraError`` if they are damaged."""
         found: list[dict[str, Any]] = []
         with self._damage():
             while start < min(stop, len(self)):
@@ -56,18 +56,18 @@ class Table:
             raise LlaraError(f"{self._path}: missing or damaged: {one_line(error)}") from error
 
     def arrays(self, number: int) -> dict[str, NDArray[Any]]:
-        """A row of lists of numbers, each as the file's own memory: nothing is copied, nothing can be written."""
+        """A row of lists of numbers as read-only views of the mapped file."""
         block, row = self._reader.get_batch(number // BLOCK), number % BLOCK
         return {name: block.column(name)[row].values.to_numpy() for name in block.schema.names}
 
     def total_length(self, name: str) -> int:
-        """How long all of a column's lists are together."""
+        """Total length of a column's lists."""
         batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
         return sum(int(pc.sum(pc.list_value_length(batch.column(name))).as_py() or 0) for batch in batches)
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Stream ``rows`` into an Arrow file; how many there were."""
+    """Stream ``rows`` into an Arrow file; return their number."""
     count, source = 0, iter(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         while block := list(islice(source, BLOCK)):
@@ -78,7 +78,7 @@ def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow array; lists of numbers, which may be NumPy's, go there as one flat array."""
+    """An Arrow array; lists of numbers, NumPy's included, are passed on as one flat array."""
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
     numbers = [np.asarray(value, kind.value_type.to_pandas_dtype()) for value in values]

@@ -13,7 +13,7 @@ _LAYOUT = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
 
 @dataclass(frozen=True)
 class BeirFolder:
-    """A test collection in BEIR's layout. Raises ``UserError`` that names what is missing where it is none."""
+    """A test collection in BEIR's layout. Raises ``UserError``, with what is missing, for any other folder."""
 
     path: Path
 
@@ -47,7 +47,7 @@ class BeirFolder:
         return sorted({file.name.partition(".tsv")[0] for file in files if kind(file)[0] == ".tsv" and file.is_file()})
 
     def qrels(self, split: str) -> Path:
-        """The judgments of a split. Raises ``UserError`` naming the splits there are where it is not one of them."""
+        """The judgments of a split. Raises ``UserError``, with the existing splits, for an unknown one."""
         found = _variant(self.path / "qrels" / f"{split}.tsv")
         if found is None:
             raise UserError(
@@ -66,6 +66,6 @@ def is_beir_folder(path: Path) -> bool:
 
 
 def _variant(path: Path) -> Path | None:
-    """``path`` as it lies there, compressed or not."""
+    """``path``, or a compressed variant of it; None if there is neither."""
     candidates = (path.with_name(path.name + ending) for ending in ("", *COMPRESSIONS))
     return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -3,7 +3,7 @@
 ``.csv``    RFC 4180: a cell in quotation marks may hold commas and line breaks; a mark that is not closed is an error.
 ``.tsv``    A line is a row and a tab ends a cell, always. Where the file has a header line, a cell that begins and ends
             with a quotation mark, with every mark between them doubled, is quoted as in CSV: so pandas writes them, and
-            DPR's psgs_w100.tsv is. Any other mark is text. A file without a header line is as MS MARCO's are: every
+            DPR's psgs_w100.tsv is. Any other mark is text. A file without a header line is read like MS MARCO's: every
             mark in it is text, unless the very first cell, an id, is in marks.
 header      Names in any case, in quotation marks or not; blanks and hyphens in them count as ``_``.
 """
@@ -21,13 +21,13 @@ from llara_cli.data.text_files import kind, read_lines
 Row = tuple[str, list[str]]
 """``file:line`` of a row, and its cells."""
 NamedRow = tuple[str, dict[str, str]]
-"""``file:line`` of a row, and its cells by the names of their columns."""
+"""``file:line`` of a row, and its cells by column name."""
 _LONGEST_CELL = 1 << 26
-"""Characters. Past this a quotation mark was never closed, and the rest of the file would be read as one cell."""
+"""Most characters of a cell: in a longer one a quotation mark was not closed, and the rest of the file is its cell."""
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs (or name the file .tsv)"}
 _BLANK = re.compile(r"[\s-]+")
 _NAME = re.compile(r"(?:[^\W\d]|-)+")
-"""What a name of a column looks like: one word without digits."""
+"""Pattern of a column name: one word without digits."""
 _WORD = re.compile(r"[^\W\d_]+")
 _MOST_WORDS = 3
 _COLUMN_WORDS = {
@@ -35,18 +35,18 @@ _COLUMN_WORDS = {
     "document", "heading", "id", "identifier", "idx", "index", "key", "name", "no", "nr", "num", "number", "page",
     "paragraph", "passage", "pid", "qid", "query", "question", "sentence", "summary", "text", "title", "url",
 }  # fmt: skip
-"""Words that names of columns are made of."""
+"""Words in column names."""
 
 
 def is_delimited(path: Path) -> bool:
-    """Whether the name says that it is a table of this kind."""
+    """Whether it is a ``.csv`` or ``.tsv``, by its name."""
     return kind(path)[0] in (".csv", ".tsv")
 
 
 def read_csv(path: Path) -> Iterator[NamedRow]:
     """Rows of a ``.csv`` by the names in its header line.
 
-    Raises ``UserError`` where two columns have one name, where no commas separate the columns, and for a row of another
+    Raises ``UserError`` if two columns have the same name, if no commas separate the columns, and for a row of another
     number of columns.
     """
     rows = csv_rows(path)
@@ -67,16 +67,16 @@ def read_tsv(path: Path) -> Iterator[NamedRow]:
 
 
 def _named_rows(where: str, header: Sequence[str], rows: Iterator[Row]) -> Iterator[NamedRow]:
-    """``rows`` by the names in the ``header`` line, which stands at ``where``."""
+    """``rows`` by the names in the ``header`` line at ``where``."""
     names = column_names(header)
     if len(set(names)) < len(names):
-        raise UserError(f"{where}: the header line needs a name of its own for every column: {names}")
+        raise UserError(f"{where}: the header line needs a different name for every column: {names}")
     for place, cells in rows:
         yield place, name_cells(place, names, cells, "header")
 
 
 def name_cells(where: str, names: Sequence[str], cells: Sequence[str], first: str) -> dict[str, str]:
-    """Cells by name. Raises ``UserError`` where there are more or fewer than in the ``first`` (header) line."""
+    """Cells by name. Raises ``UserError`` if there are more or fewer than in the ``first`` (header) line."""
     if len(cells) != len(names):
         raise UserError(
             f"{where}: {len(cells)} columns, but the {first} line has {len(names)}; is a tab or a line break in a text?"
@@ -121,7 +121,7 @@ def unquoted(cell: str) -> str:
 
 
 def quoted(cell: str) -> str:
-    """A text as a cell of a ``.tsv`` with a header line: in quotation marks where it would else lose its own."""
+    """A text as a cell of a ``.tsv`` with a header line, in quotation marks if it would lose its own otherwise."""
     return cell if unquoted(cell) == cell else '"' + cell.replace('"', '""') + '"'
 
 
@@ -136,6 +136,6 @@ def look_like_names(cells: Sequence[str]) -> bool:
 
 
 def has_column_word(cell: str) -> bool:
-    """Whether a cell of at most three words holds one that names of columns are made of: ``Doc No.``, ``#id (int)``."""
+    """Whether a cell of at most three words has one of the words in column names: ``Doc No.``, ``#id (int)``."""
     words = _WORD.findall(column_names([cell])[0])
     return len(words) <= _MOST_WORDS and not _COLUMN_WORDS.isdisjoint(words)

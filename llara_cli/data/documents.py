@@ -32,13 +32,13 @@ ID_FIELDS = (
 TEXT_FIELDS = ("text", "contents", "query", "passage", "body", "document", "content", "doc", "sentence")
 _IDS, _TEXTS = (f"of {what} ({', '.join(names)})" for what, names in (("ids", ID_FIELDS), ("texts", TEXT_FIELDS)))
 _TSV_COLUMNS = {2: ("id", "text"), 3: ("id", "title", "text"), 4: ("id", "url", "title", "text")}
-"""Columns of a .tsv without a header, by their number: MS MARCO's passages and queries, with title, its documents."""
+"""Columns of a .tsv without header, by number of columns: MS MARCO's passages and queries, with title, documents."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to encode, document or query, under the id by which a search will return it."""
+    """A text to encode, document or query, with its id."""
 
     id: str
     title: str
@@ -46,22 +46,22 @@ class Document:
 
     @property
     def passage(self) -> str:
-        """What a model reads of it."""
+        """The text that a model reads."""
         return passage_text(self.title, self.text)
 
 
 def passage_text(title: str, text: str) -> str:
-    """Title and text as one passage, everywhere the same."""
+    """Title and text as one passage."""
     return (title + " " + text).strip()
 
 
 def read_documents(path: Path, note: Note = ignore) -> Iterator[Document]:
     """Every document of a BEIR ``corpus.jsonl`` or ``queries.jsonl``, MS MARCO ``.tsv``, ``.parquet`` or ``.csv``.
 
-    ``note`` is called with the columns taken of a ``.tsv`` or ``.csv``; ``delimited`` says what is a header line there.
+    ``note`` is called with the columns used of a ``.tsv`` or ``.csv``; see ``delimited`` for header lines.
 
-    Raises ``UserError`` at the first row without a proper id or text, at an id that was there before, and at the end
-    where there was no document at all. An empty text is a document: the bare prompt is encoded.
+    Raises ``UserError`` at the first row without a valid id or text, at a duplicate id, and at the end of a file
+    without documents. An empty text is a document: it is encoded as the bare prompt.
     """
     document = None
     for record, name in named_records(partial(_records, path)):
@@ -71,13 +71,13 @@ def read_documents(path: Path, note: Note = ignore) -> Iterator[Document]:
         document = Document(name, record.optional_string("title") or "", record.string(*TEXT_FIELDS))
         yield document
     if document is None:
-        raise UserError(f"{path}: no document in it")
+        raise UserError(f"{path}: no documents in it")
 
 
 def named_records(read: Callable[[], Iterator[Record]]) -> Iterator[tuple[Record, str]]:
-    """Every record that ``read`` gives, with its id. Raises ``UserError`` at the first without one, or with one again.
+    """Every record of ``read()`` with its id. Raises ``UserError`` at the first without one, or with a duplicate.
 
-    ``read`` is called again where an id may have been there before.
+    ``read`` is called again to confirm a duplicate.
     """
     seen = SeenIds()
     for record in read():
@@ -88,16 +88,16 @@ def named_records(read: Callable[[], Iterator[Record]]) -> Iterator[tuple[Record
 
 
 def _check_duplicate(read: Callable[[], Iterator[Record]], record: Record, name: str) -> None:
-    """Raise ``UserError`` where ``name`` stands before ``record`` too.
+    """Raise ``UserError`` if ``name`` is the id of a row before ``record``.
 
-    ``SeenIds`` knows hashes only. Reading the file again up to here costs nothing while there is no duplicate, makes a
-    false alarm impossible, and finds the other place for the message.
+    ``SeenIds`` has hashes only. Reading the file again up to here costs nothing without duplicates, rules out false
+    alarms, and finds the other place for the message.
     """
     for earlier in read():
         if earlier.where == record.where:
             return
         if _id(earlier) == name:
-            raise record.error(f"the id {name!r} is not unique: it is at {earlier.where} too")
+            raise record.error(f"the id {name!r} is not unique: {earlier.where} has it too")
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -110,7 +110,7 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _read_tsv(path: Path) -> Iterator[Record]:
-    """Rows of a .tsv, named by its header line where it has one, else by the number of its columns."""
+    """Rows of a .tsv, with names from its header line, or else from the number of columns."""
     rows = tsv_rows(path)
     first = list(islice(rows, 2))
     if not first:
@@ -128,9 +128,9 @@ def _read_tsv(path: Path) -> Iterator[Record]:
 
 
 def _is_header(first: Sequence[Row]) -> bool:
-    """Whether the first of the two rows that a .tsv begins with names columns.
+    """Whether the first of a .tsv's first two rows is a header line.
 
-    Raises ``UserError`` where it seems to, but not those that are needed: it would be taken for a document.
+    Raises ``UserError`` if it seems to be one but lacks needed columns: it would be read as a document otherwise.
     """
     where, cells = first[0]
     names = column_names(cells)
@@ -139,7 +139,7 @@ def _is_header(first: Sequence[Row]) -> bool:
     if names[0] in ID_FIELDS or (len(first) > 1 and _is_unlike(cells, first[1][1])):
         raise UserError(
             f"{where}: it seems to be a header line, but names no column {_IDS} or none {_TEXTS}: found "
-            f"{one_line(', '.join(names))}; rename them, or put the line id<TAB>text above where it is a document"
+            f"{one_line(', '.join(names))}; rename them, or if it is a document, put the line id<TAB>text above it"
         )
     return False
 
@@ -147,13 +147,13 @@ def _is_header(first: Sequence[Row]) -> bool:
 def _is_unlike(first: Sequence[str], second: Sequence[str]) -> bool:
     """Whether the first row looks like names of columns, and the second does not."""
     alone = look_like_names(first) and not look_like_names(second)
-    # an id may hold such a word too, as "doc 1" does: then that of the next row holds one as well
+    # an id may have such a word too, as "doc 1": then the next row's id has one as well
     return alone or (all(map(has_column_word, first)) and not has_column_word(second[0]))
 
 
 def _columns(where: str, count: int) -> list[str]:
     if count not in _TSV_COLUMNS:
-        raise UserError(f"{where}: {count} columns: wanted are id<TAB>text or id<TAB>title<TAB>text")
+        raise UserError(f"{where}: {count} columns, but it must be id<TAB>text or id<TAB>title<TAB>text")
     return list(_TSV_COLUMNS[count])
 
 
@@ -169,6 +169,6 @@ def _id(record: Record) -> str:
     if not value.strip():
         raise record.error(f'"{name}" is empty')
     if _CONTROL.search(value):
-        # Ids are kept one a line, and in columns: such an id could not be read back.
+        # Ids are written one per line, and in columns: such an id could not be read back.
         raise record.error(f'"{name}" {value!r} holds a line break, a tab or another control character')
     return value

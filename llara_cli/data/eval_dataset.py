@@ -18,12 +18,12 @@ from llara_cli.data.documents import read_documents
 from llara_cli.data.runs import Qrels, read_qrels
 
 _NAMED = 3
-"""Ids that a warning names."""
+"""Most ids in a warning."""
 
 
 @dataclass(frozen=True)
 class EvalDataset:
-    """A folder in BEIR layout and one of its splits; ``label``: what a benchmark calls it, if not by the folder."""
+    """A folder in BEIR layout and one of its splits; ``label``: its name in a benchmark, if not the folder's."""
 
     folder: BeirFolder
     split: str
@@ -31,7 +31,7 @@ class EvalDataset:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return self.label or self.folder.name
 
     @cached_property
@@ -41,23 +41,24 @@ class EvalDataset:
 
     @cached_property
     def queries(self) -> dict[str, str]:
-        """Queries that have judgments, in the file's order. Raises ``UserError`` where none has."""
+        """Queries that have judgments, in the file's order. Raises ``UserError`` if there are none."""
         found = {
             document.id: document.passage
             for document in read_documents(self.folder.queries)
             if document.id in self.qrels
         }
         if not found:
-            raise UserError(f"{self.folder.queries}: no query has judgments in {self.folder.qrels(self.split)}")
+            qrels = self.folder.qrels(self.split)
+            raise UserError(f"{self.folder.queries}: none of its queries has judgments in {qrels}")
         return found
 
     @property
     def lost(self) -> int:
-        """Queries with judgments that the collection does not have: nothing can be found for them."""
+        """Number of judged queries that the collection lacks; they count 0."""
         return len(self.qrels) - len(self.queries)
 
     def warn_of_missing_documents(self, ids: Iterable[str], warn: Callable[[str], None]) -> None:
-        """Warn of judged documents that are not among the corpus' ``ids``, which are read once and not kept."""
+        """Warn of judged documents that are not among the corpus' ``ids``, a stream."""
         left = dict.fromkeys(document for grades in self.qrels.values() for document in grades)
         for name in ids:
             left.pop(name, None)
@@ -84,9 +85,9 @@ class EvalDataset:
         return {part: input_digest(path) for part, path in files.items()}
 
     def write_queries(self, folder: Path) -> Path:
-        """The judged queries alone as a file below ``folder``: what must be encoded of a file with all splits' queries.
+        """Write only the judged queries to a file in ``folder``, as the queries of all splits may be in one file.
 
-        Other queries are another file, also where the data set is called the same.
+        Different queries have different files, even of data sets of the same name.
         """
         text = "".join(self._query_lines())
         path = folder / sha256(text.encode()).hexdigest()[:16] / f"{self.name.replace('/', '-')}-{self.split}.jsonl"

@@ -11,17 +11,17 @@ from llara_cli.data.text_files import one_line
 
 PREFIX = "hf:"
 SHUFFLED_TOGETHER = 10_000
-"""Rows that a shuffled stream draws its next row from."""
+"""Rows in the shuffle buffer of a stream."""
 
 
 def read_hub(argument: str, seed: int | None = None) -> Iterator[Record]:
     """The rows of ``hf:NAME[/CONFIG]``, split ``train``.
 
-    With a ``seed`` they come in a shuffled order, as good as a stream allows: the files (shards) are shuffled, and each
-    row is drawn from the next ``SHUFFLED_TOGETHER``.
+    With a ``seed`` they are shuffled as well as a stream allows: the files (shards) are shuffled, and each row is drawn
+    from the next ``SHUFFLED_TOGETHER``.
 
-    A NAME has an owner (``wikimedia/wikipedia``) or, in the oldest data sets, none: two parts are taken for an owner
-    and a name, and where the hub has none such, for a name and its configuration (``hf:wikitext/wikitext-2-raw-v1``).
+    A NAME has an owner (``wikimedia/wikipedia``) or, in the oldest data sets, none: two parts are read as an owner
+    and a name, or if the hub has no such data set, as a name and its configuration (``hf:wikitext/wikitext-2-raw-v1``).
     """
     opened = _open(argument)
     rows = iter(opened if seed is None else opened.shuffle(seed=seed, buffer_size=SHUFFLED_TOGETHER))
@@ -30,7 +30,7 @@ def read_hub(argument: str, seed: int | None = None) -> Iterator[Record]:
         try:
             row = next(rows, None)
         except Exception as error:
-            # Whatever the network stack under `datasets` raises, the user's input was right up to here.
+            # The user's input was right up to here: any error is one of the network.
             raise LlaraError(f"{argument}: row {number + 1} could not be fetched: {one_line(error)}") from error
         if row is None:
             return
@@ -51,9 +51,9 @@ def _open(argument: str) -> Any:
 def _load(argument: str, name: str, configuration: str | None) -> Any:
     """One data set as a stream of rows, an ``IterableDataset``.
 
-    Raises ``FileNotFoundError`` where there is none of that name, else ``UserError``.
+    Raises ``FileNotFoundError`` if there is none of that name, ``UserError`` for any other problem.
     """
-    from datasets import load_dataset  # costs a second: only who reads from the hub pays it
+    from datasets import load_dataset  # takes a second: imported only to read from the hub
 
     try:
         rows = load_dataset(name, configuration, split="train", streaming=True)
@@ -67,7 +67,7 @@ def _load(argument: str, name: str, configuration: str | None) -> Any:
 
 
 def _candidates(argument: str) -> list[tuple[str, str | None]]:
-    """What an argument may mean, as (name, configuration)."""
+    """Possible meanings of an argument, as (name, configuration)."""
     match argument.removeprefix(PREFIX).split("/"):
         case [name] if name:
             return [(name, None)]

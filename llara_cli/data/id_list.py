@@ -1,4 +1,4 @@
-"""Ids on disk, one a line, with random access: eight bytes of memory each, whatever their length."""
+"""Ids on disk, one per line, with random access: eight bytes of memory each, whatever their length."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LINE_FEED = 10
 
 
 class Ids(Sequence[str]):
-    """Ids by row, none of them held; a subclass says how many there are and reads one."""
+    """Ids by row, read when needed; a subclass implements ``__len__`` and ``read``."""
 
     @abstractmethod
     def read(self, row: int) -> str:
-        """The id of a row that there is."""
+        """The id of an existing row."""
 
     @overload
     def __getitem__(self, number: int) -> str: ...
@@ -36,10 +36,10 @@ class Ids(Sequence[str]):
 
 
 class IdList(Ids):
-    """The lines of a UTF-8 file, mapped into memory and read when they are asked for."""
+    """The lines of a memory-mapped UTF-8 file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ``LlaraError`` where there is no such file."""
+        """Raises ``LlaraError`` if there is no such file."""
         self._path = path
         try:
             size = path.stat().st_size
@@ -73,7 +73,7 @@ class IdList(Ids):
 
 
 class Joined(Ids):
-    """Several sequences of ids, one after the other; nothing is copied."""
+    """Several sequences of ids, concatenated without copying."""
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
         self._parts = parts
@@ -90,6 +90,6 @@ class Joined(Ids):
         return chain.from_iterable(self._parts)
 
     def place(self, row: int) -> tuple[int, int]:
-        """Which part a row is in, and where."""
+        """The number of the part that has a row, and the row in it."""
         part = bisect_right(self._starts, row) - 1
         return part, row - self._starts[part]

@@ -24,13 +24,13 @@ Fields = dict[str, Any]
 
 
 def output_suffix(train: Path) -> str:
-    """The ending of a file that holds the rows of ``train`` again; of a folder's rows: ``.jsonl``."""
+    """The ending of a file with the rows of ``train``; ``.jsonl`` for a folder."""
     suffix = ".jsonl" if train.is_dir() else kind(train)[0]
     return suffix if suffix in (".csv", ".tsv", ".parquet") else ".jsonl"
 
 
 def with_negatives(fields: Mapping[str, Any], negatives: Sequence[Document]) -> Fields:
-    """A row's fields with these negatives instead of its own, in its own format; scores of the old ones are dropped."""
+    """Replace a row's negatives, in its format; scores of the old ones are dropped."""
     if "positive_passages" in fields:
         passages = [{"docid": found.id, "title": found.title, "text": found.text} for found in negatives]
         return {**fields, "negative_passages": passages}
@@ -59,7 +59,7 @@ def _write_jsonl(path: Path, rows: Iterable[Fields]) -> None:
 
 
 def _columns(rows: Iterable[Fields]) -> list[str]:
-    """The names of all fields, in the order in which they come up."""
+    """The names of all fields, in order of appearance."""
     return list(dict.fromkeys(chain.from_iterable(rows)))
 
 

@@ -8,26 +8,26 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 _BOUNDARY = re.compile(r"[.!?][\"')\]”’»]*(?=\s)|[。！？][”’」』）]*|\n[^\S\n]*\n")
-"""The end of a sentence, with the quotes and brackets that close with it, or a blank line: the end of a paragraph."""
+"""The end of a sentence, with closing quotes and brackets, or a blank line."""
 
 
 def split_document(text: str, token_ends: Sequence[int], limit: int) -> list[str]:
     """Consecutive passages of at most ``limit`` tokens each: as many whole sentences as fit.
 
-    A sentence longer than ``limit`` is cut at the end of a line, else at white space, else behind a token. Passages are
-    stripped, none is empty, and together they hold every character of ``text`` but white space. (One character that is
-    more than ``limit`` tokens by itself, such as an emoji in byte tokens, stays whole all the same.)
+    A sentence longer than ``limit`` is cut at the end of a line, else at white space, else after a token. Passages are
+    stripped, none is empty, and together they have every character of ``text`` but white space. (A single character of
+    more than ``limit`` tokens, such as an emoji in byte tokens, is not split.)
 
     Args:
         text: the document.
-        token_ends: where in ``text`` each of its tokens ends (exclusive), in the tokens' order.
-        limit: tokens a passage, at least 1.
+        token_ends: the end of each token in ``text`` (exclusive), in the tokens' order.
+        limit: tokens per passage, at least 1.
 
-    Takes time linear in the text, but for a binary search a passage.
+    Takes time linear in the text, and a binary search per passage.
     """
     if limit < 1:
         raise ValueError(f"a passage needs room for at least one token, not {limit}")
-    ends = list(accumulate(token_ends, max))  # a normalizer may reorder: no token ends before the one in front of it
+    ends = list(accumulate(token_ends, max))  # a normalizer may reorder: make the ends non-decreasing
     boundaries = [match.start() if match[0].isspace() else match.end() for match in _BOUNDARY.finditer(text)]
     stop = len(text.rstrip())
     passages = []
@@ -41,12 +41,12 @@ def split_document(text: str, token_ends: Sequence[int], limit: int) -> list[str
 
 
 def _reach(ends: Sequence[int], start: int, limit: int) -> int | None:
-    """How far a passage from ``start`` may go: the end of its last token, or None where the whole rest fits."""
+    """The latest end of a passage from ``start``: the end of its last token; None if the whole rest fits."""
     first = bisect_right(ends, start)
     after = first + limit
     if after >= len(ends):
         return None
-    # Tokens that share one character share its end: none of them fits where not all do.
+    # Tokens of one character share its end: either all of them fit or none.
     last = bisect_left(ends, ends[after]) - 1
     return ends[last] if last >= first else ends[after]
 

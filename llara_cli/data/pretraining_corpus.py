@@ -1,6 +1,6 @@
-"""Pre-training corpora: files, folders and hub data sets -> raw documents, or rows that are ready to train on.
+"""Pre-training corpora: files, folders and hub data sets -> raw documents, or prepared rows.
 
-A document is all the text that belongs together: its passages are consecutive, so each is what the one before predicts.
+A document is text that belongs together: its passages are consecutive, so each is the EBAR target of the one before.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from llara_cli.data.wiki_dumps import read_mediawiki, read_wikiextractor
 RAW_TEXT_FIELDS = ("text", "contents")
 READY_FIELDS = ("input", "output_summarize", "output_predict")
 _KNOWN = ".txt, .jsonl, MediaWiki's .xml, WikiExtractor's wiki_NN, each also as .gz, .bz2 or .zst; .parquet"
-_JSON = "a .json file (one object a line) is read where it is named itself"
+_JSON = "a .json file (one object per line) is read if it is named itself"
 LONGEST_TEXT = 1 << 22
-"""Characters of a ``.txt`` file that become one document at most."""
+"""Most characters of a ``.txt`` file in one document."""
 _IN_FOLDERS = (".txt", ".jsonl", ".parquet", ".xml")
 _NAMED = 10
-"""Names and endings that a note names at most."""
+"""Most names and endings in a note."""
 _EXTRACTED = re.compile(r"wiki_\d+", re.IGNORECASE)
 _ABOUT_THE_DATA = frozenset(
     ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "PROVENANCE", "CITATION", "CHANGELOG", "CHANGES", "AUTHORS")
@@ -36,7 +36,7 @@ _ABOUT_THE_DATA = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """A text to split into consecutive passages, and ``where`` it came from."""
+    """A text to split into consecutive passages, and ``where`` it is from."""
 
     text: str
     where: str
@@ -44,7 +44,7 @@ class RawDocument:
 
 @dataclass(frozen=True, slots=True)
 class ReadyRow:
-    """A text with its targets: itself (EBAE) and what follows it (EBAR); None: it has no such term."""
+    """A text with its targets: ``self`` for EBAE and ``next`` for EBAR; None: the term is left out."""
 
     input: str
     output_summarize: str | None
@@ -57,11 +57,12 @@ _KINDS: Mapping[type, str] = {RawDocument: "a raw document", ReadyRow: "a ready 
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """A file to read; what its name says is decided once, by ``CorpusFile.named``.
+    """A file to read, classified by its name in ``CorpusFile.named``.
 
     Attributes:
-        format: the ending in lower case, without that of a compression; None: a compressed parquet, which is no format.
-        about_the_data: whether it is a text about the data: README, LICENSE.txt, PROVENANCE.md ...
+        format: the ending in lower case, without that of a compression; None for a compressed parquet, which is
+            unknown.
+        about_the_data: whether it describes the data: README, LICENSE.txt, PROVENANCE.md ...
     """
 
     path: Path
@@ -70,7 +71,7 @@ class CorpusFile:
 
     @classmethod
     def named(cls, path: Path) -> CorpusFile:
-        """What the name says of a file."""
+        """Classify a file by its name."""
         suffix, compression = kind(path)
         stem = path.name[: len(path.name) - len(suffix + compression)]
         about = suffix in ("", ".txt", ".md") and stem.upper() in _ABOUT_THE_DATA
@@ -78,10 +79,10 @@ class CorpusFile:
 
     @property
     def belongs_in_folder(self) -> bool:
-        """Whether a file met inside a folder is part of the corpus.
+        """Whether a file inside a folder is part of the corpus.
 
-        Left out are unknown formats, texts about the data, and ``.json``: in a folder that is metadata more often than
-        lines. It is read, as hidden files and texts about the data are, when it is named itself.
+        Unknown formats, texts about the data, and ``.json`` are left out: in a folder, ``.json`` is usually metadata.
+        It is read, like hidden files and texts about the data, if it is named itself.
         """
         extracted = self.format == "" and _EXTRACTED.fullmatch(self.path.name.partition(".")[0]) is not None
         return not self.about_the_data and (self.format in _IN_FOLDERS or extracted)
@@ -92,16 +93,16 @@ class CorpusFile:
 
     @property
     def reader(self) -> Callable[[Path], Iterator[Record]]:
-        """What reads the format. Raises ``UserError`` for an unknown one."""
+        """The function that reads the format. Raises ``UserError`` for an unknown one."""
         if self.format not in _READERS:
-            raise UserError(f"{self.path}: unknown kind of corpus: known are {_KNOWN}, .json (one object a line)")
+            raise UserError(f"{self.path}: unknown kind of corpus: known are {_KNOWN}, .json (one object per line)")
         return _READERS[self.format]
 
 
 def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
-    """The files that a corpus is read from, in order. Hub data sets have none.
+    """The files of a corpus, in order. Hub data sets have none.
 
-    ``note`` is called with the files in folders that are left out, for their endings or as texts about the data.
+    ``note`` is called with the files in folders that are skipped.
     """
     listed = [_files(Path(argument)) for argument in arguments if not argument.startswith(HUB)]
     if skipped := [file for _, others in listed for file in others]:
@@ -110,11 +111,11 @@ def corpus_files(arguments: Sequence[str], note: Note = ignore) -> list[Path]:
 
 
 def read_corpus(arguments: Sequence[str], shuffle_seed: int | None = None) -> Iterator[RawDocument | ReadyRow]:
-    """Every document, or every ready row, of files, folders and ``hf:`` data sets, in the order given.
+    """Every document, or every prepared row, of files, folders and ``hf:`` data sets, in the order given.
 
-    ``shuffle_seed``: shuffle the rows of each ``hf:`` data set as ``read_hub`` does; files keep their order.
-    Documents without a word are left out: there is nothing to learn from them. Raises ``UserError`` where documents and
-    ready rows are mixed, and at the end where there was neither.
+    ``shuffle_seed``: shuffle the rows of each ``hf:`` data set as ``read_hub`` does; files keep their order. Documents
+    without a word are skipped. Raises ``UserError`` if documents and prepared rows are mixed, and at the end if there
+    were neither.
     """
     first: RawDocument | ReadyRow | None = None
     for record in _records(arguments, shuffle_seed):
@@ -128,7 +129,7 @@ def read_corpus(arguments: Sequence[str], shuffle_seed: int | None = None) -> It
             )
         yield item
     if first is None:
-        raise UserError(f"no document in {', '.join(arguments)}")
+        raise UserError(f"no documents in {', '.join(arguments)}")
 
 
 def _records(arguments: Sequence[str], shuffle_seed: int | None) -> Iterator[Record]:
@@ -145,15 +146,15 @@ def _item(record: Record) -> RawDocument | ReadyRow:
         summarize, predict = (record.optional_string(name) for name in READY_FIELDS[1:])
         return ReadyRow(record.string(READY_FIELDS[0]), summarize, predict, record.where)
     text, title = record.string(*RAW_TEXT_FIELDS), (record.optional_string("title") or "").strip()
-    # WikiExtractor repeats the title at the head of the text; most others do not. A title alone is no document.
+    # WikiExtractor repeats the title at the start of the text; most others do not. A title alone is not a document.
     titled = text if not text.strip() or text.lstrip().startswith(title) else f"{title}\n{text}"
     return RawDocument(titled, record.where)
 
 
 def _files(path: Path) -> tuple[list[CorpusFile], list[CorpusFile]]:
-    """The file itself, or the corpus files of a folder; and those of a folder that are left out.
+    """The file itself, or the corpus files of a folder; and the skipped files of a folder.
 
-    Raises ``UserError`` where there is no file to read.
+    Raises ``UserError`` if there is no file to read.
     """
     if not path.is_dir():
         check_file(path)
@@ -161,7 +162,7 @@ def _files(path: Path) -> tuple[list[CorpusFile], list[CorpusFile]]:
         _ = file.reader
         return [file], []
     if is_beir_folder(path):
-        # Its queries and judgments are no documents.
+        # queries and judgments are not documents
         return [CorpusFile.named(BeirFolder(path).corpus)], []
     every = [CorpusFile.named(path / name) for name in _walk(path)]
     files = [file for file in every if file.belongs_in_folder]
@@ -175,7 +176,7 @@ def _files(path: Path) -> tuple[list[CorpusFile], list[CorpusFile]]:
 def _walk(folder: Path) -> list[Path]:
     """Paths of all files below a folder, relative to it, sorted by their parts; no hidden ones.
 
-    Links to folders are followed. A folder that can be reached in several ways is walked once, so a loop ends.
+    Links to folders are followed. A folder reachable in several ways is visited once, so loops end.
     """
 
     def refuse(error: OSError) -> None:
@@ -194,7 +195,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _skipped(files: Sequence[CorpusFile]) -> str:
-    """How many files are left out, their endings, and the names of those about the data."""
+    """The note on skipped files: their number, their endings, and the names of those about the data."""
     about = {file.path.name for file in files if file.about_the_data}
     endings = {"".join(kind(file.path)) or "no ending" for file in files if not file.about_the_data}
     named = [*sorted(about), *sorted(endings)]
@@ -212,10 +213,10 @@ def _read_rows(path: Path) -> Iterator[Record]:
 
 
 def _read_text(path: Path) -> Iterator[Record]:
-    """A ``.txt`` file is one document, its paragraphs kept: blank lines are too common inside one to part documents.
+    """Read a ``.txt`` file as one document: blank lines, common within documents, do not separate documents.
 
-    One too long for that (``LONGEST_TEXT``) comes in pieces, so that memory stays bounded, cut at the end of a
-    paragraph, a line or a word, whichever there is.
+    A file longer than ``LONGEST_TEXT`` is cut into pieces, to limit memory, at the end of a paragraph, a line or a
+    word.
     """
     lines: list[str] = []
     size, start = 0, 1
@@ -230,7 +231,7 @@ def _read_text(path: Path) -> Iterator[Record]:
 
 
 def pieces(text: str, longest: int) -> Iterator[str]:
-    """Consecutive pieces of at most ``longest`` characters, the last the shorter rest."""
+    """Consecutive pieces of at most ``longest`` characters."""
     start = 0
     while len(text) - start > longest:
         cut = _cut(text, start + longest // 2, start + longest)
@@ -240,7 +241,7 @@ def pieces(text: str, longest: int) -> Iterator[str]:
 
 
 def _cut(text: str, start: int, end: int) -> int:
-    """The last place between ``start`` and ``end`` to cut at: a blank line, else a line's end, else a space."""
+    """The last place between ``start`` and ``end`` to cut at: a blank line, else the end of a line, else a space."""
     for separator in ("\n\n", "\n", " "):
         place = text.rfind(separator, start, end)
         if place >= 0:
@@ -256,4 +257,4 @@ _READERS: Mapping[str | None, Callable[[Path], Iterator[Record]]] = {
     ".xml": read_mediawiki,
     "": read_wikiextractor,
 }
-"""Format -> what reads it."""
+"""Format -> the function that reads it."""

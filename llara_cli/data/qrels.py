@@ -1,7 +1,7 @@
 """Relevance judgments: BEIR's ``query-id, corpus-id, score`` and TREC's ``query 0 document grade``.
 
-A header line is known by a usual name in one of its columns, and by a last cell that is no number. It says which column
-is which; further columns are ignored.
+A header line is recognized by a usual name in one of its columns, and by a last cell that is not a number. It says
+which column is which; further columns are ignored.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _NAMES = (
 _TREC = (0, 2, 3)
 """Columns of query, document and grade among TREC's four."""
 _LARGEST_GRADE = 1_000_000
-"""trec_eval takes eight bytes a grade up to the highest, and crashes where it does not get them."""
+"""trec_eval allocates eight bytes per grade up to the highest, and crashes if it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """That a document answers a query to a ``grade`` (0: not at all), and ``where`` that is written."""
+    """The ``grade`` of a document for a query (0: not relevant), and ``where`` it is from."""
 
     query_id: str
     document_id: str
@@ -41,8 +41,8 @@ class Judgment:
 def read_qrels(path: Path) -> Iterator[Judgment]:
     """Every judgment of a file, in its order: BEIR's (tabs, with or without a header line) or TREC's (white space).
 
-    Raises ``UserError`` at a line of another shape, at a header line that does not name the three columns, and at the
-    end where there was no judgment at all.
+    Raises ``UserError`` at a line of another form, at a header line that does not name the three columns, and at the
+    end of a file without judgments.
     """
     judgment, columns = None, None
     filled = ((f"{path}:{number}", line) for number, line in read_lines(path) if line and not line.isspace())
@@ -53,7 +53,7 @@ def read_qrels(path: Path) -> Iterator[Judgment]:
         judgment = Judgment(cells[0], cells[1], _grade(cells[2], where, first=place == 0), where)
         yield judgment
     if judgment is None:
-        raise UserError(f"{path}: no judgment in it")
+        raise UserError(f"{path}: no judgments in it")
 
 
 def _cells(line: str, where: str) -> list[str]:
@@ -64,7 +64,7 @@ def _cells(line: str, where: str) -> list[str]:
         if len(cells) == 4:
             del cells[1]
     if len(cells) != 3:
-        raise UserError(f"{where}: not a judgment: wanted are query-id<TAB>corpus-id<TAB>score, or TREC's four columns")
+        raise UserError(f"{where}: not a judgment: it must be query-id<TAB>corpus-id<TAB>score, or TREC's four columns")
     return _with_ids(cells, where)
 
 
@@ -76,16 +76,16 @@ def _with_ids(cells: list[str], where: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """What a header line says: how many columns there are, and which hold query, document and grade."""
+    """A header line: the number of columns, and those of query, document and grade."""
 
     count: int
     places: tuple[int, ...]
 
 
 def _header_columns(line: str, where: str) -> _Columns | None:
-    """The columns that the first line names; None where it is a judgment.
+    """The columns named by the first line; None if that is a judgment.
 
-    Raises ``UserError`` where it is a header line, but the query, the document or the grade has no column or several.
+    Raises ``UserError`` for a header line in which query, document or grade has no column, or several.
     """
     cells = _split(line)
     names = column_names(cells)
@@ -101,7 +101,7 @@ def _header_columns(line: str, where: str) -> _Columns | None:
 
 
 def _split(line: str) -> list[str]:
-    """The columns of a file with a header line: between tabs, or where there is none between blanks."""
+    """The columns of a line in a file with a header line: separated by tabs, or by blanks if there is no tab."""
     return line.split("\t") if "\t" in line else line.split()
 
 

@@ -1,4 +1,4 @@
-"""JSON lines, CSV, TSV and parquet as one stream of named fields, each with the place it came from."""
+"""JSON lines, CSV, TSV and parquet as a stream of rows with named fields, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from llara_cli.data.text_files import check_file, kind, one_line, read_lines, un
 __all__ = ["Record", "read_lines", "read_records"]
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-KNOWN = ".jsonl, .json (one object a line), .csv, .tsv, each also as .gz, .bz2 or .zst; .parquet"
+KNOWN = ".jsonl, .json (one object per line), .csv, .tsv, each also as .gz, .bz2 or .zst; .parquet"
 _ROWS_AT_ONCE = 1024
-_WANTED = "one object a line is wanted (of a list, \"jq -c '.[]'\" makes that)"
+_WANTED = "write one object per line (\"jq -c '.[]'\" does that for a list)"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a file: its fields and ``where`` it stands, as ``file:line`` or ``file: row N``."""
+    """One row of a file: its fields, and ``where`` it is: ``file:line`` or ``file: row N``."""
 
     where: str
     fields: dict[str, Any]
 
     def error(self, message: str) -> UserError:
-        """The user's mistake in this row."""
+        """The error for a mistake in this row."""
         return UserError(f"{self.where}: {message}")
 
     def name_of(self, *names: str) -> str | None:
-        """The first of ``names`` that is a field with a value; a null is no value."""
+        """The first of ``names`` that is a field with a value other than null."""
         return next((name for name in names if self.fields.get(name) is not None), None)
 
     def string(self, *names: str) -> str:
-        """The value of the first of ``names`` that has one. Raises ``UserError`` where none has, or it is no string."""
+        """The value of the first of ``names`` that has one. Raises ``UserError`` if none has, or it is not a string."""
         name = self.name_of(*names)
         if name is None:
             raise self.missing(*names)
@@ -51,7 +51,7 @@ class Record:
         return value
 
     def optional_string(self, *names: str) -> str | None:
-        """The same, but None where no field of these names has a value."""
+        """``string``, but None if no field of these names has a value."""
         return None if self.name_of(*names) is None else self.string(*names)
 
     def missing(self, *names: str) -> UserError:
@@ -73,8 +73,8 @@ def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator
     """Every row of a ``.jsonl``, ``.json`` (lines), ``.csv``, ``.tsv`` or ``.parquet`` file; blank lines are skipped.
 
     A ``.csv`` or ``.tsv`` has a header line; see ``delimited`` for it, and for quotation marks.
-    ``columns``: the fields the caller knows. Parquet files are read no further than that, so that a column of vectors
-    beside the texts costs nothing; the other formats ignore it.
+    ``columns``: the fields needed. Other columns of parquet files, such as vectors beside the texts, are not read; the
+    other formats ignore it.
     """
     readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".jsonl": _read_json_lines,
@@ -92,17 +92,17 @@ def read_records(path: Path, columns: Collection[str] | None = None) -> Iterator
 
 
 def describe(value: object) -> str:
-    """A value's type in the words of JSON, for messages."""
+    """A value's type in JSON's terms, for messages."""
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object on one line. A field that is there twice raises ``UserError`` where it is read."""
+    """The JSON object on a line. Reading a field that occurs twice raises ``UserError``."""
     try:
         value = _JSON.decode(line)
         if "\\u" in line:
-            # Half a surrogate pair parses, but is no text: no tokenizer and no file would take it.
+            # Half a surrogate pair parses, but is not text: tokenizers and files refuse it.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: not text: half a surrogate pair (an escape like \\ud83d on its own)") from error
@@ -118,9 +118,9 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
 
 
 class _Ambiguous(dict[str, Any]):
-    """A JSON object that has fields twice: reading one of them raises ``UserError``; other readers' fields may be so.
+    """A JSON object with duplicate fields: only reading one of these raises ``UserError``.
 
-    ``where`` is set for rows only: what lies deeper in a row is as JSON's readers have it, the last value.
+    ``where`` is set for rows only: in nested objects the last value counts, as usual in JSON.
     """
 
     where = ""
@@ -131,13 +131,13 @@ class _Ambiguous(dict[str, Any]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of any ``dict``."""
+        """As for any ``dict``."""
         self._refuse(name)
         return super().get(name, default)
 
     def _refuse(self, name: str) -> None:
         if self.where and name in self.repeated:
-            raise UserError(f"{self.where}: the field {reprlib.repr(name)} is there twice: which of them counts?")
+            raise UserError(f"{self.where}: the field {reprlib.repr(name)} occurs twice: which one counts?")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Recor
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: two columns have one name: {one_line(', '.join(names))}")
             wanted = [name for name in names if columns is None or name in columns]
-            # A column that is not read is there, as null: an error can name all that the file has.
+            # Columns that are not read are null, so that errors can name all columns of the file.
             unread = dict.fromkeys(name for name in names if name not in wanted)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
                 for fields in _rows(batch):
@@ -191,7 +191,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
-        # Once more one by one: the rows before the bad one are good, and their number tells where it is.
+        # Again row by row, to find the bad one.
         for row in range(batch.num_rows):
             yield from batch.slice(row, 1).to_pylist()
     else:

@@ -27,19 +27,19 @@ Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
 """query id -> document id -> grade."""
 RankedQueries = Iterable[tuple[str, Sequence[tuple[str, float]]]]
-"""For each query its id and its hits, best first."""
+"""The id of each query and its hits, best first."""
 Opener = Callable[[Path], AbstractContextManager[IO[bytes]]]
-"""Opens a file to write: ``atomic_file`` in the workspace, ``open_output`` where the user names the file."""
+"""Opens a file to write: ``atomic_file`` in the workspace, ``open_output`` for a file named by the user."""
 Hit = tuple[str, str, str, float]
-"""Where it stands, query id, document id, score."""
+"""Place in the file, query id, document id, score."""
 _SPACE = re.compile(r"\s")
 _COLUMNS = "a TREC run has six: query Q0 document rank score tag"
 
 
 def write_trec_run(path: Path, queries: RankedQueries, tag: str, opener: Opener = atomic_file) -> None:
-    """Stream a TREC run into ``path``; a regular file is there only when it is complete.
+    """Stream a TREC run into ``path``; a regular file appears only when it is complete.
 
-    Raises ``UserError`` for an id that a column cannot hold. White space in ``tag`` becomes ``-``.
+    Raises ``UserError`` for an id with white space. White space in ``tag`` becomes ``-``.
     """
     tag = _SPACE.sub("-", tag) or "llara"
     with _opened(path, opener) as file:
@@ -51,7 +51,7 @@ def write_trec_run(path: Path, queries: RankedQueries, tag: str, opener: Opener 
 
 
 def write_jsonl_run(path: Path, queries: RankedQueries, tag: str = "", opener: Opener = atomic_file) -> None:
-    """The same as one JSON object a line: ``{"query_id", "hits": [{"id", "rank", "score"}]}``, which has no ``tag``."""
+    """Write one JSON object per query: ``{"query_id", "hits": [{"id", "rank", "score"}]}``; ``tag`` is not used."""
     with _opened(path, opener) as file:
         for query, hits in queries:
             listed = [
@@ -62,7 +62,7 @@ def write_jsonl_run(path: Path, queries: RankedQueries, tag: str = "", opener: O
 
 
 def save_run(folder: Path, name: str, queries: RankedQueries, tag: str) -> Path:
-    """``NAME.trec`` in ``folder``; ``NAME.jsonl`` where an id has white space in it, which a TREC run cannot hold."""
+    """Write ``NAME.trec`` in ``folder``, or ``NAME.jsonl`` if an id has white space, which TREC runs do not allow."""
     left, rest = iter(queries), []
 
     def fitting() -> Iterator[tuple[str, Sequence[tuple[str, float]]]]:
@@ -83,16 +83,16 @@ def save_run(folder: Path, name: str, queries: RankedQueries, tag: str) -> Path:
 
 
 def read_ranked_queries(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """A run query by query, where the hits of each stand together: what is written here is so."""
+    """Read a run query by query; the hits of a query must be consecutive, as in runs written here."""
     for query, hits in groupby(_hits(path), key=itemgetter(1)):
         yield query, [(document, score) for _, _, document, score in hits]
 
 
 def read_run(path: Path) -> Run:
-    """A run, TREC or (``.jsonl``) as ``write_jsonl_run`` has it; the scores make the order, not the ranks.
+    """Read a run, TREC or ``.jsonl`` (see ``write_jsonl_run``); the scores make the order, not the ranks.
 
-    Raises ``UserError`` for a line of another shape, a score that is no number, a document that a query has twice, and
-    a file without a hit.
+    Raises ``UserError`` for a line of another form, a score that is not a number, a document that occurs twice for a
+    query, and a file without hits.
     """
     run: Run = {}
     for where, query, document, score in _hits(path):
@@ -101,14 +101,14 @@ def read_run(path: Path) -> Run:
             raise UserError(f"{where}: query {query!r} has document {document!r} twice")
         hits[document] = score
     if not run:
-        raise UserError(f"{path}: no hit in it: {_COLUMNS}")
+        raise UserError(f"{path}: no hits in it: {_COLUMNS}")
     return run
 
 
 def read_qrels(path: Path) -> Qrels:
-    """Judgements of a BEIR or TREC file, grades as they are.
+    """Read the judgments of a BEIR or TREC file.
 
-    Raises ``UserError`` for a broken line, a document that a query has with two grades, and a file without a judgment.
+    Raises ``UserError`` for a damaged line, a document with two grades for a query, and a file without judgments.
     """
     found: Qrels = {}
     for judgment in read_judgments(path):
@@ -124,7 +124,7 @@ def read_qrels(path: Path) -> Qrels:
 
 @contextmanager
 def _opened(path: Path, opener: Opener) -> Iterator[IO[str]]:
-    """The file that ``opener`` gives, as UTF-8 text."""
+    """The file of ``opener``, as UTF-8 text."""
     with ExitStack() as stack:
         try:
             binary = stack.enter_context(opener(path))
@@ -138,14 +138,16 @@ def _opened(path: Path, opener: Opener) -> Iterator[IO[str]]:
 
 
 def _short(score: float) -> str:
-    """The shortest text that reads back as the same float32 (the same float, where it is more exact than that)."""
+    """The shortest text that reads back as the same float32, or float64 if the score is not a float32."""
     single = np.float32(score)
     return str(single) if float(single) == score else repr(float(score))
 
 
 def _check_column(what: str, name: str) -> None:
     if not _fits_column(name):
-        raise UserError(f"{what} id {name!r} is empty or holds white space: a TREC run cannot; take `format='jsonl'`")
+        raise UserError(
+            f"{what} id {name!r} is empty or has white space: a TREC run cannot hold it: use `format='jsonl'`"
+        )
 
 
 def _fits_column(name: str) -> bool:
@@ -153,7 +155,7 @@ def _fits_column(name: str) -> bool:
 
 
 def _hits(path: Path) -> Iterator[Hit]:
-    """Every hit of a run in either format, which the file's name tells."""
+    """Every hit of a run; the file's name decides the format."""
     return _json_hits(path) if kind(path)[0] == ".jsonl" else _trec_hits(path)
 
 

@@ -18,11 +18,11 @@ from llara_cli.core.registry import missing_extra
 
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 Note = Callable[[str], None]
-"""Called with what the user should know of a file that is read all the same."""
+"""Called with a note on a file, for the user."""
 _MAGIC = {".gz": b"\x1f\x8b\x08", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
-"""What compressed data begin with."""
+"""First bytes of compressed data."""
 _BZIP2_BLOCK = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
-"""The longer beginning of bzip2 data: a text may begin with ``BZh``."""
+"""More first bytes of bzip2 data, as a text may begin with ``BZh``."""
 _NOT_UTF8 = (
     (re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff"), "UTF-32"),
     (re.compile(rb"\xff\xfe|\xfe\xff"), "UTF-16"),
@@ -43,7 +43,7 @@ def ignore(message: str) -> None:
 
 
 def kind(path: Path) -> tuple[str, str]:
-    """What the name says: (format, compression), in lower case: ``Corpus.JSONL.gz`` is (".jsonl", ".gz")."""
+    """(format, compression) by the file's name, in lower case: ``Corpus.JSONL.gz`` is (".jsonl", ".gz")."""
     name = path.name.lower()
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     return _DUMP_PART.sub("", Path(name.removesuffix(compression)).suffix), compression
@@ -51,9 +51,9 @@ def kind(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, decompressed where they are gzip, bzip2 or zstd data, whatever its name ends in.
+    """The file's bytes, decompressed if they are gzip, bzip2 or zstd data, whatever its name.
 
-    Raises ``UserError`` where it is missing or unreadable, and while reading where its compressed data are broken.
+    Raises ``UserError`` if it is missing or unreadable, and, while reading, for damaged compressed data.
     """
     check_file(path)
     try:
@@ -62,16 +62,16 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _broken(path, error) from error
     except OSError as error:
-        # What the decompressors find wrong with the data is an OSError without a number; the system's have one.
+        # decompressors raise an OSError without a number for damaged data; the system's errors have one
         raise (_broken(path, error) if error.errno is None else unreadable(path, error)) from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Every line of a UTF-8 file with its number, from 1, without its line end.
 
-    A byte-order mark is dropped, also at the head of later lines: files that have one may have been put together.
+    A byte-order mark is dropped, also at the start of later lines, as files with one may have been concatenated.
 
-    Lines end at ``\\n`` or ``\\r\\n`` and nowhere else: JSON may hold the other separators that Unicode knows.
+    Lines end at ``\\n`` or ``\\r\\n`` only: JSON may contain Unicode's other line separators.
     """
     with open_bytes(path) as file:
         _refuse_other_text(file.peek(_HEAD)[:4], path)
@@ -81,7 +81,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_file(path: Path) -> None:
-    """Raise ``UserError`` where there is no file at ``path``."""
+    """Raise ``UserError`` if there is no file at ``path``."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
     if not path.exists():
@@ -89,18 +89,18 @@ def check_file(path: Path) -> None:
 
 
 def one_line(words: object) -> str:
-    """What a library or a file says, as a part of our message: printable, on one line, of bearable length."""
+    """Text of a library or a file for use in a message: printable, on one line, shortened."""
     text = " ".join("".join(mark if mark.isprintable() else " " for mark in str(words)).split())
     return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """The error for a file that the system does not let us read."""
+    """The error for a file that cannot be read."""
     return UserError(f"{path}: cannot be read: {error.strerror}")
 
 
 def _refuse_other_text(head: bytes, path: Path) -> None:
-    """Raise ``UserError`` for a file whose first bytes say that it is not UTF-8."""
+    """Raise ``UserError`` for a file whose first bytes show that it is not UTF-8."""
     encoding = next((name for begins, name in _NOT_UTF8 if begins.match(head)), None)
     if encoding is not None:
         raise UserError(f"{path}: {encoding}, not UTF-8: convert the file: iconv -f {encoding} -t UTF-8")
@@ -121,7 +121,7 @@ def _broken(path: Path, error: Exception) -> UserError:
 
 
 def _head(path: Path) -> bytes:
-    """A file's first bytes; none of what is no file, such as a pipe."""
+    """The first bytes of a regular file; of a pipe, none."""
     if not path.is_file():
         return b""
     with path.open("rb") as file:
@@ -157,14 +157,14 @@ def _buffered(raw: Any) -> io.BufferedReader:
 
 
 def _compression(head: bytes) -> str:
-    """What the first bytes of data say that they are compressed with, as an ending; "" where they say nothing."""
+    """The compression of data by their first bytes, as a file ending; "" for none."""
     if head.startswith(_MAGIC[".bz2"]):
         return ".bz2" if _BZIP2_BLOCK.match(head) else ""
     return next((ending for ending, magic in _MAGIC.items() if head.startswith(magic)), "")
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of a .zst file: ``zstandard``'s own reader takes a cut-off file for a finished one."""
+    """Decompressed bytes of a .zst file; ``zstandard``'s own reader does not notice a truncated file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         try:
@@ -183,7 +183,7 @@ class _ZstdReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` with what comes next; 0 at the end. Raises ``EOFError`` where that is inside a frame."""
+        """Fill ``buffer`` with the next bytes; 0 at the end. Raises ``EOFError`` if that is inside a frame."""
         while not self._ready:
             block = self._file.read(1 << 16)
             if not block:
@@ -212,6 +212,6 @@ class _ZstdReader(io.RawIOBase):
 
 
 def first_of(items: Sequence[str], most: int) -> str:
-    """``a, b, c and 7 more``: at most ``most`` items are named."""
+    """``a, b, c and 7 more``, with at most ``most`` items."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

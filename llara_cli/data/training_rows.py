@@ -1,8 +1,8 @@
-"""Fine-tuning rows, a query with its positives and hard negatives, in the formats that people have.
+"""Fine-tuning rows, a query with its positives and hard negatives, in the usual formats.
 
 FlagEmbedding      {"query", "pos": [...], "neg": [...], "pos_scores", "neg_scores"}
 Tevatron           {"query_id", "query", "positive_passages": [{"docid", "title", "text"}], "negative_passages": [...]}
-columns            anchor, positive, negative or negative_1 ... negative_n, as sentence-transformers has them
+columns            anchor, positive, negative or negative_1 ... negative_n, as in sentence-transformers
 BEIR               a folder with corpus.jsonl, queries.jsonl and qrels/train.tsv
 """
 
@@ -27,16 +27,16 @@ QUERY_FIELDS = ("query", "anchor", "question")
 POSITIVE_FIELDS = ("pos", "positive", "answer")
 NEGATIVE_FIELDS = ("neg", "negative")
 NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
-_NO_SCORES = "no pos_scores and neg_scores, which `distillation` follows"
+_NO_SCORES = "no pos_scores and neg_scores, which `distillation` needs"
 _LARGEST_SCORE = 3e38
-"""Beyond it fp32, in which scores are compared, has infinity only."""
+"""Largest score that fits fp32, in which scores are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A query, what answers it and what does not. Ids and scores lie beside their passages, in the same order.
+    """A query with its positives and negatives; ids and scores are in the order of their passages.
 
-    A passage that is among both is kept in both: whether it counts is the loss' business.
+    A passage that is both positive and negative stays in both: the loss decides whether to mask it.
     """
 
     query: str
@@ -52,16 +52,16 @@ class TrainingRow:
 def read_training_rows(path: Path, *, scored: bool = False, note: Note = ignore) -> Iterator[TrainingRow]:
     """Every row of a file (jsonl, csv, tsv, parquet; its fields show the format) or of a BEIR folder.
 
-    ``note`` is called with which columns of a ``.csv`` or ``.tsv`` were taken.
+    ``note`` is called with the columns used of a ``.csv`` or ``.tsv``.
 
-    Raises ``UserError`` at the first row that is none, or that lacks the scores where it is to be ``scored``, and at
-    the end where there was no row at all.
+    Raises ``UserError`` at the first invalid row, at one without scores if they are to be ``scored``, and at the end of
+    a file without rows.
     """
     return (row for _, row in read_raw_rows(path, scored=scored, note=note))
 
 
 def training_files(path: Path) -> list[Path]:
-    """The files behind a training argument. Raises ``UserError`` where one is missing."""
+    """The files of a training argument. Raises ``UserError`` if one is missing."""
     if not path.is_dir():
         check_file(path)
         return [path]
@@ -72,9 +72,9 @@ def training_files(path: Path) -> list[Path]:
 def read_raw_rows(
     path: Path, *, scored: bool = False, note: Note = ignore
 ) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
-    """``read_training_rows``, each row beside its fields as they stand in the file.
+    """``read_training_rows``, each row with its fields in the file.
 
-    The fields of a BEIR folder are those that FlagEmbedding would write.
+    Rows of a BEIR folder get FlagEmbedding's fields.
     """
     found = None
     rows: Iterator[tuple[dict[str, Any], TrainingRow]]
@@ -87,7 +87,7 @@ def read_raw_rows(
     for found in rows:
         yield found
     if found is None:
-        raise UserError(f"{path}: no training row in it")
+        raise UserError(f"{path}: no training rows in it")
 
 
 def _file_rows(path: Path, scored: bool, note: Note) -> Iterator[tuple[dict[str, Any], TrainingRow]]:
@@ -112,7 +112,7 @@ def _row(record: Record, scored: bool) -> TrainingRow:
 
 
 def _plain_row(record: Record) -> TrainingRow:
-    """FlagEmbedding's rows and sentence-transformers' columns: they differ in the names only."""
+    """A row of FlagEmbedding's fields or sentence-transformers' columns, which differ by name only."""
     name = record.name_of(*POSITIVE_FIELDS)
     if name is None:
         raise record.missing(*POSITIVE_FIELDS, "positive_passages")
@@ -131,14 +131,14 @@ def _plain_row(record: Record) -> TrainingRow:
 
 
 def _negative_fields(record: Record) -> list[str]:
-    """The fields that hold negatives, the numbered ones in the order of their numbers."""
+    """The fields of negatives, numbered ones in numerical order."""
     numbered = [(int(match[1]), name) for name in record.fields if (match := NUMBERED_NEGATIVE.fullmatch(name))]
     present = [name for name in NEGATIVE_FIELDS if name in record.fields]
     return present + [name for _, name in sorted(numbered)]
 
 
 def _texts(record: Record, name: str) -> tuple[str, ...]:
-    """A field that holds one text or a list of them. Null, or an empty cell of a table, is no text."""
+    """The texts of a field, which has one or a list of them; none for null or an empty cell of a table."""
     value = record.fields[name]
     if value is None or value == "":
         return ()
@@ -147,7 +147,7 @@ def _texts(record: Record, name: str) -> tuple[str, ...]:
         raise record.error(f'"{name}" must be a string or a list of strings, not {describe(value)}')
     for text in texts:
         if not isinstance(text, str):
-            raise record.error(f'"{name}" holds {describe(text)}: every passage must be a string')
+            raise record.error(f'"{name}" contains {describe(text)}: every passage must be a string')
     return tuple(texts)
 
 
@@ -155,7 +155,7 @@ def _checked(record: Record, name: str, positives: Sequence[str]) -> tuple[str, 
     if not positives:
         raise record.error(f'"{name}" is empty: a training row needs a positive passage')
     if not all(text.strip() for text in positives):
-        raise record.error(f'"{name}" holds a passage without text: a positive must have some')
+        raise record.error(f'"{name}" contains a passage without text: a positive must have text')
     return tuple(positives)
 
 
@@ -165,20 +165,20 @@ def _scores(record: Record, name: str, count: int) -> tuple[float, ...] | None:
         return None
     if not isinstance(value, list) or len(value) != count:
         found = f"{len(value)} scores" if isinstance(value, list) else describe(value)
-        raise record.error(f'"{name}" must be a list of {count} numbers, one a passage, not {found}')
+        raise record.error(f'"{name}" must be a list of {count} numbers, one per passage, not {found}')
     for score in value:
         if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < _LARGEST_SCORE:
-            raise record.error(f'"{name}" holds {reprlib.repr(score)}: every score must be a finite number')
+            raise record.error(f'"{name}" contains {reprlib.repr(score)}: every score must be a finite number')
     return tuple(map(float, value))
 
 
 def _ids(record: Record, name: str, count: int) -> tuple[str | None, ...]:
-    """Passage ids beside the passages, as mined rows have them; None for each where there are none."""
+    """The ids of the passages, as in mined rows; None for each if there are none."""
     value = record.fields.get(name)
     if value is None:
         return (None,) * count
     if not isinstance(value, list) or len(value) != count:
-        raise record.error(f'"{name}" must be a list of {count} ids, one a passage')
+        raise record.error(f'"{name}" must be a list of {count} ids, one per passage')
     return tuple(_id(record, item, name) for item in value)
 
 
@@ -221,9 +221,9 @@ def _tevatron_passages(record: Record, name: str) -> list[tuple[str | None, str]
 
 
 def _beir_rows(folder: BeirFolder) -> Iterator[TrainingRow]:
-    """One row a query with all its positives (judged above 0), in the order of the judgments.
+    """One row per query with all its positives (grade above 0), in the order of the judgments.
 
-    Only texts that are judged are kept in memory: for MS MARCO half a million passages of nine.
+    Only judged texts are kept in memory: for MS MARCO half a million of nine million passages.
     """
     judged: dict[str, dict[str, Judgment]] = {}
     for judgment in read_qrels(folder.qrels("train")):

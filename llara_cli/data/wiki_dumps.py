@@ -24,7 +24,7 @@ _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 def read_wikiextractor(path: Path) -> Iterator[Record]:
     """``title`` and ``text`` of every article in a WikiExtractor file: ``<doc ...>`` blocks, or its ``--json`` lines.
 
-    It escapes what HTML would take for markup, in both forms; that is undone here.
+    Both forms have HTML escapes, which are undone here.
     """
     lines = ((f"{path}:{number}", line) for number, line in read_lines(path))
     for where, line in lines:
@@ -55,15 +55,15 @@ def _body(lines: Iterator[tuple[str, str]], opened: str) -> str:
         if line.strip() == "</doc>":
             return html.unescape("\n".join(kept)).strip()
         kept.append(line)
-    raise UserError(f"{opened}: this <doc> has no </doc>: the file is cut off; copy or extract it again")
+    raise UserError(f"{opened}: this <doc> has no </doc>: the file is truncated; copy or extract it again")
 
 
 def read_mediawiki(path: Path) -> Iterator[Record]:
     """``title`` and ``text`` of every article in a MediaWiki dump; redirects and other namespaces are skipped.
 
-    The XML goes through the standard library's parser, one page in memory at a time: ``mwxml`` keeps a little of every
-    page, 2 GB at the end of the English Wikipedia. The markup goes through ``mwparserfromhell``, at about 1 MB/s: for
-    a whole Wikipedia take WikiExtractor's output or the hub's ``hf:wikimedia/wikipedia/20231101.en``.
+    The XML is read by the standard library's parser, one page in memory at a time: ``mwxml`` keeps a little of every
+    page, 2 GB at the end of the English Wikipedia. The markup is read by ``mwparserfromhell``, at about 1 MB/s: for a
+    whole Wikipedia use WikiExtractor's output or the hub's ``hf:wikimedia/wikipedia/20231101.en``.
     """
     try:
         from llara_cli.data.wikitext import plain_text
@@ -80,7 +80,7 @@ def read_mediawiki(path: Path) -> Iterator[Record]:
 
 
 def _article(page: ElementTree.Element) -> str | None:
-    """The markup of a page's last revision, or None where it is not an article of its own."""
+    """The markup of a page's last revision; None if the page is not an article."""
     revisions = page.findall("revision")
     if page.findtext("ns", _ARTICLES) != _ARTICLES or page.find("redirect") is not None or not revisions:
         return None
@@ -99,7 +99,7 @@ def _elements(file: IO[bytes], path: Path) -> Iterator[ElementTree.Element]:
             elif not root.tag:
                 root = _checked_root(element, path)
             if event == "end" and element.tag == "revision":
-                # A dump with full history holds thousands of revisions a page: only the newest, the last, is kept.
+                # A dump with full history has thousands of revisions per page: only the newest, the last, is kept.
                 revision.clear()
                 revision = element
             elif event == "end" and element.tag in ("namespace", "page"):

@@ -1,7 +1,7 @@
 """MediaWiki markup -> plain text, by the parser ``mwparserfromhell`` (the extra ``wiki``).
 
-Lossy on purpose, as WikiExtractor is: what has no words of its own (templates, tables, references, galleries, formulas,
-files, categories) is dropped, and links, emphasis and lists keep their text.
+Lossy on purpose, like WikiExtractor: templates, tables, references, galleries, formulas, files and categories are
+dropped; links, emphasis and lists keep their text.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def plain_text(markup: str, wordless_namespaces: Collection[str] = ("file", "image", "category")) -> str:
-    """The words of a page. A heading stays as a line of its own where text follows it before the next one.
+    """The text of a page. A heading is kept, as a line of its own, if text follows it before the next one.
 
-    ``wordless_namespaces``: the prefixes, in lower case, of links that show no text: files and categories.
+    ``wordless_namespaces``: prefixes, in lower case, of links that show no text: files and categories.
     """
     sections: list[tuple[str, list[str]]] = [("", [])]
     for node in mwparserfromhell.parse(markup).nodes:
@@ -76,6 +76,6 @@ def _link_text(link: Wikilink, wordless: Collection[str]) -> str:
 
 
 def _tidy(text: str) -> str:
-    """One space between words, no space at line ends, at most one blank line in a row."""
+    """Collapse spaces, strip line ends, and keep at most one blank line in a row."""
     text = _EMPTIED_BRACKETS.sub("", _LEFT_OVER_EMPHASIS.sub("", _MAGIC_WORD.sub("", text)))
     return _BLANK_LINES.sub("\n\n", _LINE_EDGES.sub("\n", _SPACES.sub(" ", text))).strip()

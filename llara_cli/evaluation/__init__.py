@@ -1,1 +1,1 @@
-"""Retrievers measured on judged queries: benchmarks, where their data come from, results, tables, comparisons."""
+"""Evaluation of retrievers: benchmarks, their data sets, metrics, results, tables, comparisons."""

@@ -11,7 +11,7 @@ from llara_cli.evaluation.metrics import DEFAULT_METRICS
 
 
 class Place(NamedTuple):
-    """A folder in BEIR layout, below a folder of data sets, and the split to use of it."""
+    """A folder in BEIR layout, inside a folder of data sets, and its split to use."""
 
     folder: str
     split: str
@@ -19,15 +19,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """What one download contains: a folder of the workspace's ``datasets``.
+    """A download: a folder of the workspace's ``datasets``.
 
     Attributes:
-        name: the folder.
-        archive: ir_datasets' key of a zip in BEIR layout (below ``beir``); "" where it has to be converted.
+        name: name of the folder.
+        archive: ir_datasets' key (below ``beir``) of a zip in BEIR layout; "" if the data have to be converted.
         docs: ir_datasets' name of the documents to convert.
-        files: ir_datasets' keys, below that name, of the files that takes.
+        files: ir_datasets' keys, below that name, of the files needed for that.
         splits: split -> ir_datasets' name of its queries and judgments.
-        terms: where its terms of use are.
+        terms: URL of the terms of use.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Task:
 
     Attributes:
         name: its name in ``datasets`` and in results; a forum of CQADupStack is ``cqadupstack/FORUM``.
-        places: where it may lie, the best first.
+        places: possible places, the best first.
         collection: what to download; None: there is no public download.
-        metrics: customary for it, the main one first.
-        in_mean: counts towards the benchmark's mean.
-        holds_its_queries: a query is ranked against a corpus that holds it: a hit with its own id is dropped.
+        metrics: its usual metrics, the main one first.
+        in_mean: whether it counts towards the benchmark's mean.
+        holds_its_queries: whether the corpus contains the queries: then a hit with the query's own id is dropped.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Task:
 
     @property
     def group(self) -> str:
-        """The set that it is a part of; else itself."""
+        """The group that it is a part of; else its own name."""
         return self.name.partition("/")[0]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Tasks reported together."""
+    """Tasks that are reported together."""
 
     name: str
     tasks: Sequence[Task]
 
     def select(self, names: str) -> list[Task]:
-        """The tasks of ``all``, or of names separated by commas; a group's name stands for all its parts.
+        """The tasks of ``all``, or of comma-separated names; a group's name means all its parts.
 
         Raises ``UserError`` for an unknown name.
         """
@@ -84,7 +84,7 @@ class Benchmark:
             groups = ", ".join(dict.fromkeys(task.group for task in self.tasks))
             raise UserError(f"`datasets={', '.join(unknown)}`: {self.name} has {groups}")
         if not wanted:
-            raise UserError("`datasets` names none")
+            raise UserError("`datasets` is empty")
         return list(dict.fromkeys(task for name in wanted for task in self.tasks if name in (task.name, task.group)))
 
     def parts(self, group: str) -> list[str]:
@@ -93,11 +93,11 @@ class Benchmark:
 
 
 PRIVATE = ("bioasq", "signal1m", "trec-news", "robust04")
-"""Of BEIR, without a public download."""
+"""Data sets of BEIR without a public download."""
 HOLDING_QUERIES = ("arguana", "quora")
-"""Sets whose corpus holds the query itself: a hit with the query's own id is dropped there, and only there."""
+"""Data sets whose corpus contains the queries: only there a hit with the query's own id is dropped."""
 IN_DOMAIN = "msmarco"
-"""Beside BEIR's 18 zero-shot sets: shown on its dev split, never in their mean."""
+"""In addition to BEIR's 18 zero-shot sets: evaluated on its dev split, and not in their mean."""
 GROUP = "cqadupstack"
 FORUMS = (
     "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
@@ -109,7 +109,7 @@ _ZERO_SHOT = (
 )  # fmt: skip
 """The 18 zero-shot sets of BEIR (Thakur et al. 2021)."""
 _KEYS = {"webis-touche2020": "webis-touche2020/v2"}
-"""Where ir_datasets keeps what BEIR's authors offer now under another name."""
+"""ir_datasets' keys of data sets that it has under another name."""
 _TERMS = "https://microsoft.github.io/msmarco/"
 
 
@@ -160,7 +160,7 @@ _MSMARCO = (
 
 
 def _deep_learning_tasks() -> Iterator[Task]:
-    """TREC's own rules: a passage is relevant from grade 2 (AP, recall), a document from grade 1, in the best 100."""
+    """TREC's rules: for AP and recall a passage is relevant from grade 2, a document from grade 1, in the top 100."""
     for year in _DL:
         # BEIR's copy of MS MARCO has 2019's judgments as its test split
         places = [Place("msmarco-passage", year), Place(f"{year}-passage", "test")]
@@ -181,5 +181,5 @@ BENCHMARKS = {
 
 
 def own_task(name: str, split: str) -> Task:
-    """A folder of the user's own as a task: BEIR's set of that name, where it is one of its 18, else like any."""
+    """A task for a folder of the user: BEIR's task of that name if it is one of the 18, else a plain one."""
     return Task(name, (Place(name, split),), None, holds_its_queries=name in HOLDING_QUERIES)

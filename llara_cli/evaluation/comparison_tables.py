@@ -16,7 +16,7 @@ MEAN = "mean"
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[ResultTable]:
-    """One table per compared model; a legend below the last."""
+    """One table per compared model, with a legend below the last."""
     made = [_comparison_table(result, comparison) for comparison in result["comparisons"]]
     tests = sum(len(comparison["rows"]) for comparison in result["comparisons"])
     corrected = f"p after Holm's correction over {tests} tests" if tests > 1 else "p"

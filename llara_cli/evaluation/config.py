@@ -22,51 +22,47 @@ class EvaluateConfig:
     datasets: Annotated[
         tuple[str, ...], Setting("Names, as scifact,nfcorpus; or all.", panel="Data", complete="datasets")
     ] = ("all",)
-    data_root: Annotated[
-        Path | None, Setting("Folder of data sets in BEIR layout, looked in before anything else.", panel="Data")
-    ] = None
+    data_root: Annotated[Path | None, Setting("Folder of data sets in BEIR layout, searched first.", panel="Data")] = (
+        None
+    )
     split: Annotated[str | None, Setting("Judgments to use.", panel="Data", default="test; MS MARCO: dev")] = None
     metrics: Annotated[
         tuple[str, ...] | None,
-        Setting(
-            "Measures of ir_measures, as nDCG@10,R@100.", panel="Data", default="those customary for each data set"
-        ),
+        Setting("Metrics of ir_measures, as nDCG@10,R@100.", panel="Data", default="those customary for each data set"),
     ] = None
     drop_identical_ids: Annotated[
         bool, Setting("Drop a hit with the query's own id (ArguAna, Quora: always).", panel="Data")
     ] = False
     model: Annotated[
         str | None,
-        Setting(f"{MODEL_HELP} bm25: no model.", panel="Model", complete="models", default=NEWEST_MODEL),
+        Setting(f"{MODEL_HELP} Or bm25.", panel="Model", complete="models", default=NEWEST_MODEL),
     ] = None
     encoder: Annotated[
-        str | None, Setting("What runs the model.", panel="Model", complete="encoder backends", default=DEFAULT_ENCODER)
+        str | None, Setting("Encoder backend.", panel="Model", complete="encoder backends", default=DEFAULT_ENCODER)
     ] = None
-    trust_remote_code: Annotated[bool, Setting("Let a checkpoint run Python code of its own.", panel="Model")] = False
+    trust_remote_code: Annotated[bool, Setting("Allow the checkpoint's own Python code to run.", panel="Model")] = False
     max_length: Annotated[
         int | None,
-        Setting("Total tokens of a passage, prompt included.", panel="Search", default=DEFAULT_TOKENS, positive=True),
+        Setting("Tokens per passage, including the prompt.", panel="Search", default=DEFAULT_TOKENS, positive=True),
     ] = None
     query_length: Annotated[
         int | None,
-        Setting("Total tokens of a query, prompt included.", panel="Search", default=DEFAULT_TOKENS, positive=True),
+        Setting("Tokens per query, including the prompt.", panel="Search", default=DEFAULT_TOKENS, positive=True),
     ] = None
     top_k: Annotated[int, Setting("Hits per query.", short="-k", panel="Search", positive=True)] = 1000
-    index_backend: Annotated[str, Setting("Library that searches.", panel="Search", complete="index backends")] = (
-        "exact"
-    )
+    index_backend: Annotated[str, Setting("Index backend.", panel="Search", complete="index backends")] = "exact"
     dim: Annotated[
         int | None,
         Setting("Keep the first dimensions only (Matryoshka).", panel="Search", default="all", positive=True),
     ] = None
-    dtype: Annotated[Dtype, Setting("What is computed in.", panel="Speed and memory")] = "auto"
+    dtype: Annotated[Dtype, Setting("Compute dtype.", panel="Speed and memory")] = "auto"
     batch_tokens: Annotated[
         int | None,
         Setting(
-            "Tokens of one forward, padding included.", panel="Speed and memory", default=DEFAULT_BATCH, positive=True
+            "Tokens per forward, including padding.", panel="Speed and memory", default=DEFAULT_BATCH, positive=True
         ),
     ] = None
-    attention: Annotated[Attention, Setting("How attention is computed.", panel="Speed and memory")] = "auto"
+    attention: Annotated[Attention, Setting("Attention implementation.", panel="Speed and memory")] = "auto"
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -83,7 +79,12 @@ class CompareConfig:
 
     benchmark: Annotated[
         str | None,
-        Setting("Where the models were evaluated.", panel="Data", complete="benchmarks", default="the one all have"),
+        Setting(
+            "Benchmark on which the models were evaluated.",
+            panel="Data",
+            complete="benchmarks",
+            default="the one all have",
+        ),
     ] = None
     metric: Annotated[
         str | None, Setting("A metric of the results.", panel="Data", default="each data set's main one")

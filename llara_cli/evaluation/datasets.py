@@ -14,13 +14,13 @@ from llara_cli.evaluation.benchmarks import Benchmark, Place, Task
 from llara_cli.evaluation.downloads import KIND, Downloads
 
 Consent = Callable[[str], bool]
-"""Asks whether to download what the question names."""
+"""Called with a question about a download; returns whether to download."""
 Found = list[tuple[Task, EvalDataset]]
 
 
 @dataclass(frozen=True)
 class DatasetFinder:
-    """Looks for data sets; ``consent``: asked before anything is downloaded."""
+    """Finds data sets; ``consent``: called before anything is downloaded."""
 
     workspace: Workspace
     root: Path | None
@@ -28,9 +28,9 @@ class DatasetFinder:
     consent: Consent
 
     def find(self, benchmark: Benchmark, names: str) -> Found:
-        """The tasks named, with their data. Of ``all``, unavailable ones are named and left out.
+        """The tasks named, with their data. For ``all``, unavailable ones are reported and skipped.
 
-        Raises ``UserError`` for an unknown name, for a named set that is not to be had, and where there is none at all.
+        Raises ``UserError`` for an unknown name, for a named set that is not available, and if there is none at all.
         """
         if self.root is not None and not self.root.is_dir():
             raise UserError(f"`data_root={self.root}`: no such folder")
@@ -40,11 +40,11 @@ class DatasetFinder:
         places = {task: place for task in tasks if (place := self._look(task))}
         usable = {task: place for task, place in places.items() if named or self._is_usable(task, *place)}
         if not usable:
-            raise UserError(f"none of {benchmark.name}'s data sets is there; `data_root` says where they are")
+            raise UserError(f"none of {benchmark.name}'s data sets was found; name their folder with `data_root`")
         return [(task, EvalDataset(BeirFolder(folder), split, task.name)) for task, (folder, split) in usable.items()]
 
     def _look(self, task: Task) -> tuple[Path, str] | None:
-        """Folder and split of the best place that there is."""
+        """Folder and split of the first place that exists."""
         for root in (self.root, self.workspace.root / KIND):
             for place in task.places:
                 if root is not None and (root / place.folder).is_dir() and self._is_whole(root, place):
@@ -52,11 +52,11 @@ class DatasetFinder:
         return None
 
     def _is_whole(self, root: Path, place: Place) -> bool:
-        """A folder of the workspace without a manifest is half a download."""
+        """Whether the folder is complete: in the workspace, one without a manifest is an unfinished download."""
         return root == self.root or self.workspace.find(KIND, place.folder.partition("/")[0]) is not None
 
     def _is_usable(self, task: Task, folder: Path, split: str) -> bool:
-        """Whether a set of ``all`` can be read; warns where it cannot."""
+        """Whether a data set of ``all`` can be read; warns if not."""
         if not is_beir_folder(folder):
             self.workspace.reporter.warn(f"not one folder in BEIR layout, skipped: {task.name}")
         elif split not in BeirFolder(folder).splits():
@@ -66,13 +66,13 @@ class DatasetFinder:
         return False
 
     def _complete(self, absent: Sequence[Task], there: Sequence[Task], *, named: bool) -> None:
-        """Download what is absent and offered; name the rest."""
+        """Download missing data sets that are offered; report the others."""
         begun = {task.group for task in there}
-        # what is missing of a set that lies there was left out by whoever put it there
+        # parts missing from an existing set were left out on purpose
         missing = [task for task in absent if task.group in begun]
         private = [task for task in absent if task.collection is None and task not in missing]
         if private and named:
-            raise UserError(f"{_names(private)}: no public download: name a folder that holds it with `data_root`")
+            raise UserError(f"{_names(private)}: no public download: name a folder that has it with `data_root`")
         if private:
             self.workspace.reporter.note(f"no public download, skipped: {_names(private)}")
         if missing:
@@ -81,7 +81,7 @@ class DatasetFinder:
             self._download(wanted, optional=bool(there) and not named)
 
     def _download(self, tasks: Sequence[Task], *, optional: bool) -> None:
-        """Ask, then download the data of all tasks. Raises ``UserError`` where they are needed but refused."""
+        """Ask, then download the data of all tasks. Raises ``UserError`` if they are needed but refused."""
         collections = list(dict.fromkeys(task.collection for task in tasks if task.collection is not None))
         try:
             downloads = Downloads(self.workspace)
@@ -95,9 +95,9 @@ class DatasetFinder:
             for collection in collections:
                 downloads.bring(collection)
         elif optional:
-            self.workspace.reporter.note(f"not there, skipped: {_names(tasks)}; {hint}")
+            self.workspace.reporter.note(f"not found, skipped: {_names(tasks)}; {hint}")
         else:
-            raise UserError(f"`data_root` is needed: a folder that holds {_names(tasks)} in BEIR layout; {hint}")
+            raise UserError(f"`data_root` is needed: a folder with {_names(tasks)} in BEIR layout; {hint}")
 
 
 def _names(tasks: Sequence[Task]) -> str:

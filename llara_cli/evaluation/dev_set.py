@@ -1,4 +1,4 @@
-"""The dev set of a training run: a small judged collection, searched in memory."""
+"""The dev set of a training run: a small test collection, searched in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEPTH = 10
 
 @dataclass(frozen=True)
 class Matrix:
-    """Vectors in memory as one block."""
+    """Vectors in memory, as a stream of one block."""
 
     vectors: Vectors
 
@@ -43,14 +43,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class DevSet:
-    """A folder in BEIR layout; its split ``dev``, else ``test``."""
+    """The split ``dev``, else ``test``, of a folder in BEIR layout."""
 
     data: EvalDataset
     metric: str = METRIC
 
     @classmethod
     def of(cls, path: Path) -> DevSet:
-        """Raises ``UserError`` where the folder has neither split, or no judged query, and for a broken file."""
+        """Open a folder. Raises ``UserError`` if it has neither split, or no judged query, and for a damaged file."""
         folder = BeirFolder(path)
         made = cls(EvalDataset(folder, "dev" if "dev" in folder.splits() else "test"))
         _ = made.data.queries, made._documents
@@ -63,11 +63,11 @@ class DevSet:
 
     @property
     def is_test(self) -> bool:
-        """Whether it stands in for a split ``dev`` that the folder lacks."""
+        """Whether it is the split ``test``, as the folder has no ``dev``."""
         return self.data.split == "test"
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Corpus, queries and judgments."""
+        """Names and digests of corpus, queries and judgments."""
         folder = self.data.folder
         return [input_record(path) for path in (folder.corpus, folder.queries, folder.qrels(self.data.split))]
 

@@ -1,4 +1,4 @@
-"""Collections that ir_datasets (extra ``eval``) knows how to download, as folders in BEIR layout in the workspace."""
+"""Downloads collections by ir_datasets (extra ``eval``) into folders in BEIR layout in the workspace."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from llara_cli.evaluation.benchmarks import Collection
 
 KIND: Kind = "datasets"
 _MEMBER = re.compile(r"[^/]+/((?:\w+/)?(?:corpus\.jsonl|queries\.jsonl|qrels/\w+\.tsv))")
-"""What is taken out of an archive: BEIR's layout, with a folder a part where there are several."""
+"""Files to extract from an archive: BEIR's layout, with a folder per part if there are several."""
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of ir_datasets' list."""
+    """A file in ir_datasets' list of downloads."""
 
     key: str
     url: str
@@ -36,15 +36,15 @@ class RemoteFile:
 
     @property
     def missing(self) -> int:
-        """Bytes still to come, by ir_datasets' own estimate."""
+        """Bytes still to download, by ir_datasets' estimate."""
         return 0 if self.path is not None and self.path.exists() else self.size
 
 
 class Downloads:
-    """What ir_datasets offers for the collections. Raises ``UserError`` where it is not installed."""
+    """Downloads of collections by ir_datasets. Raises ``UserError`` if that is not installed."""
 
     def __init__(self, workspace: Workspace) -> None:
-        # its bars and notes would mix with ours
+        # its progress bars and notes would mix with ours
         os.environ.setdefault("IR_DATASETS_DL_DISABLE_PBAR", "true")
         try:
             import ir_datasets
@@ -56,18 +56,18 @@ class Downloads:
         self._workspace = workspace
 
     def size(self, collections: Iterable[Collection]) -> int:
-        """Bytes that have to be transferred."""
+        """Bytes to download."""
         return sum(remote.missing for collection in collections for remote in self.files(collection))
 
     def files(self, collection: Collection) -> list[RemoteFile]:
-        """The files that make up a collection, as ir_datasets lists them."""
+        """The files of a collection in ir_datasets' list."""
         source = self._source(collection)
         contents = source.contents()
         keys = [collection.archive] if collection.archive else collection.files
         return [self._remote_file(key, contents[key], self._base(collection)) for key in keys]
 
     def bring(self, collection: Collection) -> Artifact:
-        """Download a collection, or what of it is missing, and lay it out as an artifact."""
+        """Download the missing files of a collection, and make an artifact of it."""
         files = self.files(collection)
         settings = {"source": self._name(collection), "md5": {remote.key: remote.md5 for remote in files}}
         with self._workspace.build(KIND, collection.name, RunSpec(settings)) as build:
@@ -94,7 +94,7 @@ class Downloads:
                 fetch(source[remote.key], remote.path, lambda count: bar.advance(count / 1e6))
 
     def _unpack(self, collection: Collection, folder: Path) -> int:
-        """Take an archive in BEIR layout apart; how many documents there are."""
+        """Extract an archive in BEIR layout; return the number of documents."""
         (remote,) = self.files(collection)
         documents = 0
         assert remote.path is not None
@@ -114,7 +114,7 @@ class Downloads:
         return documents
 
     def _convert(self, collection: Collection, folder: Path) -> int:
-        """Write what ir_datasets reads as a folder in BEIR layout; how many documents there are."""
+        """Convert a collection with ir_datasets to a folder in BEIR layout; return the number of documents."""
         documents = self._library.load(collection.docs)
         with self._workspace.reporter.bar(f"converting {collection.name}", None, unit="documents") as bar:
             count = _write_lines(folder / "corpus.jsonl", map(_document, _counting(documents.docs_iter(), bar.advance)))
@@ -130,7 +130,7 @@ class Downloads:
         return count
 
     def _source(self, collection: Collection) -> Any:
-        """ir_datasets' list of the collection's files, as it is now."""
+        """ir_datasets' entry of the collection, with the hashes of its files."""
         return self._library.util.DownloadConfig.context(self._space(collection), self._base(collection))
 
     def _base(self, collection: Collection) -> Path:
@@ -146,13 +146,13 @@ class Downloads:
 
     @staticmethod
     def _remote_file(key: str, entry: dict[str, Any], base: Path) -> RemoteFile:
-        """``cache_path`` is missing for small files, which ir_datasets fetches when it reads them."""
+        """A file of an entry; small ones have no ``cache_path``, as ir_datasets fetches them when it reads them."""
         path = base / entry["cache_path"] if "cache_path" in entry else None
         return RemoteFile(key, entry["url"], entry.get("expected_md5", ""), int(entry.get("size_hint", 0)), path)
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> int:
-    """Copy a file; how many lines it has."""
+    """Copy a file; return its number of lines."""
     lines, last = 0, b"\n"
     while block := source.read(_BLOCK):
         target.write(block)
@@ -170,7 +170,7 @@ def _write_lines(path: Path, rows: Iterable[dict[str, str]]) -> int:
 
 
 def _document(found: Any) -> dict[str, str]:
-    """MS MARCO's passages have a text, its documents a title and a body."""
+    """A document of ir_datasets; MS MARCO's passages have a text, its documents a title and a body."""
     text = found.text if hasattr(found, "text") else found.body
     return {"_id": found.doc_id, "title": getattr(found, "title", ""), "text": text}
 

@@ -1,4 +1,4 @@
-"""The leaderboard beside a result: other models of the workspace on the same data, and published figures."""
+"""The leaderboard of a result: other models of the workspace on the same data, and published results."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from llara_cli.evaluation.summary import Figures, counted, main_metric
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """A column of a table: ``figures``: data set -> metric -> value; ``source``: where published ones are from."""
+    """A system's results. ``figures``: data set -> metric -> value; ``source``: the source of published ones."""
 
     name: str
     figures: Mapping[str, Mapping[str, float]]
     source: str = ""
 
     def value(self, dataset: str, metric: str) -> float | None:
-        """A figure, or None: the cell stays empty."""
+        """A value, or None."""
         return self.figures.get(dataset, {}).get(metric)
 
     def mean(self, datasets: Sequence[str], metric: str) -> float | None:
-        """Over exactly these data sets, or None where one is missing."""
+        """The mean over exactly these data sets; None if one is missing."""
         values = [value for name in datasets if (value := self.value(name, metric)) is not None]
         return sum(values) / len(values) if values and len(values) == len(datasets) else None
 
 
 def leaderboard(workspace: Workspace, result: Mapping[str, Any], splits: Mapping[str, str]) -> list[LeaderboardEntry]:
-    """The result's own model first, then the workspace's others, then published ones; those with a figure to show.
+    """The result's own model, then others of the workspace, then published ones, if they have a value to show.
 
-    ``splits``: the split of each data set, as published figures hold for one alone.
+    ``splits``: the split of each data set, as published results are for one split only.
     """
     own = LeaderboardEntry(result["model"], result["datasets"])
     customary = {name: figures for name, figures in result["datasets"].items() if _is_customary(name, splits)}
@@ -46,13 +46,13 @@ def leaderboard(workspace: Workspace, result: Mapping[str, Any], splits: Mapping
 
 @cache
 def published() -> tuple[LeaderboardEntry, ...]:
-    """The figures of ``published.json``, which has the source of each."""
+    """The results in ``published.json``, with their sources."""
     data = json.loads(files("llara_cli.evaluation").joinpath("published.json").read_text(encoding="utf-8"))
     return tuple(LeaderboardEntry(row["name"], row["figures"], row["source"]) for row in data["systems"])
 
 
 def means(benchmark: str, datasets: Mapping[str, Figures], system: LeaderboardEntry) -> float | None:
-    """A system's mean over the data sets that the result's own mean is over."""
+    """A system's mean over the data sets of the result's own mean."""
     names = counted(benchmark, datasets)
     if not names or len({main_metric(datasets[name]) for name in names}) > 1:
         return None
@@ -70,13 +70,13 @@ def _shows(system: LeaderboardEntry, dataset: str, figures: Figures) -> bool:
 
 
 def _is_customary(dataset: str, splits: Mapping[str, str]) -> bool:
-    """Whether the split is the one that is published about."""
+    """Whether the split is the usual one, for which results are published."""
     usual = "dev" if dataset.startswith("msmarco") else "test"
     return splits.get(dataset, usual) == usual
 
 
 def _others(workspace: Workspace, result: Mapping[str, Any]) -> Iterator[LeaderboardEntry]:
-    """Other models' figures, where they were measured on the very same data."""
+    """Other models' results on exactly the same data."""
     benchmark = str(result["benchmark"])
     own = Results(workspace, benchmark, str(result["model"]))
     for name, folder in kept(workspace).get(benchmark, {}).items():
@@ -92,7 +92,7 @@ def _others(workspace: Workspace, result: Mapping[str, Any]) -> Iterator[Leaderb
 
 
 def _groups(found: Mapping[str, Mapping[str, float]], datasets: Mapping[str, Figures]) -> dict[str, dict[str, float]]:
-    """The figures of groups, over the same parts as the result's own."""
+    """The means of groups, over the same parts as the result's own."""
     groups = {}
     for name, figures in datasets.items():
         parts = [found.get(f"{name}/{forum}") for forum in figures.get("forums", {})]

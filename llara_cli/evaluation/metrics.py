@@ -1,4 +1,4 @@
-"""Run and judgments to numbers: ir_measures computes every metric."""
+"""Metrics of a run, computed by ir_measures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from llara_cli.evaluation.metric_names import PROVIDERS, is_of_gdeval, parse
 PerQuery = dict[str, dict[str, float]]
 """query id -> metric -> value."""
 _GDEVAL_GRADE = 4
-"""The highest grade that gdeval.pl knows."""
+"""The highest grade that gdeval.pl supports."""
 DEFAULT_METRICS = ("nDCG@10", "R@100", "MRR@10")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``means`` over so many ``queries``. Metrics keep their spelling."""
+    """``means`` over ``queries`` queries. Metrics keep the user's spelling."""
 
     means: dict[str, float]
     per_query: PerQuery
@@ -31,12 +31,12 @@ class Evaluation:
 
 
 def evaluate(qrels: Qrels, run: Run, metrics: Sequence[str] = DEFAULT_METRICS) -> Evaluation:
-    """Every metric for every query of ``qrels``, and their means.
+    """Compute every metric for every query of ``qrels``, and the means.
 
-    A query without hits counts 0, as does one without a relevant document; hits of other queries are ignored. Equal
-    scores are ordered as each measure's reference implementation has them, by falling document id in trec_eval (nDCG,
-    R, AP) and by rising id in MS MARCO's script (RR@k): the figures are ir_measures' own. Raises ``UserError`` for an
-    unknown metric, and where no query of the run is in ``qrels``.
+    A query without hits counts 0, as does one without a relevant document; hits of other queries are ignored. Ties are
+    ordered as in each measure's reference implementation, by descending document id in trec_eval (nDCG, R, AP) and by
+    ascending id in MS MARCO's script (RR@k): the values are ir_measures' own. Raises ``UserError`` for an unknown
+    metric, and if no query of the run is in ``qrels``.
     """
     if run and not run.keys() & qrels.keys():
         raise UserError(
@@ -47,14 +47,14 @@ def evaluate(qrels: Qrels, run: Run, metrics: Sequence[str] = DEFAULT_METRICS) -
 
 
 def check_judgments(qrels: Qrels, metrics: Sequence[str]) -> None:
-    """Raise ``UserError`` for an unknown metric, and for judgments that one of them cannot be computed from."""
+    """Raise ``UserError`` for an unknown metric, or one that cannot be computed from these judgments."""
     _check_for_gdeval([parse(name) for name in metrics], qrels, {})
 
 
 def score_queries(qrels: Qrels, run: Run, metrics: Sequence[str]) -> PerQuery:
-    """Every metric for every query of ``qrels``; a query's values do not depend on what else is asked with it.
+    """Compute every metric for every query of ``qrels``; a query's values do not depend on the other queries.
 
-    So a large run can be looked at a few queries at a time. Raises ``UserError`` for an unknown metric.
+    So a large run can be scored a few queries at a time. Raises ``UserError`` for an unknown metric.
     """
     measures = {name: parse(name) for name in metrics}
     values = _values(qrels, run, list(measures.values()))
@@ -62,7 +62,7 @@ def score_queries(qrels: Qrels, run: Run, metrics: Sequence[str]) -> PerQuery:
 
 
 def averaged(per_query: PerQuery) -> Evaluation:
-    """The means of what ``score_queries`` gave for one query at least."""
+    """The means of values from ``score_queries``, for at least one query."""
     count = len(per_query)
     names = next(iter(per_query.values()))
     # fsum: the same to the last bit whatever the order of the queries
@@ -70,11 +70,11 @@ def averaged(per_query: PerQuery) -> Evaluation:
 
 
 def _values(qrels: Qrels, run: Run, measures: list[Any]) -> dict[tuple[str, Any], float]:
-    """(query id, measure) -> value, where there is something to compute.
+    """(query id, measure) -> value, for queries with something to compute.
 
-    A query without hits is left out, and one with negative grades alone: trec_eval ends the process at it. Queries are
-    given numbers: one of the providers, gdeval, knows no other ids. Raises ``UserError`` where gdeval cannot read the
-    judgments or the run, ``LlaraError`` where a provider fails.
+    Queries without hits, or with negative grades only, are left out: trec_eval aborts the process at the latter.
+    Queries are numbered, as gdeval supports no other ids. Raises ``UserError`` if gdeval cannot read the judgments or
+    the run, ``LlaraError`` if a provider fails.
     """
     judged = {query: grades for query, grades in qrels.items() if any(grade >= 0 for grade in grades.values())}
     names = {str(number): query for number, query in enumerate((query for query in judged if run.get(query)), start=1)}
@@ -87,20 +87,20 @@ def _values(qrels: Qrels, run: Run, measures: list[Any]) -> dict[tuple[str, Any]
                 {number: run[query] for number, query in names.items()},
             )
         )
-    except Exception as error:  # whatever a provider raises: its input was checked
+    except Exception as error:  # a provider may raise anything; its input was checked
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise LlaraError(f"{', '.join(map(str, measures))}: ir_measures' provider failed: {reason}") from error
     return {(names[value.query_id], value.measure): float(value.value) for value in found}
 
 
 def _calculated(measures: Sequence[Any], qrels: Qrels, run: Run) -> Iterator[Metric]:
-    """What ir_measures says of queries that all have judgments and hits; no value of a query counts 0."""
+    """Values of ir_measures for queries that all have judgments and hits; a missing value counts 0."""
     usual = []
     for measure in measures:
         if measure.NAME == "Accuracy":
             yield from _accuracies(measure, qrels, run)
         elif measure.NAME == "Bpref":
-            # Where no grade is as high as ``rel``, trec_eval reads past the end of an array, and may crash.
+            # If no grade is as high as ``rel``, trec_eval reads past the end of an array, and may crash.
             reached = {query: grades for query, grades in qrels.items() if max(grades.values()) >= measure["rel"]}
             yield from _asked([measure], reached, {query: run[query] for query in reached})
         else:
@@ -116,7 +116,7 @@ def _asked(measures: Sequence[Any], qrels: Qrels, run: Run) -> Iterator[Metric]:
 def _accuracies(measure: Any, qrels: Qrels, run: Run) -> Iterator[Metric]:
     """Accuracy: the share of pairs of a relevant and another hit that are in the right order.
 
-    Where all hits are relevant there is no pair, and ir_measures divides by zero: none is in the wrong order, so 1.
+    If all hits are relevant there is no pair, and ir_measures divides by zero: none is in the wrong order, so 1.
     """
     evaluator = PROVIDERS.evaluator([measure], qrels)
     for query, hits in run.items():
@@ -127,7 +127,7 @@ def _accuracies(measure: Any, qrels: Qrels, run: Run) -> Iterator[Metric]:
 
 
 def _check_for_gdeval(measures: Sequence[Any], qrels: Qrels, run: Run) -> None:
-    """Raise ``UserError`` for what gdeval.pl refuses, where any of the measures is its."""
+    """Raise ``UserError`` for input that gdeval.pl refuses, if it computes any of the measures."""
     if not (refused := ", ".join(str(measure) for measure in measures if is_of_gdeval(measure))):
         return
     subject = f"{refused}: gdeval.pl computes it, and takes"

@@ -36,23 +36,23 @@ _BAR, _GAP = 0.24, 0.22
 
 
 def check_chart(path: Path, workspace: Workspace) -> None:
-    """Raise ``UserError`` where no picture can be written to ``path``."""
+    """Raise ``UserError`` if no image can be written to ``path``."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"`plot={path}`: write it as {' or '.join(SUFFIXES)}")
     check_output(path, workspace.root, setting="plot", own=KINDS)
 
 
 def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> bool:
-    """Draw one picture and write it to each path; equal results give equal files.
+    """Draw the chart and write it to each path; equal results give equal files.
 
-    Return whether the fonts have every letter of the names; a missing one is drawn as a box.
+    Return whether the fonts have every letter of the names; missing ones are drawn as boxes.
     """
-    # names are shown as they are: a $ starts no formula
+    # a $ in a name starts no formula
     with mpl.rc_context(_STYLE | {"font.sans-serif": _fonts()}), warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", _MISSING)
         chart = _chart(result)
         for path in paths:
-            # neither the date nor the library's version: the same figures are the same bytes
+            # neither the date nor the library's version, so that equal results give equal files
             kind = path.suffix.lower().removeprefix(".")
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
             with open_output(path) as file:
@@ -61,7 +61,7 @@ def draw(result: Mapping[str, Any], paths: Sequence[Path]) -> bool:
 
 
 def _fonts() -> list[str]:
-    """The usual font, and after it those with the letters of most scripts that are installed."""
+    """The default font, then the installed ones with most scripts."""
     return [_FONT, *sorted(name for name in set(fontManager.get_font_names()) if name.startswith(_WIDE))]
 
 
@@ -97,12 +97,12 @@ def _bars(axes: Axes, rows: Mapping[str, Any], name: str, place: int, count: int
 
 
 def _legend(name: str) -> str:
-    """The name as a label: to Matplotlib, one that begins with ``_`` is none."""
+    """The name as a label: Matplotlib ignores one that begins with ``_``."""
     return _text(f" {name}" if name.startswith("_") else name)
 
 
 def _text(name: str) -> str:
-    """The name with the bytes of file names that are no UTF-8 as escapes, which no font could draw."""
+    """The name, with bytes that are not UTF-8, which no font could draw, as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Tables of a result, as rows and columns for any output format."""
+"""Tables of a result as rows and columns, for any output format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llara_cli.evaluation.summary import Figures, counted, main_metric
 
 @dataclass(frozen=True)
 class Row:
-    """Cells as shown; ``best``: those in bold; ``kind``: plain, ``part`` (of a group) or ``total``."""
+    """Cells as text; ``best``: those in bold; ``kind``: plain, ``part`` (of a group) or ``total``."""
 
     label: str
     cells: Sequence[str]
@@ -22,7 +22,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table with a heading line; ``notes`` stand below."""
+    """A table with a line of headings, and ``notes`` below."""
 
     title: str
     corner: str
@@ -32,7 +32,7 @@ class ResultTable:
 
 
 def result_table(result: Mapping[str, Any]) -> ResultTable:
-    """One model: a line a data set, a column a metric."""
+    """The table of one model: a row per data set, a column per metric."""
     datasets: Mapping[str, Figures] = result["datasets"]
     metrics = list(dict.fromkeys(name for figures in datasets.values() for name in _metrics(figures)))
     rows = []
@@ -47,7 +47,7 @@ def result_table(result: Mapping[str, Any]) -> ResultTable:
 
 
 def leaderboard_table(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry]) -> ResultTable | None:
-    """The main metric of each data set, a column a system, the best in bold; None where nobody stands beside."""
+    """The main metric of each data set, a column per system, the best in bold; None without other systems."""
     if len(leaderboard) < 2:
         return None
     datasets: Mapping[str, Figures] = result["datasets"]
@@ -73,7 +73,7 @@ def _own_row(name: str, figures: Figures, metrics: Sequence[str], kind: str) -> 
 
 
 def compared_row(label: str, values: Sequence[float | None], kind: str = "plain") -> Row:
-    # what looks the same is equally good
+    # compared as shown: equal text is equally good
     cells = [_shown(value) if value is not None else "" for value in values]
     there = [round(100 * value, 2) for value in values if value is not None]
     best = [place for place, value in enumerate(values) if value is not None and round(100 * value, 2) == max(there)]
@@ -90,7 +90,7 @@ def _absences(result: Mapping[str, Any]) -> list[str]:
 
 
 def _sources(leaderboard: Sequence[LeaderboardEntry]) -> list[str]:
-    """Each source once, with those that it is of."""
+    """Each source once, with its systems."""
     sources = dict.fromkeys(system.source for system in leaderboard if system.source)
     return [
         f"{', '.join(system.name for system in leaderboard if system.source == source)}: {source}" for source in sources

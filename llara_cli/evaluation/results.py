@@ -29,19 +29,19 @@ Identity = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of one model on one data set, with all that is needed to tell whether they still hold."""
+    """Results of one model on one data set, with everything needed to tell whether they are up to date."""
 
     path: Path
     fields: Mapping[str, Any]
 
     @property
     def dataset(self) -> str:
-        """Its name, with the group before a slash."""
+        """Name of the data set; a part of a group is ``GROUP/PART``."""
         return str(self.fields["dataset"])
 
     @property
     def model(self) -> str:
-        """The name under which it stands in tables."""
+        """Name of the model in tables."""
         return str(self.fields["model"])
 
     @property
@@ -56,7 +56,7 @@ class Result:
 
     @property
     def run(self) -> Path | None:
-        """The run, where it is still what it was."""
+        """The run, if it is unchanged; else None."""
         run = self.fields["run"]
         path = self.path.parent / str(run["file"])
         return path if path.is_file() and sha256_file(path) == run["sha256"] else None
@@ -67,11 +67,11 @@ class Result:
         return {part: self.fields["fingerprints"][part] for part in ("corpus", "queries", "qrels")}
 
     def narrowed(self, metrics: Sequence[str]) -> Evaluation:
-        """These metrics alone, in this order."""
+        """Only these metrics, in this order."""
         return averaged({query: {name: row[name] for name in metrics} for query, row in self.per_query.items()})
 
     def differs(self, identity: Identity) -> str:
-        """Why it is not the result of ``identity``; "" where it is."""
+        """Why it is not the result of ``identity``; "" if it is."""
         for part in ("split", "fingerprints", "settings"):
             old, new = self.fields.get(part), identity[part]
             if old == new:
@@ -95,29 +95,29 @@ class Results:
         self.folder = workspace.root / FOLDER / folder_name(benchmark) / folder_name(model)
 
     def check(self) -> None:
-        """Raise ``UserError`` where the folder has results of another name, as where case does not tell names apart."""
+        """Raise ``UserError`` if the folder has results of another name, as on a case-insensitive file system."""
         first = _first(self.folder)
         if first is None:
             return
         for own, found in ((self._model, first.model), (self._benchmark, str(first.fields.get("benchmark", "")))):
             if found and normal(found) != own:
-                raise UserError(f"{self.folder} holds the results of {found!r}: move it away to measure {own!r}")
+                raise UserError(f"{self.folder} has the results of {found!r}: move it away to evaluate {own!r}")
 
     def path(self, dataset: str) -> Path:
-        """Where a data set's result is; a part of a group lies in the group's folder."""
+        """The path of a data set's result; a part of a group is in the group's folder."""
         *groups, name = map(folder_name, dataset.split("/"))
         return self.folder.joinpath(*groups, f"{name}.json")
 
     def place(self, dataset: str) -> str:
-        """The result's place in the workspace, for its lock."""
+        """The result's path in the workspace, for its lock."""
         return self.path(dataset).relative_to(self._root).with_suffix("").as_posix()
 
     def load(self, dataset: str) -> Result | None:
-        """A data set's result, if there is a whole one."""
+        """A data set's result; None if there is no complete one."""
         return load(self.path(dataset))
 
     def save(self, identity: Identity, evaluation: Evaluation, run: Path, measured: Mapping[str, Any]) -> Result:
-        """Write a result, atomically and last: the run must be there."""
+        """Write a result atomically, after its run."""
         path = self.path(identity["dataset"])
         fields = {
             "benchmark": self._benchmark,
@@ -134,13 +134,13 @@ class Results:
         return Result(path, fields)
 
     def save_group(self, name: str, figures: Mapping[str, Any]) -> None:
-        """Write the figures of a group beside the folder that has its parts."""
+        """Write the results of a group beside the folder of its parts."""
         fields = {"benchmark": self._benchmark, "model": self._model, "dataset": name, **figures}
         write_atomically(self.path(name), dump(fields))
 
 
 def load(path: Path) -> Result | None:
-    """A result on disk; None where there is none, or a file that is not one."""
+    """A result on disk; None if the file is missing or not a result."""
     if not path.is_file():
         return None
     try:
@@ -152,9 +152,9 @@ def load(path: Path) -> Result | None:
 
 
 def kept(workspace: Workspace) -> dict[str, dict[str, Path]]:
-    """Benchmark -> model -> folder with results, by their own names, of which a folder's may be a short form.
+    """Benchmark -> model -> folder of results, by their full names, which folder names may shorten.
 
-    A folder that was renamed by hand goes by its new name.
+    A folder that was renamed by hand has its new name.
     """
     found: dict[str, dict[str, Path]] = {}
     for folder in sorted((workspace.root / FOLDER).glob("*/*")):
@@ -168,44 +168,44 @@ def kept(workspace: Workspace) -> dict[str, dict[str, Path]]:
 
 
 def of_folder(folder: Path) -> list[Result]:
-    """Every result of a model on a benchmark."""
+    """All results of a model on a benchmark."""
     found = (load(path) for path in sorted(folder.rglob("*.json")))
     return [result for result in found if result is not None]
 
 
 def find_name(given: str, known: Collection[str]) -> str | None:
-    """The name that the user means: itself, or the one whose folder is called so."""
+    """The name that the user means: itself, or the one with a folder of this name."""
     given = normal(given)
     return given if given in known else next((name for name in known if folder_name(name) == given), None)
 
 
 def comparison_path(workspace: Workspace, benchmark: str, names: Sequence[str]) -> Path:
-    """Where a comparison is drawn, without the ending."""
+    """The path of a comparison's chart, without the ending."""
     folders = list(map(folder_name, names))
-    # a hyphen alone would not tell where a name ends that has some itself
+    # a hyphen alone would be ambiguous, as names have hyphens themselves
     joined = ("--" if any("-" in name for name in folders) else "-").join(folders)
     return workspace.root / FOLDER / folder_name(benchmark) / slug(f"compare-{joined}", NAME_BYTES)
 
 
 def _first(folder: Path) -> Result | None:
-    """A result in a folder, which tells whose they are."""
+    """Any result in a folder, to tell whose results it has."""
     return next((result for path in sorted(folder.rglob("*.json")) if (result := load(path)) is not None), None)
 
 
 def _own_name(folder: Path, recorded: str) -> str:
-    """What the results in a folder say that they are of, unless the folder was called otherwise since."""
+    """The name recorded in a folder's results, unless the folder was renamed since."""
     recorded = normal(recorded)
     called = {folder_name(recorded), _former_folder(recorded)}
     return recorded if folder.name in called else normal(folder.name)
 
 
 def _former_folder(name: str) -> str:
-    """The folder that earlier versions had for a name, which kept ASCII letters only."""
+    """The folder name of earlier versions, which kept only ASCII letters."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")[:100].rstrip("-._+") or "unnamed"
 
 
 def versions() -> dict[str, str]:
-    """What computed the figures."""
+    """Versions of the libraries that computed the results."""
     found = {"llara": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,8 +1,8 @@
-"""Whether a difference is more than luck: paired tests, Holm's correction, bootstrap intervals.
+"""Statistical significance: paired tests, Holm's correction, bootstrap intervals.
 
-A figure is a weighted sum of means: of one data set (one stratum, weight 1), of CQADupStack (its forums, equal weights)
-or of a whole benchmark (its data sets). Each test takes strata, so the three are tested alike; with one stratum they
-are scipy's ``ttest_rel`` and ``permutation_test``.
+A value is a weighted sum of means: of one data set (one stratum, weight 1), of CQADupStack (its forums, equal weights)
+or of a whole benchmark (its data sets). Each test takes strata, so it works for all three; with one stratum the tests
+equal scipy's ``ttest_rel`` and ``permutation_test``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True)
 class Stratum:
-    """(queries,) values of a data set, and the weight of their mean in the figure."""
+    """(queries,) values of a data set, and the weight of their mean."""
 
     values: Floats
     weight: float = 1.0
@@ -37,7 +37,7 @@ def figure(strata: Sequence[Stratum]) -> float:
 
 
 def t_test(differences: Sequence[Stratum]) -> float | None:
-    """Two-sided p of a paired t-test; None where a stratum has one query only, so that nothing is known of its spread.
+    """Two-sided p-value of a paired t-test; None if a stratum has a single query, and so no variance.
 
     Over several strata: the variance of the weighted sum, with Welch and Satterthwaite's degrees of freedom.
     """
@@ -53,9 +53,9 @@ def t_test(differences: Sequence[Stratum]) -> float | None:
 
 
 def randomisation(differences: Sequence[Stratum]) -> float | None:
-    """Two-sided p of the paired randomisation test: the two systems' values of a query are swapped by chance.
+    """Two-sided p-value of the paired randomization test: the two systems' values of a query are swapped at random.
 
-    None where there is one query in all: swapping it tells nothing.
+    None for a single query.
     """
     if all((np.abs(stratum.values) <= _EQUAL).all() for stratum in differences):
         return 1.0
@@ -85,7 +85,7 @@ def named_test(name: str) -> Callable[[Sequence[Stratum]], float | None]:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for how many there are (Holm 1979); None stays None and counts for nothing."""
+    """p-values corrected for their number (Holm 1979); None stays None and is not counted."""
     known = sorted((value, place) for place, value in enumerate(values) if value is not None)
     found: list[float | None] = [None] * len(values)
     largest = 0.0
@@ -96,7 +96,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def interval(strata: Sequence[Stratum], level: float = 0.95, resamples: int = 2_000) -> tuple[float, float]:
-    """Percentile bootstrap: queries are drawn anew, with replacement, within each stratum."""
+    """Percentile bootstrap interval: queries are resampled, with replacement, within each stratum."""
     random = np.random.default_rng(0)
     sums = np.zeros(resamples)
     for stratum in strata:
@@ -110,7 +110,7 @@ def interval(strata: Sequence[Stratum], level: float = 0.95, resamples: int = 2_
 
 
 def wins(differences: Sequence[Stratum]) -> dict[str, Any]:
-    """Queries on which the second system is better, equal, worse."""
+    """Numbers of queries on which the second system is better, equal, worse."""
     every = np.concatenate([stratum.values for stratum in differences])
     better, worse = int((every > _EQUAL).sum()), int((every < -_EQUAL).sum())
     return {"wins": better, "ties": len(every) - better - worse, "losses": worse}

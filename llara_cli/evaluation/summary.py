@@ -9,11 +9,11 @@ from llara_cli.evaluation.benchmarks import BENCHMARKS, Task
 from llara_cli.evaluation.metrics import Evaluation
 
 Figures = dict[str, Any]
-"""metric -> value, ``queries``; for a group also ``forums``, and ``missing_forums`` where it is not whole."""
+"""metric -> value, ``queries``; for a group also ``forums``, and ``missing_forums`` if it is incomplete."""
 
 
 def summarize(benchmark: str, model: str, evaluations: Mapping[Task, Evaluation]) -> dict[str, Any]:
-    """``{"benchmark", "model", "datasets", "mean"}``; a group's figure is the mean of its parts."""
+    """``{"benchmark", "model", "datasets", "mean"}``; a group's value is the mean of its parts."""
     figures = {task: {**found.means, "queries": found.queries} for task, found in evaluations.items()}
     datasets = grouped(benchmark, figures)
     mean = averaged(datasets, counted(benchmark, datasets))
@@ -21,10 +21,10 @@ def summarize(benchmark: str, model: str, evaluations: Mapping[Task, Evaluation]
 
 
 def counted(benchmark: str, datasets: Mapping[str, Figures]) -> list[str]:
-    """The data sets that a mean is over.
+    """The data sets of the mean.
 
-    It leaves out what the benchmark leaves out (MS MARCO among BEIR's zero-shot sets), unless there is nothing else,
-    and a group that is not whole.
+    Left out are those that the benchmark excludes (MS MARCO from BEIR's zero-shot sets), unless there is nothing else,
+    and incomplete groups.
     """
     tasks = BENCHMARKS[benchmark].tasks if benchmark in BENCHMARKS else ()
     apart = {task.group for task in tasks if not task.in_mean}
@@ -38,7 +38,7 @@ def main_metric(figures: Figures) -> str:
 
 
 def grouped(benchmark: str, figures: Mapping[Task, Figures]) -> dict[str, Figures]:
-    """Figures by data set, parts of a group gathered in it."""
+    """Values by data set, with parts of a group gathered in it."""
     found: dict[str, Figures] = {}
     for task, values in figures.items():
         if task.group == task.name:
@@ -50,7 +50,7 @@ def grouped(benchmark: str, figures: Mapping[Task, Figures]) -> dict[str, Figure
 
 
 def averaged(datasets: Mapping[str, Figures], names: Sequence[str]) -> dict[str, Any]:
-    """The mean over the data sets of ``names``, of their main metric; None where they do not share it."""
+    """The mean of the main metric over the data sets ``names``; None if they do not share it."""
     main = main_metric(next(iter(datasets.values())))
     values = [datasets[name][main] for name in names if main_metric(datasets[name]) == main]
     if not values or len(values) < len(names):

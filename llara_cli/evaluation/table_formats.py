@@ -21,7 +21,7 @@ _SPECIAL = re.compile(r"[\\&%$#_{}~^]")
 
 
 def check_format(name: str, *, as_json: bool) -> None:
-    """Raise ``UserError`` for an unknown format, and for one beside ``--json``."""
+    """Raise ``UserError`` for an unknown format, or one together with ``--json``."""
     if name not in FORMATS:
         raise UserError(f"unknown `format={name!r}`: known are {', '.join(FORMATS)}")
     if as_json and name not in ("table", "json"):
@@ -29,17 +29,17 @@ def check_format(name: str, *, as_json: bool) -> None:
 
 
 def markdown(tables: Sequence[ResultTable]) -> str:
-    """Pipe tables, one after the other, with a line of title above and notes below."""
+    """Pipe tables, each with its title above and notes below."""
     return "\n".join(map(_markdown, tables))
 
 
 def latex(tables: Sequence[ResultTable]) -> str:
-    """``tabular`` environments for ``booktabs``; title and notes as comments."""
+    """``tabular`` environments for ``booktabs``, with title and notes as comments."""
     return "\n".join(map(_latex, tables))
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Comma-separated, a header line first; None is an empty cell."""
+    """CSV with a header line; None is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows((header, *rows))
@@ -47,7 +47,7 @@ def as_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def figures_csv(result: Mapping[str, Any], leaderboard: Sequence[LeaderboardEntry]) -> str:
-    """One line a figure, from 0 to 1: data set, system, metric, value, queries, source."""
+    """One line per value, from 0 to 1: data set, system, metric, value, queries, source."""
     rows: list[Sequence[object]] = []
     for name, figures in result["datasets"].items():
         parts = {name: figures} | {f"{name}/{forum}": part for forum, part in figures.get("forums", {}).items()}

@@ -1,8 +1,8 @@
-"""Resumable transfer of a file of ir_datasets' list.
+"""Resumable download of a file in ir_datasets' list.
 
-ir_datasets goes on where a connection broke while the process lives, but begins anew in the next one: an archive of
-gigabytes deserves better. So bytes are kept beside the place where ir_datasets looks for the file, and the file gets
-there only when its checksum is right.
+ir_datasets resumes a broken connection within a process, but starts over in the next one, even for archives of
+gigabytes. Here bytes are kept beside the place where ir_datasets expects the file, and moved there when the checksum is
+right.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from llara_cli.core.errors import LlaraError
 from llara_cli.data.text_files import one_line
 
 TRIES = 3
-"""In a row without a single byte."""
+"""Most tries in a row without a single byte."""
 Advance = Callable[[int], None]
 
 
 def fetch(download: Any, path: Path, advance: Advance) -> None:
-    """Bring ``download`` (ir_datasets') to ``path``, its place in ir_datasets' cache.
+    """Download ``download`` (of ir_datasets) to ``path``, its place in ir_datasets' cache.
 
     ``advance`` is called with the number of new bytes.
 
-    Raises ``LlaraError`` where no source gives it; what came is kept. A file with a wrong checksum is removed.
+    Raises ``LlaraError`` if every source fails; the bytes received are kept. A file with a wrong checksum is removed.
     """
     if path.exists():
         return
@@ -53,7 +53,7 @@ def fetch(download: Any, path: Path, advance: Advance) -> None:
 
 
 def _receive(source: Any, kept: Path, advance: Advance) -> None:
-    """Append to ``kept`` what is not there yet, in several tries."""
+    """Append the missing bytes to ``kept``, in several tries."""
     requests = lazy_libs.requests()
     length = _whole_length(source, requests)
     had = kept.stat().st_size if kept.exists() else 0
@@ -75,27 +75,27 @@ def _receive(source: Any, kept: Path, advance: Advance) -> None:
             tries, problem = tries - 1, error
         if tries <= 0:
             raise LlaraError(
-                f"{source.url}: the transfer broke off ({one_line(problem)}); what came is kept, and the same command "
-                "goes on from there"
+                f"{source.url}: the download broke off ({one_line(problem)}); what was received is kept, and the same "
+                "command resumes it"
             )
 
 
 def _append(source: Any, kept: Path, *, resume: bool) -> Iterator[int]:
-    """Write blocks to ``kept`` as they come; the size of each."""
+    """Write blocks to ``kept`` as they arrive; yield the size of each."""
     with kept.open("ab" if resume else "wb") as file:
         headers = dict(source.headers or {})
         if file.tell():
             headers["Range"] = f"bytes={file.tell()}-"
-        # its stream() would lose what a broken connection brought of a buffer
+        # its stream() would lose the partial buffer of a broken connection
         for block in RequestsDownload(source.url, tries=1, headers=headers):
             file.write(block)
             yield len(block)
 
 
 def _whole_length(source: Any, requests: Any) -> int | None:
-    """Bytes of the file, where the server can go on in the middle of it; None where it cannot.
+    """Size of the file in bytes if the server can resume in the middle; else None.
 
-    Raises ``LlaraError`` where there is no such file: ir_datasets would take the server's error page for it.
+    Raises ``LlaraError`` if there is no such file: ir_datasets would save the server's error page instead.
     """
     timeout = float(os.environ.get("IR_DATASETS_DL_TIMEOUT", "15"))
     try:
@@ -110,7 +110,7 @@ def _whole_length(source: Any, requests: Any) -> int | None:
 
 
 def _verify(kept: Path, md5: str | None, url: str) -> None:
-    """Raise ``LlaraError``, and remove the file, where it is not what ir_datasets expects."""
+    """Raise ``LlaraError``, and remove the file, if its checksum is wrong."""
     try:
         with kept.open("rb", buffering=0) as file:
             stream = HashStream(file, md5)
@@ -119,4 +119,4 @@ def _verify(kept: Path, md5: str | None, url: str) -> None:
                 pass
     except HashVerificationError as error:
         kept.unlink()
-        raise LlaraError(f"{url}: what arrived is broken, and was removed ({one_line(error)})") from error
+        raise LlaraError(f"{url}: the downloaded file is damaged, and was removed ({one_line(error)})") from error

@@ -24,12 +24,12 @@ from llara_cli.model.checkpoint import listed, tensors
 from llara_cli.model.source import BASE, PEFT_CONFIG, PEFT_WEIGHTS, ModelSource, hub_file, resolve_outside
 
 NF4 = "nf4"
-_TOLD = {"location", "beside", "gguf_file", "fingerprint", "dtype", "new_tokens", "seed", "quantization"}
+_RECORDED = {"location", "beside", "gguf_file", "fingerprint", "dtype", "new_tokens", "seed", "quantization"}
 
 
 def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantization: str | None) -> None:
     """Record the base of an adapter: where it is, its fingerprint, and its quantization."""
-    told = {
+    record = {
         "location": _location(source),
         "beside": _beside(folder, source),
         "gguf_file": source.gguf_file,
@@ -39,7 +39,7 @@ def save_base(folder: Path, source: ModelSource, setup: TrainingSetup, quantizat
         "seed": setup.seed,
         "quantization": quantization,
     }
-    write_atomically(folder / BASE, json.dumps(told, indent=1) + "\n")
+    write_atomically(folder / BASE, json.dumps(record, indent=1) + "\n")
 
 
 def _location(source: ModelSource) -> str:
@@ -48,32 +48,34 @@ def _location(source: ModelSource) -> str:
 
 
 def _beside(folder: Path, source: ModelSource) -> str | None:
-    """The base's name where it lies beside the adapter: both are of one workspace, which may move."""
+    """The base's name if it lies beside the adapter, in the same workspace: that may be moved as a whole."""
     place = Path(source.location).resolve()
     return place.name if source.is_local and place.parent == folder.resolve().parent else None
 
 
 def base_of(source: ModelSource) -> tuple[ModelSource, dict[str, Any]]:
-    """The base of an adapter's folder, and its record.
+    """Resolve the base of an adapter folder; return it and its record.
 
-    Raises ``LlaraError`` where that is damaged, and ``UserError`` where it is not what this version reads, or where the
+    Raises ``LlaraError`` if that is damaged, and ``UserError`` where it is not what this version reads, or where the
     base is gone.
     """
     folder = Path(source.location)
-    told = read_json(folder / BASE)
-    if _TOLD - told.keys() or told["quantization"] not in (None, NF4):
-        raise UserError(f"{Path(source.path) / BASE}: not what this version reads of an adapter's base model")
-    beside = folder.resolve().parent / Path(told["beside"] or "").name
-    location = str(beside) if told["beside"] and beside.is_dir() else told["location"]
-    place = str(Path(location) / told["gguf_file"]) if told["gguf_file"] else location
+    record = read_json(folder / BASE)
+    if _RECORDED - record.keys() or record["quantization"] not in (None, NF4):
+        raise UserError(
+            f"{Path(source.path) / BASE}: this version cannot read what it says about the adapter's base model"
+        )
+    beside = folder.resolve().parent / Path(record["beside"] or "").name
+    location = str(beside) if record["beside"] and beside.is_dir() else record["location"]
+    place = str(Path(location) / record["gguf_file"]) if record["gguf_file"] else location
     if Path(location).is_absolute() and not Path(place).exists():
         raise UserError(f"{source.path}: an adapter whose base model is gone: no {place}")
     base = resolve_outside(place, source.remote_code)
-    return replace(base, name=source.name, saved_recipe=source.saved_recipe), told
+    return replace(base, name=source.name, saved_recipe=source.saved_recipe), record
 
 
 def refuse_changed(source: ModelSource, base: ModelSource, fingerprint: str) -> None:
-    """Raise ``UserError`` where the base is not the one, by its fingerprint, that the adapter was trained on."""
+    """Raise ``UserError`` if the base is not the one, by its fingerprint, that the adapter was trained on."""
     if base.fingerprint() != fingerprint:
         raise UserError(f"{source.path}: an adapter whose base model has changed since: {base.path}")
 
@@ -121,11 +123,11 @@ def put_together(model: PreTrainedModel, folder: Path, quantization: str | None)
 def _refuse_unmergeable(model: PreTrainedModel, folder: Path, names: Set[str]) -> None:
     """Raise ``UserError`` for an adapter that cannot be merged into its base."""
     path = folder / PEFT_CONFIG
-    told = read_json(path) if path.is_file() else {}
-    kind = str(told.get("peft_type"))
+    record = read_json(path) if path.is_file() else {}
+    kind = str(record.get("peft_type"))
     if kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"):
         raise UserError(f"{folder}: an adapter of kind {kind} adds tokens to the input and cannot be merged")
-    if told.get("layer_replication"):
+    if record.get("layer_replication"):
         raise UserError(f"{folder}: an adapter that repeats layers of its base (layer_replication) cannot be merged")
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight
@@ -141,7 +143,7 @@ def _embedding_names(model: PreTrainedModel) -> Set[str]:
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an adapter's weights. Raises ``UserError`` where the file is missing or damaged."""
+    """Names and shapes of an adapter's weights. Raises ``UserError`` if the file is missing or damaged."""
     file = folder / PEFT_WEIGHTS
     if not file.is_file():  # peft would go on to look for a pickle
         raise UserError(f"{folder}: no {PEFT_WEIGHTS}")
@@ -152,7 +154,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def embedding_rows(model: PreTrainedModel, folder: Path) -> int | None:
-    """Rows of the embeddings that an adapter brings along, as it was trained with new tokens; None: it has none."""
+    """Rows of the embeddings saved with an adapter that was trained with new tokens; None: none are saved."""
     table = model.get_input_embeddings()
     (name,) = (name for name, module in model.named_modules() if module is table)
     ending = f".{name}.weight"
@@ -160,22 +162,22 @@ def embedding_rows(model: PreTrainedModel, folder: Path) -> int | None:
 
 
 def adapter_folder(source: ModelSource) -> Path:
-    """The folder of an adapter that peft saved; of one on the hub that of the cache, into which it is fetched.
+    """The folder of an adapter saved by peft; an adapter on the hub is fetched into the hub's cache.
 
-    Raises ``UserError`` where there are no safetensors in it.
+    Raises ``UserError`` if there are no safetensors in it.
     """
     if source.is_local:
         return Path(source.location)
     weights = hub_file(source.location, PEFT_WEIGHTS)
     if weights is None:
-        raise UserError(f"{source.location}: no {PEFT_WEIGHTS} of this adapter can be had from the hub")
+        raise UserError(f"{source.location}: the hub has no {PEFT_WEIGHTS} of this adapter")
     return weights.parent
 
 
 def quantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Make every linear layer but the projection an NF4 one that computes in ``dtype``, on the CPU, ready to move.
+    """Replace every linear layer but the projection by an NF4 one that computes in ``dtype``, on the CPU.
 
-    A GPU quantizes where there is one, a layer at a time, so that it never holds the whole model.
+    A GPU, if there is one, quantizes layer by layer, so that it never holds the whole model.
     """
     bnb = _bitsandbytes()
     for name, layer in _quantizable(model):

@@ -34,7 +34,7 @@ def find_body(model: PreTrainedModel) -> nn.Module:
     """The module that turns token ids into last hidden states.
 
     It is what transformers says (``get_decoder``), unless that is the model itself or a layer of its head.
-    Raises ``UserError`` where there is none.
+    Raises ``UserError`` if there is none.
     """
     parts: tuple[nn.Module, ...] = (model.get_decoder(), model.base_model, *model.children())
     for part in parts:
@@ -44,7 +44,7 @@ def find_body(model: PreTrainedModel) -> nn.Module:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """Name -> layer of every linear layer (GPT-2's ``Conv1D`` is one) but the vocabulary projection."""
+    """Linear layers by name (GPT-2's ``Conv1D`` included), without the vocabulary projection."""
     head = model.get_output_embeddings()
     return {
         name: layer
@@ -54,7 +54,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
 
 
 def decoder_layers(body: nn.Module, config: Any) -> nn.ModuleList:
-    """The list of a body's layers. Raises ``UserError`` where there is none."""
+    """The list of a body's layers. Raises ``UserError`` if there is none."""
     for part in body.modules():
         if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
             return part
@@ -62,18 +62,18 @@ def decoder_layers(body: nn.Module, config: Any) -> nn.ModuleList:
 
 
 def width(config: Any) -> int:
-    """Width of the hidden states that a decoder returns; OPT projects them to that of its embeddings."""
+    """Width of the hidden states that a decoder returns: OPT projects them to its embeddings' width."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def rope_switch(config: Any) -> int | None:
-    """The number of positions above which a decoder turns queries and keys by other factors (LongRoPE).
+    """The number of positions above which a decoder uses other rotary factors (LongRoPE).
 
-    It goes by the longest sequence of a forward. None: by nothing but a token's own position.
+    The longest sequence of a forward decides. None: the factors are always the same.
     """
-    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    by_layer = [part for part in told.values() if isinstance(part, dict)]
-    for part in [told, *by_layer]:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_layer = [part for part in rope.values() if isinstance(part, dict)]
+    for part in [rope, *by_layer]:
         if part.get("rope_type", part.get("type")) in LONGROPE:
             own = getattr(config, "original_max_position_embeddings", None)
             found = part.get("original_max_position_embeddings") or own or config.max_position_embeddings
@@ -82,7 +82,7 @@ def rope_switch(config: Any) -> int | None:
 
 
 def compute_dtype(values: Tensor) -> torch.dtype:
-    """What autocast computes in, where it is on, else the dtype of ``values``."""
+    """Autocast's dtype where autocast is on, else the dtype of ``values``."""
     kind = values.device.type
     if not torch.is_autocast_enabled(kind):
         return values.dtype
@@ -98,7 +98,7 @@ def tolerance(values: Tensor) -> float:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context without dropout and gradients."""
+    """Context in evaluation mode and without gradients."""
     training = model.training
     model.eval()
     try:
@@ -109,7 +109,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The error of a failed forward in one line. Running out of memory is no mistake of the caller's: raised again."""
+    """The error of a failed forward in one line. An out-of-memory error is raised again."""
     if is_out_of_memory(error):
         raise error
     return f"{type(error).__name__}: {first_line(error)}"

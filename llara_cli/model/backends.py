@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class EncoderOptions:
     """How to run an encoder. Lengths are total tokens, prompt and special tokens included.
 
-    ``layout`` and ``attention``: how texts share a forward and how attention is computed, where a backend knows several
-    ways. ``compile``: spend time before the first forward to have faster ones. ``note`` is told what the user should
-    hear.
+    ``layout`` and ``attention``: how texts share a forward and how attention is computed, where a backend has a choice.
+    ``compile``: compile the model, so that the first forward is slow and the others fast. ``note`` is called with what
+    the user should know.
     """
 
     dtype: str = "auto"
@@ -57,10 +57,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """What is known of an encoder before its weights are loaded.
+    """Size and shape of an encoder, known before its weights are loaded.
 
-    ``dim``: width of a vector. Where the backend can tell: ``token_flops``, operations a token; ``token_numbers``,
-    numbers that a forward holds a token at its peak.
+    ``dim``: width of a vector. ``token_flops``: operations per token; ``token_numbers``: numbers per token that a
+    forward holds at its peak; None if the backend does not know.
     """
 
     parameters: int
@@ -77,12 +77,12 @@ class EncoderBackend(ABC):
     @classmethod
     @abstractmethod
     def facts(cls, source: ModelSource) -> EncoderFacts:
-        """What a plan shows of the model, without loading its weights. Raises ``UserError`` where it cannot run it."""
+        """Facts for a dry run, without loading the weights. Raises ``UserError`` for a model that it cannot run."""
 
     @classmethod
     @abstractmethod
     def choose_length(cls, source: ModelSource, length: int | None) -> int | None:
-        """Total tokens of a sequence where ``length`` is asked for, None: the default; the answer None: no limit.
+        """Total tokens of a sequence for the ``length`` asked for (None: the default); returns None for no limit.
 
         Raises ``UserError`` for a length above the model's positions. Does not load the weights.
         """
@@ -91,13 +91,13 @@ class EncoderBackend(ABC):
     def count_tokens(
         cls, source: ModelSource, texts: Sequence[str], role: Role, length: int | None
     ) -> tuple[int, int] | None:
-        """Text tokens, and all tokens that the model would see; None if that cannot be known without the weights."""
+        """Count text tokens, and all tokens of the forwards; None if that takes the weights."""
         return None
 
     @classmethod
     @abstractmethod
     def load(cls, source: ModelSource, options: EncoderOptions) -> EncoderBackend:
-        """Load the model. Raises ``UserError`` where a length does not fit the model or its prompt."""
+        """Load the model. Raises ``UserError`` if a length does not fit the model or its prompt."""
 
     @property
     @abstractmethod
@@ -121,7 +121,7 @@ class EncoderBackend(ABC):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Settings of a training backend: tokens whose embedding rows must train, the seed of their start, the adapter.
+    """Settings of a training backend: tokens whose embedding rows must train, the seed of these rows, the adapter.
 
     ``dtype`` is the compute dtype: frozen weights may be kept in it, trainable ones are fp32; all are bf16 where
     ``bf16_weights`` says that the optimizer rounds stochastically. ``note`` is called with what the user should know.
@@ -136,7 +136,7 @@ class TrainingSetup:
 
 
 class TrainingBackend(ABC):
-    """Decides which weights train, and how a trained model becomes a checkpoint."""
+    """Decides which weights train, and how a trained model is saved."""
 
     name: ClassVar[str]
 

@@ -25,10 +25,10 @@ Rows = list[list[int]]
 
 
 def forward_tokens(device: str, parameters: int) -> int:
-    """Overhead of a forward of a decoder with so many parameters, in tokens.
+    """Overhead of a decoder's forward, in tokens.
 
-    ``device``: its type. On a CPU little but time to begin; a GPU idles until the host has started a forward's kernels,
-    which takes the time of the fewer tokens, the larger the model.
+    ``device``: the device's type. Little on a CPU. A GPU idles until the host has launched a forward's kernels: the
+    larger the model, the fewer tokens could be computed in that time.
     """
     if device == "cpu":
         return CPU_FORWARD_TOKENS
@@ -54,7 +54,7 @@ def pack(lengths: Sequence[int], capacity: int) -> Rows:
 
 
 def pack_evenly(lengths: Sequence[int], capacity: int, multiple: int = 1, processes: int = 1) -> Rows:
-    """``pack`` into rows that share the tokens evenly: as few as possible, or as many for each process.
+    """``pack`` into rows of about equal length: as few rows as possible, and the same number for each process.
 
     They are filled up to one width, a multiple of ``multiple``, where that is no more than ``capacity``; the rest goes
     into a last row. So little is padding, and few widths occur.
@@ -72,8 +72,8 @@ def pack_evenly(lengths: Sequence[int], capacity: int, multiple: int = 1, proces
 def micro_batches(row_lengths: Sequence[int], budget: int, forward_tokens: int) -> list[list[int]]:
     """Group rows into forwards of at most ``budget`` tokens, padding counted (one row at least); longest rows first.
 
-    Of all ways to cut the rows, sorted by length, it is the one that computes the fewest tokens, when each forward
-    counts as ``forward_tokens`` more.
+    Of all ways to cut the rows, sorted by length, the one of least cost: computed tokens, plus ``forward_tokens`` for
+    each forward.
     """
     order = sorted(range(len(row_lengths)), key=lambda i: (-row_lengths[i], i))
     widths = [row_lengths[row] for row in order]
@@ -100,10 +100,10 @@ class Batching:
         layout: ``packed`` or ``bucketed``.
         budget: tokens of one forward, padding counted; a longer sequence has a forward of its own.
         row_tokens: tokens of a packed row; None: each forward is one row.
-        multiple: a row's width is rounded up to a multiple of this many tokens (``layout.row_width``).
-        switch: positions above which the model computes another way, by the longest sequence of a forward (LongRoPE):
-            sequences with more never share a forward with others. None: nothing depends on that.
-        forward_tokens: what one more forward costs besides its tokens, in tokens.
+        multiple: a row's width is rounded up to a multiple of this many tokens (``sequences.row_width``).
+        switch: positions above which the model uses other rotary factors (``architecture.rope_switch``): longer
+            sequences never share a forward with others. None: the factors are always the same.
+        forward_tokens: overhead of a forward, in tokens.
     """
 
     layout: LayoutName
@@ -132,7 +132,7 @@ class Batching:
         return found
 
     def _forwards(self, lengths: Sequence[int], budget: int, processes: int) -> list[Rows]:
-        """``budget``: what leaves a forward for each of the processes."""
+        """``budget``: small enough that each process has a forward."""
         if self.layout == "bucketed":
             rows = [[number] for number in range(len(lengths))]
         elif self.row_tokens is None:
@@ -166,7 +166,7 @@ def computed_tokens(lengths: Sequence[int], forwards: Sequence[Rows], multiple: 
 
 
 def assign_to_ranks(costs: Sequence[int], processes: int) -> list[list[int]]:
-    """Assign forwards to processes, evenly by cost and the same number to each: sharded weights are gathered in each.
+    """Assign forwards to processes, evenly by cost, the same number to each: all gather sharded weights together.
 
     A process that would have fewer is given ``-1``: a forward whose result does not count.
     """

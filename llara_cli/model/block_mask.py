@@ -21,13 +21,13 @@ Blocks = NDArray[np.bool_]
 
 
 def row_multiple(budget: int) -> int:
-    """The multiple to round widths up to: a power of two times a block: rows of ``budget`` tokens have few widths."""
+    """The multiple that widths are rounded up to: a power of two blocks, so that rows of ``budget`` tokens have few."""
     blocks = -(-budget // (WIDTHS * BLOCK_TOKENS))
     return BLOCK_TOKENS << (blocks - 1).bit_length()
 
 
 def block_mask(token_rows: TokenRows, window: int | None, device: torch.device) -> BlockMask:
-    """The block mask of token rows, computed from lengths, not from pairs of tokens."""
+    """The block mask of token rows, computed from lengths instead of pairs of tokens."""
     partial, full = block_table(token_rows, window)
     width = token_rows.ids.shape[1]
     return BlockMask.from_kv_blocks(
@@ -69,7 +69,7 @@ def _first_keys(token_rows: TokenRows, window: int | None) -> Ids:
 
 
 def _blocks(values: Ids, fill: int = 0) -> Ids:
-    """(R, L) -> (R, blocks, tokens of a block), the last block filled up."""
+    """(R, L) -> (R, blocks, tokens of a block), the last block padded."""
     rows, width = values.shape
     filled = np.pad(values, ((0, 0), (0, -width % BLOCK_TOKENS)), constant_values=fill)
     return filled.reshape(rows, -1, BLOCK_TOKENS)

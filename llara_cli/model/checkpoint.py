@@ -65,10 +65,10 @@ def _quantization_method(config: Any) -> str | None:
     found = fields.get("quantization_config")
     if not found:
         return None
-    told = found if isinstance(found, Mapping) else getattr(found, "__dict__", {})
-    method = told.get("quant_method")
+    settings = found if isinstance(found, Mapping) else getattr(found, "__dict__", {})
+    method = settings.get("quant_method")
     if method is None:  # written by old versions of bitsandbytes
-        return BITSANDBYTES if told.get("load_in_4bit") or told.get("load_in_8bit") else "an unknown method"
+        return BITSANDBYTES if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "an unknown method"
     return str(getattr(method, "value", method))
 
 
@@ -95,7 +95,7 @@ class Header:
 
 
 def refuse_codes(source: ModelSource, header: Header) -> None:
-    """Raise ``UserError`` for weights in eight bits without a configuration that says how they are to be read."""
+    """Raise ``UserError`` for 8-bit weights whose configuration does not say how they are quantized."""
     if codes := [name for name, dtype in header.dtypes.items() if dtype in _EIGHT_BITS]:
         kinds = ", ".join(sorted({header.dtypes[name] for name in codes}))
         raise UserError(
@@ -105,7 +105,7 @@ def refuse_codes(source: ModelSource, header: Header) -> None:
 
 
 def read_header(source: ModelSource, folder: str = "") -> Header | None:
-    """The header of the weights in ``folder`` of a model; None where the hub has no safetensors of it.
+    """The header of the weights in ``folder`` of a model; None if the hub has no safetensors of it.
 
     Raises ``UserError`` that names the file where one is missing, cut short, no safetensors file, or a pickle.
     """
@@ -167,7 +167,7 @@ def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def why_unreadable(file: Path, error: Exception) -> str:
-    """Why a file is not what its name says, for an error."""
+    """The reason, for an error message, that a file cannot be read."""
     with file.open("rb") as opened:
         start = opened.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
@@ -185,11 +185,10 @@ def refuse_incomplete(source: ModelSource, model: PreTrainedModel, loaded: Mappi
 
     Args:
         model: a body, or a body with its vocabulary projection.
-        loaded: what transformers tells of loading it (``output_loading_info``).
+        loaded: transformers' report of the loading (``output_loading_info``).
 
     Returns:
-        Names of the vocabulary projection's weights, where the files have none of it: only what lies before it can
-        be used then.
+        Names of the vocabulary projection's weights if the files have none of them: the model can only embed then.
 
     Raises:
         UserError: a weight is missing, of another shape, or has no place in the model; the message names them.
@@ -207,9 +206,9 @@ def refuse_incomplete(source: ModelSource, model: PreTrainedModel, loaded: Mappi
         _counted("of another shape", [f"{name} {file} instead of {here}" for name, (file, here) in shapes.items()]),
         *(str(message) for message in loaded.get("error_msgs") or ()),
     ]
-    told = "; ".join(fault for fault in faults if fault)
-    if told:
-        raise UserError(f"{source.path}: its weights are not those that its configuration describes: {told}")
+    message = "; ".join(fault for fault in faults if fault)
+    if message:
+        raise UserError(f"{source.path}: its weights are not those that its configuration describes: {message}")
     return frozenset(head)
 
 
@@ -219,7 +218,7 @@ def _counted(what: str, names: Iterable[str]) -> str:
 
 
 def _in_body(model: PreTrainedModel, name: str) -> bool:
-    """Whether a weight is of the body, which turns tokens into hidden states."""
+    """Whether a weight belongs to the body, which turns tokens into hidden states."""
     prefix = model.base_model_prefix
     return not hasattr(model, prefix) or name.startswith(f"{prefix}.")
 
@@ -234,7 +233,7 @@ def _tied(model: PreTrainedModel) -> Iterable[str]:
 
 
 def _first_part(model: PreTrainedModel, name: str) -> str:
-    """The outermost module that a weight is in, the body apart."""
+    """The outermost module that holds a weight, the body left out."""
     return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
 
 

@@ -36,7 +36,7 @@ FLEX = "flex_attention"
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
+    """``auto``: CUDA if available, else the CPU. Raises ``UserError`` for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -48,7 +48,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 on a GPU that computes in it, else fp32 (CPUs and older GPUs emulate it, at a loss of speed)."""
+    """``auto``: bf16 on a GPU that supports it, else fp32 (CPUs and older GPUs emulate bf16, which is slow)."""
     if name == "auto":
         computed = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bf16" if computed else "fp32"
@@ -58,12 +58,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def allow_shapes() -> None:
-    """Let this process compile for ``COMPILED_SHAPES``; PyTorch's own limit is 8."""
+    """Let this process compile for up to ``COMPILED_SHAPES`` shapes; PyTorch's own limit is 8."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
 
 
 def refuse_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ``UserError`` for an attention implementation that the device does not support, or not in ``dtype``."""
+    """Raise ``UserError`` for an attention implementation that does not support the device or ``dtype``."""
     if name == "flex" and device.type != "cuda":
         raise UserError("`attention='flex'` needs a CUDA device: elsewhere FlexAttention has no backward; use dense")
     if name == "varlen" and (why := why_no_kernel(device, dtype)) is not None:
@@ -103,19 +103,19 @@ class Decoder:
 
     @property
     def embedded_tokens(self) -> int:
-        """Rows of the embedding: ids must be below."""
+        """Rows of the embedding: ids must be less than this."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens that the model has positions for; None where it has no limit."""
+        """Tokens that the model has positions for; None if it has no limit."""
         return max_positions(self.config)
 
     @property
     def projection(self) -> nn.Module:
-        """The vocabulary projection W; ``logits`` knows what else happens between hidden states and logits.
+        """The vocabulary projection W; ``logits`` has what else happens between hidden states and logits.
 
-        Raises ``UserError`` where the model has none.
+        Raises ``UserError`` if the model has none.
         """
         head: nn.Module | None = self.model.get_output_embeddings()
         if head is None:
@@ -124,7 +124,7 @@ class Decoder:
 
     @cached_property
     def logits(self) -> Logits:
-        """How logits are computed from hidden states, found once by trying. Raises ``UserError`` where that fails."""
+        """How logits are computed from hidden states, found by two forwards. Raises ``UserError`` if that fails."""
         with self.attending():  # another would be compiled for a few tokens, or miss their segments
             return find_logits(self.model, self.body, self.projection)
 
@@ -136,10 +136,10 @@ class Decoder:
                 weight.requires_grad_(False)
 
     def use_attention(self, name: str) -> None:
-        """Compute attention in one way: ``dense`` (under a mask), ``flex`` (FlexAttention) or ``varlen`` (segments).
+        """Choose how attention is computed: ``dense`` (with a mask), ``flex`` (FlexAttention) or ``varlen`` (segments).
 
-        ``auto``: dense, until ``choose_attention`` is called for packed rows on CUDA. To be called under autocast where
-        the model is to compute so. Raises ``UserError``, with the reason, where model or device cannot.
+        ``auto``: dense, until ``choose_attention`` is called for packed rows on CUDA. Call it under autocast
+        if the model is going to run under autocast. Raises ``UserError`` if model or device do not support it.
         """
         refuse_attention(name, self.device, compute_dtype(next(self.body.parameters())))
         if name == "flex":
@@ -164,7 +164,7 @@ class Decoder:
             raise UserError(f"`attention='flex'`: {self.config.model_type} {why}; use dense")
 
     def attend_in_blocks(self) -> bool:
-        """Switch to FlexAttention, which skips the blocks of a mask that are empty; False where the model cannot."""
+        """Switch to FlexAttention, which skips empty blocks of the mask; False where the model does not support it."""
         if not getattr(self.model, "_supports_flex_attn", False) or self.drops_attention:
             return False
         self.model.set_attn_implementation(FLEX)
@@ -183,7 +183,7 @@ class Decoder:
 
     @property
     def takes_trees(self) -> bool:
-        """Whether the model uses the positions that it is given, and a mask can describe every layer's attention."""
+        """Whether the model uses the positions given, and a mask can describe every layer's attention."""
         return self._takes_positions and self.windows.maskable
 
     @contextmanager
@@ -200,7 +200,7 @@ class Decoder:
                 self.model.set_attn_implementation(before)
 
     def choose_attention(self, layout: str) -> None:
-        """For packed rows on CUDA, unless another way was asked for, attend in blocks where the model can."""
+        """Use FlexAttention for packed rows on CUDA where the model supports it, unless the user chose another."""
         if layout != "bucketed" and self._chosen == "auto" and self.device.type == "cuda":
             self.attend_in_blocks()
 
@@ -221,7 +221,7 @@ class Decoder:
     def recompute_in_backward(self, every: int = 1) -> None:
         """Keep the input only of every ``every``-th layer, and recompute the rest in backward: less memory, more time.
 
-        Raises ``UserError`` where the model cannot.
+        Raises ``UserError`` if the model cannot.
         """
         if not self.model.supports_gradient_checkpointing:
             raise UserError(
@@ -238,9 +238,9 @@ class Decoder:
         self.model.enable_input_require_grads()
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """``torch.compile`` each decoder layer: they are alike, so what is compiled for one serves all.
+        """``torch.compile`` each decoder layer; layers are alike, so code compiled for one serves all.
 
-        Compiled for the first width of a row, and once more for all others. Raises ``UserError`` where the body has no
+        Compiled for the first width of a row, and once more for all others. Raises ``UserError`` if the body has no
         list of layers.
         """
         _ = self._joint  # tried before: it would be compiled for, and a compiler's errors taken for the model's
@@ -250,18 +250,18 @@ class Decoder:
         self._compiled = True
 
     def multiply_in_float8(self, *, emulate: bool = False) -> None:
-        """``compute_in_float8`` of the body; what must be tried outside autocast is tried before."""
+        """``compute_in_float8`` of the body, after the trial forwards that must run in full precision."""
         _ = self._joint
         compute_in_float8(self.body, emulate=emulate)
 
     def train_lean(self) -> None:
-        """On a CPU, keep less for backward and add gradients where they are (``lean_training``)."""
+        """On a CPU, keep less for backward and add gradients in place (``lean_training``)."""
         self._lean = True
 
     def hidden(self, token_rows: TokenRows, windows: list[int | None] | None = None) -> Tensor:
         """Last hidden states (R * L, dim) of token rows.
 
-        ``windows``: where ``varlen`` notes the sliding window that each layer asks for.
+        ``windows``: list to which ``varlen`` appends the sliding window that each layer asks for.
         """
         with self._products():
             output: Tensor = self.body(**self._inputs(token_rows, windows), use_cache=False).last_hidden_state
@@ -271,7 +271,7 @@ class Decoder:
         """Keyword arguments of the body."""
         device, implementation = self.device, self.config._attn_implementation
         ids, positions = (to_device(part, device) for part in (token_rows.ids, token_rows.positions))
-        if implementation == VARLEN:  # rows are nothing to it: one after the other they are one
+        if implementation == VARLEN:  # segments know no rows: all rows, one after the other, are one
             segments = plan_of(token_rows, device)._replace(windows=windows)
             if self._compiled:
                 mark_dynamic(segments)
@@ -296,7 +296,7 @@ class Decoder:
         return self.hidden(token_rows)[to_device(token_rows.slots, self.device)]
 
     def _mask(self, token_rows: TokenRows) -> Any:
-        """The mask as this model's attention takes it; per layer type where the types differ."""
+        """The mask in the form that this model's attention takes; one per layer type where the types differ."""
         masks = {kind: self._attention_mask(token_rows, window) for kind, window in self.windows.kinds.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -311,9 +311,9 @@ class Decoder:
         return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def runs_jointly(self) -> bool:
-        """Whether one forward over a tree equals one per branch: tried on a few tokens of this very model.
+        """Whether one forward over a tree equals one forward per branch, tested on a few tokens.
 
-        False for decoders that take no mask or positions as given (ALiBi, recurrent, hybrid, chunked attention).
+        False for decoders that do not use the mask or positions given (ALiBi, recurrent, hybrid, chunked attention).
         """
         return self._joint
 
@@ -323,8 +323,8 @@ class Decoder:
             return self_test.runs_jointly(self)
 
     def check(self, where: str) -> None:
-        """Try the body on a few tokens: it must return hidden states, which no later token may change.
+        """Test the body on a few tokens: it must return hidden states that do not depend on later tokens.
 
-        ``where`` names the model. Raises ``UserError`` where the body is no causal decoder of token ids.
+        ``where`` names the model. Raises ``UserError`` if the body is no causal decoder of token ids.
         """
         self_test.check(self, where)

@@ -39,11 +39,11 @@ def pool(slots: Tensor, recipe: Recipe, *, normalize: bool = True) -> Tensor:
 
 
 def text_batching(decoder: Decoder, layout: str, budget: int) -> Batching:
-    """How texts of one prompt each become forwards of at most ``budget`` tokens.
+    """How texts, each with one prompt, become forwards of at most ``budget`` tokens.
 
-    ``layout``: ``packed`` (for models that take masks), ``bucketed`` or ``auto``: packed where attention skips what
-    texts of a row do not see of each other. Elsewhere those of a forward are so alike in length that there is little to
-    pack, and a row of one text needs no mask at all.
+    ``layout``: ``packed`` (for models that take masks), ``bucketed`` or ``auto``: packed where attention skips pairs of
+    tokens from different texts. Elsewhere packing gains little, as the texts of a forward are of like length, and a row
+    of one text needs no mask at all.
     """
     wanted = layout == "packed" or (layout == "auto" and decoder.rows_are_free)
     chosen = "packed" if wanted and decoder.runs_jointly() else "bucketed"
@@ -52,7 +52,7 @@ def text_batching(decoder: Decoder, layout: str, budget: int) -> Batching:
 
 
 def choose_length(length: int | None, max_positions: int | None) -> int:
-    """``length``, or the default limited to the model's positions. Raises ``UserError`` where the model has fewer."""
+    """``length``, or the default limited to the model's positions. Raises ``UserError`` if the model has fewer."""
     if length is None:
         return min(DEFAULT_LENGTH, max_positions or DEFAULT_LENGTH)
     if max_positions is not None and length > max_positions:
@@ -74,7 +74,7 @@ class Sequencer:
     """Puts a role's prompt after each text, cutting the text (never the prompt) to the role's total length."""
 
     def __init__(self, tokenizer: TextTokenizer, recipe: Recipe, lengths: Mapping[Role, int]) -> None:
-        """Raises ``UserError`` where a length is too short for the prompt."""
+        """Raises ``UserError`` if a length is too short for the prompt."""
         self.tokenizer = tokenizer
         self.prompts: PromptIds = tokenizer.prompt_ids(recipe)
         self.branches = {role: recipe.roles[role] for role in lengths}
@@ -94,10 +94,10 @@ class Sequencer:
 
 
 class Encoder:
-    """Encodes texts with a decoder, texts of like length together, at most ``batch_tokens`` tokens a forward.
+    """Encodes texts with a decoder, in batches of similar length of at most ``batch_tokens`` tokens.
 
-    ``layout``: as ``text_batching`` has it.
-    ``note`` is told where the GPU was too small for a forward; smaller ones follow.
+    ``layout``: see ``text_batching``.
+    ``note`` is called when a forward did not fit the GPU's memory; smaller ones follow.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class Encoder:
     def encode_each(
         self, batches: Iterable[Sequence[str]], role: Role, progress: Advance | None = None
     ) -> Iterator[Encoded]:
-        """``encode`` of one batch after the other; the next is tokenized while this one is computed."""
+        """``encode`` each batch; the next is tokenized while this one is computed."""
         for sequences in prefetch(lambda texts: self.sequencer.trees(texts, role), batches):
             yield self.compute(sequences, progress)
 
     @torch.inference_mode()
     def compute(self, sequences: Sequences, progress: Advance | None = None) -> Encoded:
-        """``encode`` of what is tokenized."""
+        """``encode`` texts that are tokenized already."""
         trees = sequences.trees
         vectors = np.empty((len(trees), self.decoder.dim), np.float32)
         left = list(range(len(trees)))
@@ -143,16 +143,15 @@ class Encoder:
         return Encoded(vectors, sequences.tokens, sequences.cut, sequences.empty)
 
     def _forwards(self, trees: Sequence[Tree], numbers: Sequence[int]) -> list[Rows]:
-        """What is to be computed for the trees called ``numbers``; the longest, which need most memory, come first."""
+        """The forwards of the trees called ``numbers``; the longest, which need most memory, come first."""
         chosen = [trees[number] for number in numbers]
         forwards = self.batching.forwards([len(tree) for tree in chosen], spans=[tree.span for tree in chosen])
         return [[[numbers[place] for place in row] for row in rows] for rows in forwards]
 
     def _run(self, trees: Sequence[Tree], forwards: Sequence[Rows], progress: Advance | None) -> tuple[Vectors, int]:
-        """Vectors (texts, dim) of the forwards, in their order, up to one for which the GPU's memory is too small; and
-        how many forwards these are.
+        """Run forwards until one does not fit the GPU's memory; return their vectors (texts, dim) and how many ran.
 
-        They are fetched when ``FETCHED`` or all are computed, so that the host goes on meanwhile.
+        Vectors are fetched when ``FETCHED`` or all are computed, so that the host need not wait in between.
         """
         vectors, found, done = [torch.empty(0, self.decoder.dim)], list[Tensor](), 0
         place_in_rows = partial(place_some, trees, multiple=self.batching.multiple)
@@ -171,7 +170,7 @@ class Encoder:
         return torch.cat(vectors).numpy(), done
 
     def _embed(self, token_rows: TokenRows) -> Tensor | None:
-        """Vectors (texts, dim) of one forward; None where the GPU's memory is too small for it."""
+        """Vectors (texts, dim) of one forward; None if it does not fit the GPU's memory."""
         try:
             return pool(self.decoder.slots(token_rows), self.recipe).float()
         except torch.OutOfMemoryError:
@@ -180,10 +179,10 @@ class Encoder:
             return None
 
     def _shrink(self, trees: Sequence[Tree], rows: Rows) -> None:
-        """Halve the forwards to come, now that one did not fit."""
+        """Halve the size of further forwards, as one did not fit."""
         tokens = computed_tokens([len(tree) for tree in trees], [rows], self.batching.multiple)
         budget = tokens // 2
-        self._note(f"out of memory with {tokens} tokens a forward: going on with {budget}")
+        self._note(f"out of memory with {tokens} tokens per forward: continuing with {budget}")
         multiple = min(self.batching.multiple, row_multiple(budget))
         self.batching = replace(self.batching, budget=budget, multiple=multiple)
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Training in float8: the decoder's linear layers multiply in 8 bits, each row scaled by its own largest value."""
+"""Training in float8: the decoder's linear layers multiply 8-bit numbers, each row scaled by its largest value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llara_cli.core.errors import UserError
 from llara_cli.core.registry import missing_extra
 
 MULTIPLE = 16
-"""What the kernels want both widths of a layer to be a multiple of."""
+"""The kernels take layers whose widths are multiples of this."""
 
 
 def refuse_without_float8(device: torch.device, dtype: torch.dtype) -> None:
@@ -25,9 +25,9 @@ def refuse_without_float8(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def compute_in_float8(body: nn.Module, *, emulate: bool = False) -> None:
-    """Let a body's linear layers multiply in float8; their weights stay what and where they are.
+    """Let a body's linear layers multiply in float8; the weights themselves do not change.
 
-    ``emulate``: on any device, slowly, what a GPU with float8 would compute. Raises ``UserError`` where torchao is not
+    ``emulate``: on any device, slowly, what a GPU with float8 would compute. Raises ``UserError`` if torchao is not
     installed, or no layer is of a shape that the kernels take.
     """
     try:

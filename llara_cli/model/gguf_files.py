@@ -19,11 +19,11 @@ from llara_cli.data.text_files import first_of
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _OF_THE_FILE = {"split.no", "split.count", "split.tensors.count", "general.architecture"}
-"""Metadata that the writer makes itself, or that a whole file has not."""
+"""Metadata that the writer adds itself, or that only parts of a split file have."""
 _ROPE_FACTORS = "rope_freqs.weight"
-"""By what each rotary frequency is divided: how llama.cpp keeps Llama 3's RoPE scaling."""
+"""The divisor of each rotary frequency: llama.cpp's form of Llama 3's RoPE scaling."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What all of Llama 3.1, 3.2 and 3.3 have; the factor itself is the largest of the factors in the file."""
+"""Settings that Llama 3.1, 3.2 and 3.3 have in common; ``factor`` is the largest of the file's divisors."""
 _PLAIN_SCALING = (None, "", "none")
 
 
@@ -60,11 +60,11 @@ def _read(files: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def complete_config(config: Any, files: list[Path]) -> None:
-    """Put into a configuration what transformers leaves out of it when it reads it from these files.
+    """Add to a configuration what transformers leaves out when it reads it from these files.
 
     Raises:
         ImportError: ``gguf`` is not installed.
-        UserError: a part of a split file under another name, or a RoPE scaling that cannot be told.
+        UserError: a part of a split file under another name, or an unknown RoPE scaling.
     """
     metadata, tensors = _read(tuple(files))
     count = int(metadata.get("split.count", 1))
@@ -84,28 +84,28 @@ def complete_config(config: Any, files: list[Path]) -> None:
 
 
 def _complete_from_metadata(config: Any, metadata: dict[str, Any], file: Path) -> None:
-    """Take over, of the keys that change what a model computes, those that transformers leaves for some architectures.
+    """Copy metadata that changes what a model computes and that transformers ignores for some architectures.
 
-    Raises ``UserError`` where one says something else than the configuration, and it cannot be told where to put it.
+    Raises ``UserError`` if it differs from the configuration, which has no known place for it.
     """
     prefix = metadata.get("general.architecture")
-    told = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
+    values = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
     rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and "rope_theta" in rope and (theta := told.get("rope.freq_base")) is not None:
+    if isinstance(rope, dict) and "rope_theta" in rope and (theta := values.get("rope.freq_base")) is not None:
         config.rope_parameters = rope = {**rope, "rope_theta": float(theta)}
     for name in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if name in told and hasattr(config, name):
-            setattr(config, name, float(told[name]))
-    if isinstance(rope, dict) and "rope_theta" in rope and (dims := told.get("rope.dimension_count")) is not None:
+        if name in values and hasattr(config, name):
+            setattr(config, name, float(values[name]))
+    if isinstance(rope, dict) and "rope_theta" in rope and (dims := values.get("rope.dimension_count")) is not None:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
         if int(dims) != int(width * share):
             raise _unread(file, f"rotary positions in {dims} of {width} numbers of a head (rope.dimension_count)")
-    window = int(told.get("attention.sliding_window") or 0)
+    window = int(values.get("attention.sliding_window") or 0)
     if window and window != getattr(config, "sliding_window", None) and window < (config.max_position_embeddings or 0):
         raise _unread(file, f"a sliding window of {window} tokens (attention.sliding_window)")
-    if float(told.get("rope.scale_linear", 1.0)) != 1.0:
-        raise _unread(file, f"a RoPE scaling of {told['rope.scale_linear']:g} (rope.scale_linear)")
+    if float(values.get("rope.scale_linear", 1.0)) != 1.0:
+        raise _unread(file, f"a RoPE scaling of {values['rope.scale_linear']:g} (rope.scale_linear)")
 
 
 def _unread(file: Path, what: str) -> UserError:
@@ -127,7 +127,7 @@ def _refuse_scaling(metadata: dict[str, Any], file: Path) -> None:
 
 
 def _set_factors(config: Any, factors: NDArray[np.float64], file: Path) -> None:
-    """Tell the configuration of Llama 3's RoPE scaling. Raises ``UserError`` where the factors are not of that kind."""
+    """Set Llama 3's RoPE scaling in the configuration. Raises ``UserError`` for factors of another kind."""
     if np.allclose(factors, 1.0):
         return
     rope = config.rope_parameters
@@ -142,7 +142,7 @@ def _set_factors(config: Any, factors: NDArray[np.float64], file: Path) -> None:
 
 
 def _llama3_factors(frequencies: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """By what Llama 3 divides each frequency: long waves by ``factor``, short ones by 1, those between by a mix."""
+    """Llama 3's divisor of each frequency: ``factor`` for long waves, 1 for short ones, a mix in between."""
     low, high, positions = _LLAMA3.values()
     turns = positions * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -150,7 +150,7 @@ def _llama3_factors(frequencies: NDArray[np.float64], factor: float) -> NDArray[
 
 
 def unplaced_tensors(model: Any, files: list[Path]) -> set[str]:
-    """Tensors of the files that transformers has no place for, and so leaves out without a word.
+    """Tensors of the files that transformers silently ignores, as its model has no place for them.
 
     Empty for architectures whose tensors do not correspond one to one to the model's weights (experts).
     """
@@ -168,7 +168,7 @@ def unplaced_tensors(model: Any, files: list[Path]) -> set[str]:
 
 @contextmanager
 def as_one_file(files: list[Path]) -> Iterator[Path]:
-    """The parts as one GGUF, in a temporary folder that is gone afterwards; a single file is given as it is."""
+    """The parts merged into one GGUF in a temporary folder; a single file is yielded unchanged."""
     if len(files) == 1:
         yield files[0]
         return
@@ -179,7 +179,7 @@ def as_one_file(files: list[Path]) -> Iterator[Path]:
 
 
 def _merge(files: list[Path], path: Path) -> None:
-    """Metadata of the first part, tensors of all, bytes as they are."""
+    """Write the metadata of the first part and the tensors of all, byte for byte."""
     import gguf
 
     readers = [gguf.GGUFReader(file) for file in files]

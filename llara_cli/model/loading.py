@@ -45,9 +45,9 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _explained(source: ModelSource) -> Iterator[None]:
-    """Turn what an odd checkpoint makes of transformers, which may be any error, into one line that names it.
+    """Turn any error that transformers raises for an odd checkpoint into one line that names the checkpoint.
 
-    Running out of memory is not the checkpoint's fault, and stays what it is.
+    Out-of-memory errors, which are not the checkpoint's fault, are not changed.
     """
     try:
         with quiet_transformers():
@@ -63,10 +63,10 @@ def _explained(source: ModelSource) -> Iterator[None]:
 
 
 def load_config(source: ModelSource) -> Any:
-    """The model's configuration; of an adapter its base's.
+    """The model's configuration; for an adapter that of its base.
 
-    Raises ``UserError`` where there is none to be had, for one of no causal language model, and for weights quantized
-    in a way that cannot be read here.
+    Raises ``UserError`` if there is none, where it is not a causal language model's, and for weights quantized in a
+    way that cannot be read here.
     """
     if source.base is not None:
         return load_config(source.base)
@@ -96,7 +96,7 @@ def _cannot_load(source: ModelSource, error: Exception) -> str:
 
 
 def max_positions(config: Any) -> int | None:
-    """Tokens that a configuration has positions for; None where it has no limit."""
+    """Tokens that a configuration has positions for; None if it has no limit."""
     found = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 0)
     return found if found > 0 else None
 
@@ -125,7 +125,7 @@ def load_causal_lm(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 def model_of_shapes(source: ModelSource) -> PreTrainedModel:
     """The model without weights, on the ``meta`` device.
 
-    Raises ``UserError`` where the configuration describes no causal language model that could be built.
+    Raises ``UserError`` if the configuration describes no causal language model that could be built.
     """
     config = load_config(source)
     with _explained(source), torch.device("meta"):
@@ -136,7 +136,7 @@ def model_of_shapes(source: ModelSource) -> PreTrainedModel:
 
 
 def has_projection(source: ModelSource) -> bool:
-    """Whether a checkpoint on this disk has its vocabulary projection; True where that takes more than its headers.
+    """Whether a local checkpoint has its vocabulary projection; True where its headers do not show it.
 
     Raises ``UserError`` for a checkpoint that is not whole, as ``load_causal_lm`` does, without reading a weight.
     """
@@ -148,7 +148,7 @@ def has_projection(source: ModelSource) -> bool:
         return True
     config = load_config(source)
     if is_quantized(config):
-        return True  # its layers cannot be made without memory
+        return True  # its layers cannot be created on the meta device
     with _explained(source):
         model = _from_checkpoint(source, config, torch.float32, device_map="meta")
     return not lacks_projection(model)
@@ -189,13 +189,13 @@ def _from_checkpoint(source: ModelSource, config: Any, dtype: torch.dtype, **mor
 
 
 def _from_adapter(source: ModelSource) -> PreTrainedModel:
-    base, told = base_of(source)
+    base, record = base_of(source)
     if not base.is_local:
         load_config(base)  # puts a hub model into the cache, where its fingerprint is read
-    refuse_changed(source, base, told["fingerprint"])
-    model = load_causal_lm(base, getattr(torch, told["dtype"]))
-    add_new_tokens(model, TextTokenizer.load(base), tuple(told["new_tokens"]), told["seed"])
-    return put_together(model, Path(source.location) / ADAPTER, told["quantization"])
+    refuse_changed(source, base, record["fingerprint"])
+    model = load_causal_lm(base, getattr(torch, record["dtype"]))
+    add_new_tokens(model, TextTokenizer.load(base), tuple(record["new_tokens"]), record["seed"])
+    return put_together(model, Path(source.location) / ADAPTER, record["quantization"])
 
 
 def _from_peft(source: ModelSource, base: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
@@ -206,7 +206,7 @@ def _from_peft(source: ModelSource, base: ModelSource, dtype: torch.dtype) -> Pr
 
 
 def _make_room(model: PreTrainedModel, adapter: Path) -> None:
-    """Give a base as many embeddings as its adapter brings along, as one that was trained with new tokens does."""
+    """Resize a base's embeddings to those saved with an adapter that was trained with new tokens."""
     rows = embedding_rows(model, adapter)
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -215,7 +215,7 @@ def _make_room(model: PreTrainedModel, adapter: Path) -> None:
 def _from_gguf(source: ModelSource, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     files = source.gguf_parts
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    # its bar heeds none of transformers' switches
+    # none of transformers' switches turns its progress bar off
     with gguf_files.as_one_file(files) as file, redirect_stderr(io.StringIO()):
         loaded, found = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32, **options
@@ -244,10 +244,10 @@ def _as_plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def add_new_tokens(model: PreTrainedModel, tokenizer: TextTokenizer, tokens: tuple[str, ...], seed: int) -> list[int]:
-    """Make ``tokens`` special tokens of tokenizer and model; the ids of those whose embeddings are untrained.
+    """Add ``tokens`` to tokenizer and model as special tokens; return the ids whose embeddings are untrained.
 
     A new row starts at the mean of all rows plus a little seeded noise, so that the slots differ from the start. So
-    does a row between the model's and theirs: a tokenizer may know more tokens than its model (GGUF: an ``<unk>``).
+    does a row between the model's and theirs: a tokenizer may have more tokens than its model (GGUF: an ``<unk>``).
     """
     fresh = [token for token in tokens if token not in tokenizer.hf.get_added_vocab()]
     tokenizer.add_tokens(tokens)

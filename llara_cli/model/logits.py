@@ -2,8 +2,8 @@
 
 Most multiply by the vocabulary projection and do no more. Granite divides the logits by a constant, Cohere multiplies
 them, MiniCPM divides the hidden states, Gemma 2 soft-caps the logits (``cap * tanh(logits / cap)``), BERT-style heads
-have a dense layer before the projection. What a model does is found by giving its own ``forward`` chosen hidden
-states and chosen products, and checked against its logits.
+have a dense layer before the projection. To find out what a model does, its own ``forward`` is run with chosen hidden
+states and chosen products, and the result checked against its logits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from llara_cli.cpu import wide
 from llara_cli.model.architecture import FAILURES, evaluating, reason, tolerance
 
 TRIAL_TOKENS = 7
-"""Tokens that a model is tried on."""
+"""Tokens of a trial forward."""
 LARGEST = 1e6
-"""The largest product that the logits' function is tried on."""
+"""The largest product that the logits' function is tested on."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Logits:
     """The logits of hidden states h: ``cap * tanh(scale * (W t(input_scale * h) + b) / cap)``.
 
     Attributes:
-        input_scale: what hidden states are multiplied by first.
+        input_scale: factor on the hidden states.
         transform: t, a module in front of the projection W; None: there is none.
-        scale: what the products with W, and the bias b, are multiplied by.
-        cap: what the logits are softly limited to; None: they are not.
+        scale: factor on the products with W and on the bias b.
+        cap: soft cap of the logits; None: no cap.
     """
 
     input_scale: float = 1.0
@@ -45,7 +45,7 @@ class Logits:
     cap: float | None = None
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """What W is multiplied with, (..., width of W), of hidden states (..., dim)."""
+        """Input of W, (..., width of W), for hidden states (..., dim)."""
         scaled = hidden if self.input_scale == 1 else hidden * self.input_scale
         return scaled if self.transform is None else self.transform(scaled)
 
@@ -56,7 +56,7 @@ class Logits:
 
 
 PLAIN = Logits()
-"""Logits that are the products with W."""
+"""Plain logits: the products with W."""
 
 
 def soft_cap(values: Tensor, cap: float) -> Tensor:
@@ -65,9 +65,9 @@ def soft_cap(values: Tensor, cap: float) -> Tensor:
 
 
 def find_logits(model: PreTrainedModel, body: nn.Module, head: nn.Module) -> Logits:
-    """What ``model`` does between the last hidden states of ``body`` and its logits, with ``head`` as W.
+    """How ``model`` computes its logits from the last hidden states of ``body``, with ``head`` as W.
 
-    Two forwards of a few tokens. Raises ``UserError`` where it is something else than ``Logits`` can say.
+    Two forwards of a few tokens. Raises ``UserError`` if ``Logits`` cannot express it.
     """
     kind = model.config.model_type
     try:
@@ -90,7 +90,7 @@ class _OtherwiseError(Exception):
 
 
 def _ids(model: PreTrainedModel) -> Tensor:
-    """(1, tokens) any ids but the lowest, among which special tokens are."""
+    """Ids (1, tokens), none of the lowest, which are often special tokens."""
     size = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(5, size - 1), size, (1, TRIAL_TOKENS), generator=generator)
@@ -98,14 +98,14 @@ def _ids(model: PreTrainedModel) -> Tensor:
 
 
 def _error(model: PreTrainedModel, body: nn.Module, head: nn.Module, logits: Logits) -> float | None:
-    """How far logits that are computed here are from the model's own, relative to these; None where they are equal."""
+    """Relative error of the logits computed here against the model's own; None if they are equal."""
     outputs: list[Any] = []
     with _hooked(body, lambda module, given, made: outputs.append(made)):
         wanted = model(input_ids=_ids(model), use_cache=False).logits
     given = logits.head_input(outputs[0].last_hidden_state)
     weight = head.weight
     assert isinstance(weight, Tensor)
-    found = logits.of(head(given.to(weight.dtype)))  # some decoders return float32 whatever their weights are
+    found = logits.of(head(given.to(weight.dtype)))  # some decoders return float32 whatever the dtype of their weights
     error = float((found - wanted).float().norm() / wanted.float().norm().clamp(min=1e-30))
     allowed = max(tolerance(part) for part in (given, found, wanted))
     return None if error < allowed else error
@@ -121,7 +121,7 @@ def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 
 class _Trial:
-    """One forward, in which the body is made to return chosen hidden states, and the head chosen products."""
+    """One forward in which the body returns chosen hidden states, and the head chosen products."""
 
     def __init__(self, model: PreTrainedModel, body: nn.Module, head: nn.Module) -> None:
         self._inside = set(body.modules()) | set(head.modules())
@@ -163,7 +163,7 @@ class _Trial:
         return Logits(1.0, self._transform(given, self._hidden), scale, cap)
 
     def _transform(self, given: Tensor, hidden: Tensor) -> nn.Module:
-        """The one module that makes what the head is given of hidden states."""
+        """The one module between the hidden states and the head."""
         for module, before, after in self._passed:
             if before.shape == hidden.shape and torch.equal(before, hidden) and after is given:
                 return module
@@ -186,7 +186,7 @@ class _Trial:
 
 
 def _grid(shape: torch.Size, device: torch.device) -> Tensor:
-    """Products of all sizes and both signs, in float64 (where a device has it) whatever the head computes in."""
+    """Products of all sizes and both signs, in float64 where the device has it, whatever the head's dtype."""
     sizes = torch.logspace(-3, math.log10(LARGEST), 97, dtype=torch.float64)
     both = torch.cat([sizes, -sizes])
     grid = both.repeat(-(-shape.numel() // len(both)))[: shape.numel()].view(shape)
@@ -194,7 +194,7 @@ def _grid(shape: torch.Size, device: torch.device) -> Tensor:
 
 
 def _factor(given: Tensor, hidden: Tensor) -> float | None:
-    """c of ``given = c * hidden``; None where it is something else."""
+    """c of ``given = c * hidden``; None if it is something else."""
     if given.shape != hidden.shape:
         return None
     if torch.equal(given, hidden.to(given.dtype)):

@@ -13,9 +13,9 @@ from llara_cli.model.source import ModelSource
 
 
 def token_numbers(model: torch.nn.Module, dim: int) -> int:
-    """Numbers that a forward without gradients holds a token at its peak, inside the feed-forward part of a layer.
+    """Numbers per token that a forward without gradients holds at its peak, in the feed-forward part of a layer.
 
-    These are the layer's input, normalized and not, and the products with what is made of them. ``dim``: hidden size.
+    These are the layer's input, normalized and not, the products and the activation. ``dim``: hidden size.
     """
     sizes = [(each.in_features, each.out_features) for each in model.modules() if isinstance(each, torch.nn.Linear)]
     return 3 * (dim + max((max(size) for size in sizes if dim in size), default=dim))
@@ -23,7 +23,7 @@ def token_numbers(model: torch.nn.Module, dim: int) -> int:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before its weights are loaded."""
+    """Size and shape of a model."""
 
     parameters: int
     linear_parameters: int

@@ -14,9 +14,9 @@ DoneT = TypeVar("DoneT")
 
 
 def prefetch(function: Callable[[ItemT], DoneT], items: Iterable[ItemT]) -> Iterator[DoneT]:
-    """``map``, one item ahead of the caller: two results are in memory at most.
+    """``map`` that computes one item ahead of the caller: at most two results are in memory.
 
-    Items are read, and the function runs, in a thread of its own; errors of both are raised here, in their turn.
+    Items are read, and the function runs, in a thread of its own; errors of both are raised where their item is due.
     """
     source = iter(items)
 
@@ -33,5 +33,5 @@ def prefetch(function: Callable[[ItemT], DoneT], items: Iterable[ItemT]) -> Iter
 def while_computing(
     function: Callable[[ItemT], DoneT], items: Iterable[ItemT], device: torch.device
 ) -> Iterator[DoneT]:
-    """``prefetch`` where a GPU computes; on a CPU one after the other, as its cores are busy with computing."""
+    """``prefetch`` for a GPU; a plain ``map`` on a CPU, whose cores are busy computing."""
     return map(function, items) if device.type == "cpu" else prefetch(function, items)

@@ -11,14 +11,14 @@ Branch = Literal["self", "next"]
 BRANCHES: tuple[Branch, Branch] = ("self", "next")
 
 ASYMMETRIC: Mapping[str, Branch] = {"query": "next", "passage": "self"}
-"""What answers a query comes next."""
+"""The next sentence stands for the passage that answers a query."""
 SYMMETRIC: Mapping[str, Branch] = {"query": "self", "passage": "self"}
 """For texts of one kind: duplicate questions, arguments and counter-arguments."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What follows a text. The hidden states at ``slots`` are the answer; no slots: at one end token (the EOS)."""
+    """What follows a text. The embedding is read at ``slots``; no slots: at one end token (EOS) after the text."""
 
     text: str
     slots: tuple[str, ...] = ()
@@ -28,9 +28,9 @@ PAPER_PROMPTS: Mapping[Branch, Prompt] = {
     "self": Prompt("The original sentence: "),
     "next": Prompt("The next sentence: "),
 }
-"""Of the paper (arXiv 2312.15503, section 3.2)."""
+"""The paper's prompts (arXiv 2312.15503, section 3.2)."""
 RELEASED_PROMPTS: Mapping[Branch, Prompt] = {
     "self": Prompt('", summarize the above passage within eight words: ', tuple(f"<s{i}>" for i in range(1, 9))),
     "next": Prompt('", predict the following passage within eight words: ', tuple(f"<s{i}>" for i in range(9, 17))),
 }
-"""Of the authors' code and the BAAI/LLARA-* checkpoints."""
+"""The prompts of the authors' code and the BAAI/LLARA-* checkpoints."""

@@ -17,7 +17,7 @@ from llara_cli.model.prompts import ASYMMETRIC, BRANCHES, PAPER_PROMPTS, RELEASE
 
 RECIPE_FILE = "llara.json"
 RECIPE_SOURCES = (RECIPE_FILE, "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
-"""The files of a checkpoint that ``read_recipe`` looks at."""
+"""The files of a checkpoint that ``read_recipe`` reads."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Recipe:
         prompts: SELF and NEXT.
         logits_pooling: how the slots' logits become one row: ``last`` slot, or element-wise ``max`` over all.
         embedding_pooling: how the slots' hidden states become one vector: ``last`` or ``mean``.
-        targets: a target text counts ``all`` its tokens, or each ``unique`` one that is not special once.
-        drop_stop_words: take English stop words and punctuation out of target texts first.
+        targets: ``all`` tokens of a target text, repeated ones too, or its ``unique`` tokens without special ones.
+        drop_stop_words: remove English stop words and punctuation from target texts first.
         language_model_loss: add the causal-LM loss over the text's own tokens.
         pretext_weight: factor on EBAE and on EBAR.
         pretext_mean: total = mean of the two terms instead of their sum.
-        target_limit: ready rows' targets are cut at the tokens left for the ``text``, or at the ``total`` length.
+        target_limit: targets of prepared rows are cut at the tokens left for the ``text``, or at the ``total`` length.
         roles: which prompt a query and a passage get.
-        dims: widths that the embedding may be cut to, as it was trained (Matryoshka); none: the whole one only.
+        dims: widths that the embedding was trained to be cut to (Matryoshka); empty: only the full width.
     """
 
     name: str
@@ -104,12 +104,12 @@ def by_name(name: str) -> Recipe:
 
 
 def to_json(recipe: Recipe, dim: int) -> dict[str, Any]:
-    """What ``llara.json`` holds: the recipe and the width of the embedding."""
+    """The contents of ``llara.json``: the recipe and the width of the embedding."""
     return {"version": 1, "dim": dim, "recipe": asdict(recipe)}
 
 
 def from_json(data: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that ``to_json`` wrote. Raises ``UserError`` where it is not one."""
+    """The recipe that ``to_json`` wrote. Raises ``UserError`` if it is not one."""
     try:
         fields = dict(data["recipe"])
         prompts = {

@@ -18,37 +18,37 @@ if TYPE_CHECKING:
     from llara_cli.model.decoder import Decoder
 
 TOKENS = 16
-"""Tokens of a row that a body is tried on."""
+"""Tokens of a test row."""
 
 
 def _tree(decoder: Decoder) -> Tree:
-    """Of a few tokens, with two branches."""
+    """A tree of a few tokens with two branches."""
     ids = np.random.default_rng(0).integers(0, decoder.embedded_tokens, 19)
     return Tree(ids[:8], [ids[8:15], ids[15:]])
 
 
 def jointly(decoder: Decoder, windows: list[int | None] | None = None) -> Tensor:
-    """Hidden states (2, dim) of a tree's two branches, in one row; ``windows``: see ``Decoder.hidden``."""
+    """Hidden states (2, dim) of a tree's two branches, computed in one row; ``windows``: see ``Decoder.hidden``."""
     token_rows = place_in_rows([_tree(decoder)])
     with evaluating(decoder.model):
         return decoder.hidden(token_rows, windows)[to_device(token_rows.slots[:, 0], decoder.device)]
 
 
 def separately(decoder: Decoder) -> Tensor:
-    """The same, each branch with a trunk and a row of its own."""
+    """The same hidden states, each branch computed with a trunk and a row of its own."""
     tree = _tree(decoder)
     with evaluating(decoder.model):
         return decoder.slots(place_in_rows([Tree(tree.trunk, [branch]) for branch in tree.branches]))[:, 0]
 
 
 def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
-    """Whether they differ by the rounding of ``dtype``, in which they were computed."""
+    """Whether the two differ by rounding in ``dtype`` at most."""
     error = (found - wanted).float().norm() / wanted.float().norm()
     return bool(error < (1e-3 if dtype in (torch.float32, torch.float64) else 5e-2))
 
 
 def runs_jointly(decoder: Decoder) -> bool:
-    """``Decoder.runs_jointly``, in the attention that is switched on."""
+    """``Decoder.runs_jointly`` with the current attention implementation."""
     if not decoder.takes_trees:
         return False
     try:
@@ -59,7 +59,7 @@ def runs_jointly(decoder: Decoder) -> bool:
 
 
 def why_not_varlen(decoder: Decoder) -> str | None:
-    """What keeps a model from attention over segments; None where it gives there what it gives in dense attention."""
+    """Why a model cannot use attention over segments; None if it computes the same there as with dense attention."""
     kind = decoder.config.model_type
     if decoder.drops_attention:
         return f"{kind} has dropout in attention"
@@ -72,11 +72,11 @@ def why_not_varlen(decoder: Decoder) -> str | None:
         with decoder.attending(VARLEN):
             found = jointly(decoder, windows)
     except FAILURES as error:
-        return f"{kind} does not run so: {reason(error)}"
+        return f"{kind} fails with it: {reason(error)}"
     if windows != decoder.windows.layers:
         return f"the layers of {kind} do not ask for the sliding windows of its configuration"
     alike = close(found, wanted, compute_dtype(next(decoder.body.parameters())))
-    return None if alike else f"{kind} computes something else in it than in dense attention"
+    return None if alike else f"{kind} computes something else with it than with dense attention"
 
 
 def check(decoder: Decoder, where: str) -> None:

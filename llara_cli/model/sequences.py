@@ -3,7 +3,7 @@
 One text and its prompts are a *tree*: a trunk (start token, prefix, text) and one or two branches (SELF, NEXT). The
 trunk is computed once; every branch sees the trunk and itself, never its sibling, and its positions begin where the
 trunk ends. So one forward over a tree equals one forward per branch (arXiv 2312.15503, section 3.2; the authors' code
-has the same mask for Llama ids and left padding only). Trees of one batch may share a row.
+builds the same mask for Llama's ids and left padding only). Trees of one batch may share a row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ids = NDArray[np.int64]
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 PADDING = -1
 LEAST_MULTIPLE = 128
-"""What a row is rounded up to a multiple of at least, where it is rounded to more at all."""
+"""The smallest multiple that short rows are rounded up to, where rows are rounded up to a larger one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tree:
 
     @property
     def span(self) -> int:
-        """Positions that the tree takes: branches share theirs."""
+        """Number of positions of the tree; branches share theirs."""
         return len(self.trunk) + max((len(branch) for branch in self.branches), default=0)
 
 
@@ -63,7 +63,7 @@ class TokenRows:
 
     @property
     def real(self) -> NDArray[np.bool_]:
-        """(R, L) True where a token is no padding."""
+        """(R, L) True for tokens that are not padding."""
         result: NDArray[np.bool_] = self.tree != PADDING
         return result
 
@@ -93,14 +93,14 @@ def place_in_rows(trees: Sequence[Tree], rows: Sequence[Sequence[int]] | None = 
 
 
 def row_width(tokens: int, multiple: int) -> int:
-    """``tokens``, rounded up to a multiple of ``multiple``; of half of it, a quarter and so on where they are few."""
+    """``tokens`` rounded up to a multiple of ``multiple``, or of a half, a quarter ... of it for short rows."""
     while multiple % 2 == 0 and multiple >= 2 * max(tokens, LEAST_MULTIPLE):
         multiple //= 2
     return tokens + -tokens % multiple
 
 
 def place_some(trees: Sequence[Tree], rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[int], TokenRows]:
-    """Rows that hold some of ``trees`` only: the numbers of these, in the layout's order, and the layout."""
+    """Place only the trees in ``rows``; return their numbers, in the order of the token rows, and the token rows."""
     numbers = [number for row in rows for number in row]
     place = {number: at for at, number in enumerate(numbers)}
     return numbers, place_in_rows([trees[n] for n in numbers], [[place[n] for n in row] for row in rows], multiple)

@@ -10,7 +10,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class Windows:
-    """Sliding windows, in positions, the query's own counted; None: a layer sees all that is before.
+    """Sliding windows in positions, the query's own included; None: a layer sees everything before.
 
     Attributes:
         kinds: the window of each kind of layer, by transformers' name of the kind.
@@ -22,7 +22,7 @@ class Windows:
 
     @classmethod
     def of(cls, config: Any) -> Windows:
-        """Those of a text model's configuration."""
+        """The windows in a text model's configuration."""
         window = getattr(config, "sliding_window", None)
         if getattr(config, "use_sliding_window", True) is False:
             window = None
@@ -33,5 +33,5 @@ class Windows:
 
     @property
     def maskable(self) -> bool:
-        """Whether a mask can say what each layer sees."""
+        """Whether a mask can describe what each layer sees."""
         return self.kinds.keys() <= {SLIDING, FULL}

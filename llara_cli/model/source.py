@@ -28,9 +28,9 @@ _MODULE_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt", ".bin", ".
 MODULES = "modules.json"
 """Names the modules of a sentence-transformers model and their folders."""
 _HUB, _UNKNOWN_COMMIT = "hub:", "main"
-"""Beginning of a hub model's fingerprint, and its end where none of its files is in the local cache."""
+"""Prefix of a hub model's fingerprint, and its last part where none of the model's files is in the local cache."""
 ADAPTER, BASE = "adapter", "base.json"
-"""In a model that was saved as an adapter only: the adapter's folder, and the record of its base."""
+"""In a model saved as an adapter only: the adapter's folder, and the record of its base."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter that peft saved."""
 _FULL_WEIGHTS = (
@@ -49,10 +49,10 @@ class ModelSource:
     Attributes:
         name: short, for naming artifacts.
         location: a folder, or a hub id.
-        gguf_file: the file's name inside ``location``, for GGUF; of a split one the first part's.
+        gguf_file: name of the GGUF file inside ``location``; the first part of a split one; None: not a GGUF.
         saved_recipe: the recipe saved with (or recognized from) the checkpoint.
         remote_code: the user allowed the checkpoint's own Python code to run.
-        base: what an adapter that peft saved is to be put on; None: the model is no such adapter.
+        base: the base of an adapter saved by peft; None: the model is not such an adapter.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ModelSource:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe to encode with: the saved one, else the paper's."""
+        """The recipe to encode with: the saved one if there is one, else the paper's."""
         return self.saved_recipe or PAPER
 
     @property
@@ -74,11 +74,11 @@ class ModelSource:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is only an adapter of llara, to be merged into its base."""
+        """Whether it is an adapter saved by llara, to be merged into its base."""
         return (Path(self.location) / BASE).is_file()
 
     def file(self, name: str) -> Path | None:
-        """A file of the model, in its folder or from the hub, which is asked for it; None where there is none."""
+        """A file of the model, in its folder or fetched from the hub; None if there is none."""
         if not self.is_local:
             return hub_file(self.location, name)
         path = Path(self.location) / name
@@ -86,35 +86,35 @@ class ModelSource:
 
     @property
     def has_modules(self) -> bool:
-        """Whether it is a model of the library sentence-transformers, by its ``modules.json``."""
+        """Whether it is a sentence-transformers model, by its ``modules.json``."""
         return not self.gguf_file and self.base is None and self.file(MODULES) is not None
 
     @property
     def tokenizer_location(self) -> str:
-        """Folder or hub id of its tokenizer, which may be that of an adapter's base."""
+        """Folder or hub id of its tokenizer, which may be the base's for an adapter."""
         if self.base is None or any(self.file(name) is not None for name in _TOKENIZER_FILES):
             return self.location
         return self.base.tokenizer_location
 
     @property
     def gguf_parts(self) -> list[Path]:
-        """The files of a GGUF: one, or the parts that it was split into. Raises ``UserError`` where one is missing."""
+        """The files of a GGUF: one, or the parts that it was split into. Raises ``UserError`` if one is missing."""
         assert self.gguf_file is not None
         return gguf_files.parts(Path(self.location) / self.gguf_file)
 
     @property
     def path(self) -> str:
-        """The argument that names this model again from anywhere."""
+        """An argument that names this model from any working directory."""
         base = str(Path(self.location).resolve()) if self.is_local else self.location
         return str(Path(base) / self.gguf_file) if self.gguf_file else base
 
     def argument(self, workspace: Workspace) -> str:
-        """What names this model again: a workspace model by name (the workspace may move), any other by ``path``."""
+        """An argument that names this model: for a workspace model its name (the workspace may move), else ``path``."""
         artifact = workspace.find("models", self.name)
         return self.name if artifact and Path(self.location) == artifact.path else self.path
 
     def fingerprint(self) -> str:
-        """Identifies the model: sha256 over its files (a workspace model: over its manifest)."""
+        """Identity of the model: sha256 over its files, or over a workspace model's manifest; a hub model's commit."""
         if self.base is not None:
             own, base = replace(self, base=None).fingerprint(), self.base.fingerprint()
             return (
@@ -159,10 +159,10 @@ def _hub_commit(repo_id: str) -> str:
 
 
 def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -> ModelSource:
-    """The model that a command-line argument names.
+    """The model that an argument names.
 
-    Raises ``UserError`` where it is none of: a finished model of the workspace, a folder with a ``config.json``, a
-    ``.gguf`` file, something that could be a hub id.
+    Raises ``UserError`` unless it is a finished model of the workspace, a folder with a ``config.json``, a ``.gguf``
+    file, or a possible hub id.
     """
     if artifact := workspace.find("models", argument):
         return ModelSource(argument, str(artifact.path), None, read_recipe(artifact.path), remote_code)
@@ -190,7 +190,7 @@ def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
 
 
 def hub_file(repo_id: str, name: str) -> Path | None:
-    """A file of a hub model, fetched or found in the hub's cache; None where there is none, or no hub."""
+    """A file of a hub model, fetched or found in the hub's cache; None if there is none, or no hub."""
     from transformers.utils.hub import cached_file
 
     try:
@@ -205,7 +205,7 @@ def resolve_recorded(
 ) -> ModelSource:
     """The model that an artifact was made with; ``argument`` and ``fingerprint``: as its manifest has them.
 
-    A model of the workspace, or a folder, is looked for there only, never on the hub. Raises ``UserError`` where it is
+    A model of the workspace, or a folder, is looked for there only, never on the hub. Raises ``UserError`` if it is
     gone, saying what was looked for.
     """
     if not fingerprint.startswith(_HUB):
@@ -220,7 +220,7 @@ def resolve_recorded(
     if source.fingerprint() == unknown != fingerprint:
         _fetch(argument, _DATED)
         if source.fingerprint() == unknown:
-            raise UserError(f"{argument} is neither in the hub's cache on this machine nor to be had from the hub")
+            raise UserError(f"{argument} is neither in the hub's cache on this machine nor available on the hub")
     return source
 
 
@@ -231,14 +231,14 @@ def hub_recipe(repo_id: str) -> Recipe | None:
 
 
 def _fetch(repo_id: str, names: Sequence[str]) -> list[Path]:
-    """Small files of a hub model, from the hub's cache or fetched into it; those that are there."""
+    """Those of the named small files that a hub model has, from the hub's cache or fetched into it."""
     return [path for name in names if (path := hub_file(repo_id, name)) is not None]
 
 
 def go_offline_if_unreachable(timeout: float = 3.0) -> None:
-    """Put the hub's client into its offline mode where the hub does not answer: it would retry for a minute otherwise.
+    """Switch the hub's client to offline mode if the hub does not answer: it would retry for a minute otherwise.
 
-    Behind a proxy nothing is tried: the client knows better.
+    Behind a proxy this does nothing, as only the client knows how to reach the hub.
     """
     from urllib.request import getproxies
 
@@ -265,7 +265,7 @@ def _from_folder(path: Path, remote_code: bool) -> ModelSource:
 
 
 def _on_base(source: ModelSource, config: Path, files: Iterable[str]) -> ModelSource:
-    """An adapter that peft saved, with the model that it names as its base.
+    """An adapter saved by peft, with the model that it names as its base.
 
     Args:
         config: the adapter's ``adapter_config.json``.
@@ -279,7 +279,7 @@ def _on_base(source: ModelSource, config: Path, files: Iterable[str]) -> ModelSo
         raise UserError(_both(source, min(full)))
     named = _base_named(config)
     place = _beside(named, config.parent)
-    if _is_adapter(place):  # looked at before it is resolved: adapters may name each other
+    if _is_adapter(place):  # checked before it is resolved: adapters may name each other
         raise UserError(f"{source.path}: an adapter on {named!r}, which is an adapter itself: merge that one first")
     try:
         base = resolve_outside(place, source.remote_code)
@@ -324,7 +324,7 @@ def _base_named(config: Path) -> str:
 
 
 def _is_adapter(argument: str) -> bool:
-    """Whether a folder or hub id is an adapter, of peft's or of llara's."""
+    """Whether a folder or hub id is an adapter, saved by peft or llara."""
     place = ModelSource("", str(Path(argument).expanduser()) if Path(argument).expanduser().is_dir() else argument)
     if not place.is_local and not _HUB_ID.fullmatch(argument):
         return False
@@ -332,7 +332,7 @@ def _is_adapter(argument: str) -> bool:
 
 
 def _beside(named: str, folder: Path) -> str:
-    """A relative path is one from the working directory, as peft has it, or else from the adapter's folder."""
+    """Resolve a relative path from the working directory, as peft does, or else from the adapter's folder."""
     if Path(named).is_absolute() or Path(named).exists() or not (folder / named).is_dir():
         return named
     return str(folder / named)

@@ -7,16 +7,16 @@ import time
 import torch
 
 EFFICIENCY = 0.5
-"""Share of the device's matrix-product rate that a model is assumed to reach."""
+"""Share of the device's matrix multiplication rate that a model is assumed to reach."""
 
 
 def rough_seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
-    """Expected time in seconds, at a usual share of the device's matrix-product rate."""
+    """Expected time in seconds, at ``EFFICIENCY`` of the device's matrix multiplication rate."""
     return flops / (EFFICIENCY * matmul_rate(device, dtype))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a square matrix product, measured for a moment."""
+    """FLOP/s of a square matrix product, by a short measurement."""
     left = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Text to token ids. Everything is asked of the tokenizer; no id, padding side or start token is assumed.
+"""Text to token ids. No id, padding side or start token is assumed: all are read from the tokenizer.
 
 Special tokens written inside a text are plain text: only the layout of a recipe places control tokens.
 """
@@ -33,11 +33,11 @@ from llara_cli.model.source import ModelSource
 SPACE_MARKS = ("\u2581", "\u0120")
 """How SentencePiece and byte-level vocabularies write a space at the head of a piece."""
 AT_ONCE = 256
-"""Texts that are tokenized together: while they are, a token takes some 300 bytes."""
+"""Texts that are tokenized together, which takes some 300 bytes a token."""
 TOKEN_CHARACTERS, MARGIN_CHARACTERS = 8, 512
 """Characters read per token of a text that will be cut, and extra characters that are always read."""
 LONGEST_WORD = 16
-"""Multiple of the characters read at first, beyond which a text without white space is cut within a word."""
+"""Multiple of the characters read at first; beyond it a text without white space is cut within a word."""
 _NORMALIZERS = frozenset(("NFC", "Prepend", "Replace"))
 _SPLITTERS = frozenset(("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"))
 _SPACE = re.compile(r"\s")
@@ -45,7 +45,7 @@ _WORD_END = re.compile(r"\S(?= )")
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """The tokenizer as its files say.
+    """Load the tokenizer exactly as its files describe it.
 
     ``tokenizer.json`` is read as it is: transformers 5's model-specific classes rebuild it and lose one piece of a text
     with leading spaces (Llama: ``" hello"`` must be ``▁ ▁hello``).
@@ -73,10 +73,10 @@ def _add_bos_token(source: ModelSource) -> bool | None:
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8")).get("add_bos_token") if path else None
-    except (ValueError, AttributeError):  # what is damaged, loading the tokenizer has refused
+        value = json.loads(Path(path).read_text(encoding="utf-8")).get("add_bos_token") if path else None
+    except (ValueError, AttributeError):  # loading the tokenizer has refused damaged files already
         return None
-    return told if isinstance(told, bool) else None
+    return value if isinstance(value, bool) else None
 
 
 def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def _keep_leading_spaces(tokenizer: Any) -> Any:
 
 
 def beginning(tokenizer: Any, text: str, tokens: int, **options: Any) -> str:
-    """A prefix of a text whose first ``tokens`` ids equal those of the whole text; all of it where that is not long.
+    """A prefix of a text whose first ``tokens`` ids equal those of the whole text; a short text is returned whole.
 
     It is cut between words, as a cut inside one may change all of its ids (Unigram); and the tokens wanted must lie in
     the first half of what is left, as pairs may be merged across words (Llama 2). Where no white space parts the words
@@ -133,8 +133,8 @@ class PromptIds:
     Attributes:
         head: start token (where the tokenizer has one) and prefix.
         prompts: per branch the prompt's ids, slots (or the end token) last.
-        slots: how many of the last ids are slots.
-        start: how many ids of ``head`` are the tokenizer's own start tokens.
+        slots: number of slots, the last ids of each prompt.
+        start: number of ids of ``head`` that are the tokenizer's own start tokens.
     """
 
     head: tuple[int, ...]
@@ -143,11 +143,11 @@ class PromptIds:
     start: int
 
     def overhead(self, branches: Sequence[Branch] = BRANCHES) -> int:
-        """Tokens that are not the text's, when these branches share one text."""
+        """Tokens of head and prompts, when these branches share one text."""
         return len(self.head) + sum(len(self.prompts[branch]) for branch in branches)
 
     def text_limit(self, total: int, branches: Sequence[Branch] = BRANCHES) -> int:
-        """Tokens left for the text. Raises ``UserError`` where the total is too short for the prompt."""
+        """Tokens left for the text. Raises ``UserError`` if the total is too short for the prompt."""
         if (left := total - self.overhead(branches)) < 1:
             need = self.overhead(branches) + 1
             raise UserError(f"a length of {total} tokens is too short: the prompt alone needs {need - 1}, so >= {need}")
@@ -156,7 +156,7 @@ class PromptIds:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A text and its tokens: ids (tokens,), and where in the text each starts and ends (exclusive, never falling)."""
+    """A text and its tokens: ids (tokens,), and where each starts and ends in the text (exclusive, non-decreasing)."""
 
     text: str
     ids: NDArray[np.uint32]
@@ -164,7 +164,7 @@ class Tokenized:
     ends: Sequence[int]
 
     def between(self, start: int, stop: int) -> NDArray[np.uint32] | None:
-        """Ids of the tokens in ``text[start:stop]``; None where a token lies across its start or its end."""
+        """Ids of the tokens in ``text[start:stop]``; None if a token lies across its start or its end."""
         first, last = bisect_right(self.ends, start), bisect_right(self.ends, stop)
         # behind a character of several byte tokens, the next token may begin with the last of its bytes
         whole = [*self.ends[max(first - 1, 0) : first], *self.ends[last - 1 : last]] == [start, stop]
@@ -172,9 +172,9 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer that gives a text's own ids and nothing else.
+    """A Hugging Face tokenizer that adds no special tokens to a text.
 
-    ``add_bos_token``: what its ``tokenizer_config.json`` says about a start token, if anything.
+    ``add_bos_token``: as in its ``tokenizer_config.json``; None: not set there.
     """
 
     def __init__(self, tokenizer: Any, add_bos_token: bool | None = None) -> None:
@@ -187,7 +187,7 @@ class TextTokenizer:
         return cls(load_tokenizer(source), _add_bos_token(source))
 
     def with_tokens(self, tokens: Sequence[str]) -> TextTokenizer:
-        """A copy that knows these special tokens."""
+        """A copy with these special tokens added."""
         extended = TextTokenizer(copy.deepcopy(self.hf))
         extended.add_tokens(tokens)
         return extended
@@ -197,9 +197,9 @@ class TextTokenizer:
         return [row[:limit] for row in self.each(texts, limit)]
 
     def each(self, texts: Sequence[str], limit: int | None = None) -> Iterator[list[int]]:
-        """Token ids of each text, no special tokens added; other output of the tokenizer is kept for few texts only.
+        """``encode`` one text after the other, which keeps the tokenizer's other output for few texts only.
 
-        Of a text of more than ``limit`` tokens at least one more is given, but not all: a whole book is never read.
+        A text longer than ``limit`` gets at least one more id than that, but not all: a book is never read whole.
         """
         options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         for at in range(0, len(texts), AT_ONCE):
@@ -209,7 +209,7 @@ class TextTokenizer:
             yield from self.hf(some, add_special_tokens=False, split_special_tokens=True, **options)["input_ids"]
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokenized]:
-        """Each text's ids with their places in it."""
+        """Each text's ids with their positions in it."""
         found = self.hf(
             list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
@@ -223,7 +223,7 @@ class TextTokenizer:
     def encode_parts(
         self, documents: Sequence[Tokenized], parts: Sequence[Sequence[str]]
     ) -> list[list[NDArray[np.uint32]]]:
-        """Ids of the parts of each document, as ``encode`` gives them, but cut from the document's ids where it can be.
+        """Ids of the parts of each document, equal to ``encode``'s, but taken from the document's ids where possible.
 
         ``parts``: consecutive pieces of each text, none empty or with white space around it.
         """
@@ -232,7 +232,7 @@ class TextTokenizer:
         return [[np.concatenate([np.array(next(heads), np.uint32), ids]) for _, ids in row] for row in halves]
 
     def halves(self, document: Tokenized, parts: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint32]]]:
-        """Each part as a head, to be tokenized on its own, and the ids of the rest, which are the document's.
+        """Split each part into a head, to be tokenized on its own, and a rest, with its ids in the document.
 
         The head is the first word, whose tokens depend on what stands before it, or all of the part.
         """
@@ -247,10 +247,10 @@ class TextTokenizer:
 
     @cached_property
     def _parting(self) -> re.Pattern[str] | None:
-        """What must stand behind a part for its last ids to be its document's; None: no part's ids are sure to be.
+        """What must follow a part for its last ids to equal its document's; None: no part's ids are sure to.
 
-        They are for byte pairs whose vocabulary joins no word with a space behind it: merges on one side of a place
-        that none crosses are those of that side alone (unless whole words skip the merges).
+        They are sure for byte pairs if no piece of the vocabulary has a space after a word: merges before a place that
+        no piece crosses do not depend on what follows it (unless whole words skip the merges).
         """
         state = json.loads(self.hf.backend_tokenizer.to_str())
         model, normalizers = state["model"], _steps(state["normalizer"], "normalizers")
@@ -273,13 +273,13 @@ class TextTokenizer:
 
     @property
     def start_ids(self) -> list[int]:
-        """What the tokenizer puts before a text (Llama: BOS; SmolLM: nothing)."""
+        """Ids that the tokenizer puts before a text (Llama: BOS; SmolLM: none)."""
         plain = self.encode(["x"])[0]
         full: list[int] = self.hf("x")["input_ids"]
         return full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def contradiction(self) -> str | None:
-        """A warning where its two files disagree about a start token: ``tokenizer.json`` is followed."""
+        """A warning where its two files disagree about a start token; ``tokenizer.json`` prevails."""
         start = self.start_ids
         if self.add_bos_token is True and not start:
             return (
@@ -294,11 +294,10 @@ class TextTokenizer:
         return None
 
     def check_ids(self, recipe: Recipe, rows: int, where: str) -> None:
-        """Raise ``UserError`` where a text or a prompt may have ids that an embedding of ``rows`` does not have.
+        """Raise ``UserError`` if a text or a prompt may have ids beyond an embedding of ``rows`` rows.
 
-        Special tokens do not count, unless they are the prompt's: inside a text they are plain text. Of the recipe's
-        tokens those that the tokenizer lacks do not count either: they, and all before them, get rows when they are
-        added. ``where`` names the model.
+        Special tokens count only in prompts: inside a text they are plain text. Tokens of the recipe that the tokenizer
+        lacks do not count either: they, and all before them, get rows when they are added. ``where`` names the model.
         """
         fresh = set(recipe.new_tokens) - self.hf.get_added_vocab().keys()
         extended = self.with_tokens(recipe.new_tokens) if fresh else self
@@ -307,7 +306,7 @@ class TextTokenizer:
         self.check_texts(rows, where, {number for part in (prompts.head, *prompts.prompts.values()) for number in part})
 
     def check_texts(self, rows: int, where: str, also: Set[int] = frozenset()) -> None:
-        """``check_ids`` of texts alone, and of the ids ``also``."""
+        """``check_ids`` for texts alone, and for the ids ``also``."""
         special = {number for number, token in self.hf.added_tokens_decoder.items() if token.special}
         beyond = {number for number in self.hf.get_vocab().values() if number >= rows} - special
         if found := sorted(beyond | {number for number in also if number >= rows}):
@@ -320,22 +319,22 @@ class TextTokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that no target may contain."""
+        """Ids of special tokens, which no target may contain."""
         return frozenset(self.hf.all_special_ids)
 
     def _adds_prefix_space(self) -> bool:
-        """Whether a text's first piece has a space mark that is not in the text."""
+        """Whether a text's first piece has a space that is not in the text."""
         first: str = self.hf.convert_ids_to_tokens(self.encode(["x"])[0])[0]
         return first.startswith(SPACE_MARKS)
 
     def _piece(self, text: str) -> list[int]:
-        """A prompt's ids, tokenized on its own; with a leading space where the tokenizer adds none itself."""
+        """Ids of a part of a prompt, tokenized on its own, with a leading space where the tokenizer adds none."""
         if not text:
             return []
         return self.encode([text if self._adds_prefix_space() else " " + text])[0]
 
     def add_tokens(self, tokens: Sequence[str]) -> int:
-        """Make these special tokens; how many were new."""
+        """Add these as special tokens; return how many were new."""
         known = self.hf.get_added_vocab()
         fresh = [token for token in tokens if token not in known]
         if not fresh:
@@ -343,9 +342,9 @@ class TextTokenizer:
         return int(self.hf.add_special_tokens({"additional_special_tokens": fresh}, replace_extra_special_tokens=False))
 
     def prompt_ids(self, recipe: Recipe) -> PromptIds:
-        """The recipe in this tokenizer's ids. Its new tokens must have been added.
+        """The recipe in this tokenizer's ids; its new tokens must have been added.
 
-        Raises ``UserError`` where an end token is wanted and the tokenizer has none.
+        Raises ``UserError`` if an end token is wanted and the tokenizer has none.
         """
         start = self.start_ids
         prompts = {

@@ -2,7 +2,7 @@
 
 Queries stay as they lie, (trunk SELF)(NEXT); keys and values are gathered as (trunk SELF)(trunk NEXT). Each segment is
 causal from its end: the last query sees all keys, the one before it all but the last. So NEXT sees the trunk and
-itself, and what a mask would hide is never there.
+itself, and needs no mask.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from llara_cli.model.sequences import PADDING, Ids, TokenRows
 from llara_cli.model.to_device import to_device
 
 VARLEN = "llara_varlen"
-"""The name under which transformers knows this attention."""
+"""The name under which this attention is registered with transformers."""
 PADDING_TOKENS = 256
-"""Most tokens of a segment of padding, which sees itself and should cost little."""
+"""Most tokens of a segment of padding, which attends to itself: short segments cost little."""
 SHORTEST = 128
-"""Smallest value of the longest segment, so that few lengths are compiled for."""
+"""Lower limit of the longest segment's length, so that few lengths are compiled for."""
 BEYOND = ("softcap", "s_aux", "position_bias", "head_mask")
 """Attention arguments of layers that the kernel does not support."""
 GROUPS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -38,12 +38,12 @@ GROUPS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signatu
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the queries and keys of segments are, in rows taken one after the other.
+    """The queries and keys of segments, in rows taken one after the other.
 
     Attributes:
         queries: (segments,) tokens of each.
         keys: (segments,) tokens of each, as many or more.
-        order: (keys of all,) the token that each key is of.
+        order: (keys of all,) the token of each key.
     """
 
     queries: Ids
@@ -63,7 +63,7 @@ def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def segments_of(token_rows: TokenRows) -> Segments:
-    """A tree's trunk and its first branch are a segment; every further branch is one, whose keys are the trunk's too.
+    """The segments of token rows: a trunk with its first branch, and each further branch with the trunk's keys.
 
     Padding has segments of its own.
     """
@@ -82,7 +82,7 @@ def segments_of(token_rows: TokenRows) -> Segments:
 
 
 def _run_starts(token_rows: TokenRows) -> Ids:
-    """Where a trunk, a branch, or some padding begins."""
+    """Indices at which a trunk, a branch, or padding begins."""
     index = np.arange(token_rows.tree.size).reshape(token_rows.tree.shape)
     begins = np.diff(token_rows.tree, axis=1, prepend=PADDING - 1) != 0
     begins |= np.diff(token_rows.branch, axis=1, prepend=0) != 0
@@ -91,13 +91,13 @@ def _run_starts(token_rows: TokenRows) -> Ids:
 
 
 def _ranges(starts: Ids, lengths: Ids) -> Ids:
-    """The numbers of ranges, one range after the other."""
+    """The numbers in ranges, concatenated."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
 
 
 def places_of(order: Ids, tokens: int) -> tuple[Ids, NDArray[np.bool_]]:
-    """Where each token lies among the keys: (most copies, tokens), and which of these places there are."""
+    """Places of each token among the keys, (most copies, tokens), and which of these exist."""
     counts = np.bincount(order, minlength=tokens)
     by_token = np.argsort(order, kind="stable")
     copy = np.arange(counts.max())[:, None]
@@ -120,8 +120,8 @@ class Plan(NamedTuple):
         queries: (segments + 1,) int32, where each begins, and the last one's end.
         keys: the same of the keys.
         longest: tokens of the longest segment, or somewhat more.
-        gathering: how keys are gathered; None where they stay as they lie.
-        windows: where a trial notes the sliding window that each layer asks for.
+        gathering: how keys are gathered; None if they stay as they lie.
+        windows: list to which a test appends the sliding window that each layer asks for.
     """
 
     queries: Tensor
@@ -132,7 +132,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(token_rows: TokenRows, device: torch.device) -> Plan:
-    """What the layers need to know of token rows, once per forward."""
+    """The plan of token rows, made once per forward for all layers."""
     segments = segments_of(token_rows)
     longest = max(SHORTEST, 1 << int(segments.keys.max() - 1).bit_length())
     gathering = None
@@ -187,14 +187,14 @@ def attend(
         query, key, value, plan.queries, plan.keys, plan.longest, plan.longest, scale=scale, window_size=(back, 0),
         **GROUPS,
     )  # fmt: skip
-    assert isinstance(found, Tensor)  # nothing else was asked for
+    assert isinstance(found, Tensor)  # as no other output was asked for
     return found
 
 
 def reference(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None = None, window: int | None = None
 ) -> Tensor:
-    """What the kernel computes, in plain SDPA under a mask of all pairs: where there is no kernel."""
+    """The same result by plain SDPA with a mask of all pairs, where there is no kernel."""
     of_query, before_query = _places_within(plan.queries, len(query))
     of_key, before_key = _places_within(plan.keys, len(key))
     more = plan.keys.diff() - plan.queries.diff()
@@ -208,7 +208,7 @@ def reference(
 
 
 def _places_within(ends: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Which segment each token is of, and how many of its tokens come before."""
+    """The segment of each token, and the token's position in it."""
     index = torch.arange(tokens, device=ends.device)
     segment = torch.bucketize(index, ends[1:].long(), right=True)
     return segment, index - ends[segment]
@@ -221,13 +221,13 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """``attend`` as transformers calls attention: (1, heads, tokens, width) of each -> (1, tokens, heads, width).
 
-    Raises ``ValueError`` where a layer asks for what this is not.
+    Raises ``ValueError`` if a layer asks for another kind of attention.
     """
     asked = [name for name in BEYOND if others.get(name) is not None] + (["dropout"] if dropout else [])
     if asked:
         raise ValueError(f"its layers ask for {asked[0]}")
     if segments is None:
-        raise ValueError("its layers do not hand on what they are given for attention")
+        raise ValueError("its layers do not pass on the keyword arguments of attention")
     if segments.windows is not None:
         segments.windows.append(sliding_window)
     dtype = compute_dtype(value)  # autocast does not reach the kernel

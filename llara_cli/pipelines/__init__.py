@@ -1,1 +1,1 @@
-"""One job a file, from inputs to a finished artifact or result: for commands and for the Python API alike."""
+"""One job per file, from inputs to a finished artifact or result, for the commands and the Python API."""

@@ -39,10 +39,10 @@ class Comparing:
     test: str = "t-test"
 
     def run(self) -> dict[str, Any]:
-        """Figures with intervals, and each later model against the first; the command's result."""
+        """Compare: metrics with intervals, and each further model against the first; returns the command's result."""
         test = named_test(self.test)
         if len(set(self.given_names)) < 2 or len(set(self.names)) < 2:
-            raise UserError("name two models at least: llara compare MODEL_A MODEL_B")
+            raise UserError("name at least two models: llara compare MODEL_A MODEL_B")
         table_rows = self._comparison_rows()
         scores = {row.name: self._scores(row) for row in table_rows}
         compared = self._corrected([self._against(name, table_rows, test) for name in self.names[1:]])
@@ -58,7 +58,7 @@ class Comparing:
 
     @cached_property
     def names(self) -> list[str]:
-        """The models' own names, each once. Raises ``UserError`` where one has no results at all."""
+        """The models' names, each once. Raises ``UserError`` for one without any results."""
         known = sorted({name for folders in self._kept.values() for name in folders})
         found = {given: find_name(given, known) for given in self.given_names}
         if unknown := [given for given, name in found.items() if name is None]:
@@ -70,12 +70,12 @@ class Comparing:
 
     @cached_property
     def _kept(self) -> dict[str, dict[str, Path]]:
-        """What there is: benchmark -> model -> folder."""
+        """Existing results: benchmark -> model -> folder."""
         return kept(self.workspace)
 
     @cached_property
     def benchmark(self) -> str:
-        """The one on which all have results. Raises ``UserError`` where that is none, or several."""
+        """The benchmark on which all have results. Raises ``UserError`` if there is none, or several."""
         shared = [name for name, folders in self._kept.items() if folders.keys() >= set(self.names)]
         if self.given_benchmark is not None:
             if (found := find_name(self.given_benchmark, shared)) is None:
@@ -92,9 +92,9 @@ class Comparing:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Result]]:
-        """Data set -> model -> result, of the data sets that all have, in the benchmark's order.
+        """Data set -> model -> result, for the data sets that all have, in the benchmark's order.
 
-        Raises ``UserError`` where there is none, and where models were measured on different data.
+        Raises ``UserError`` if there is none, or models were evaluated on different data.
         """
         folders = self._kept[self.benchmark]
         found = {name: {result.dataset: result for result in of_folder(folders[name])} for name in self.names}
@@ -103,7 +103,7 @@ class Comparing:
         if not shared:
             raise UserError(f"{' and '.join(self.names)} have no data set of {self.benchmark} in common")
         if left := [name for name in every if name not in shared]:
-            self.workspace.reporter.warn(f"not measured for all, left out: {', '.join(left)}")
+            self.workspace.reporter.warn(f"not evaluated for all models, left out: {', '.join(left)}")
         tasks = [task.name for task in self._tasks]
         order = [name for name in tasks if name in shared] + [name for name in shared if name not in tasks]
         return {name: self._same_data(name, {model: found[model][name] for model in self.names}) for name in order}
@@ -113,17 +113,17 @@ class Comparing:
         return BENCHMARKS[self.benchmark].tasks if self.benchmark in BENCHMARKS else ()
 
     def _same_data(self, dataset: str, results: dict[str, Result]) -> dict[str, Result]:
-        """The results. Raises ``UserError`` where their queries or judgments differ."""
+        """Return the results. Raises ``UserError`` if their queries or judgments differ."""
         first = results[self.names[0]]
         for name, result in results.items():
             if result.data != first.data or result.per_query.keys() != first.per_query.keys():
                 raise UserError(
-                    f"{dataset}: {self.names[0]} and {name} were measured on different data: evaluate one again"
+                    f"{dataset}: {self.names[0]} and {name} were evaluated on different data: evaluate one again"
                 )
         return results
 
     def _comparison_rows(self) -> list[ComparisonRow]:
-        """Data sets, groups as one, and the mean where there are several of one metric."""
+        """A row for each data set or group, and one for the mean if there are several with one metric."""
         groups: dict[str, list[str]] = {}
         for dataset in self.results:
             groups.setdefault(dataset.partition("/")[0], []).append(dataset)
@@ -154,7 +154,7 @@ class Comparing:
         return wanted
 
     def _strata(self, row: ComparisonRow, model: str) -> list[Stratum]:
-        """The model's values, part by part, in one order of the queries for all models."""
+        """The model's values per part, with queries in the same order for all models."""
         found = []
         for part, weight in row.parts.items():
             values, order = self.results[part][model].per_query, self.results[part][self.names[0]].per_query
@@ -173,7 +173,7 @@ class Comparing:
     def _against(
         self, name: str, table_rows: Sequence[ComparisonRow], test: Callable[[Sequence[Stratum]], float | None]
     ) -> dict[str, Any]:
-        """A model against the first."""
+        """Compare a model with the first."""
         rows = {}
         for row in table_rows:
             pairs = zip(self._strata(row, name), self._strata(row, self.names[0]), strict=True)
@@ -182,7 +182,7 @@ class Comparing:
         return {"baseline": self.names[0], "model": name, "rows": rows}
 
     def _corrected(self, compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Holm's correction over all tests of this comparison."""
+        """Apply Holm's correction over all tests of this comparison."""
         rows = [row for comparison in compared for row in comparison["rows"].values()]
         for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = corrected

@@ -39,15 +39,15 @@ from llara_cli.retrieval.vector_store import IDS, STORES, TEXTS, cut, write_docu
 
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 NUMBER_BYTES = 4
-"""Of a token's id, and of a number of a vector."""
+"""Bytes of a token id, and of a number of a vector."""
 SAMPLE = 512
-"""Texts of which a plan counts the tokens."""
+"""Texts whose tokens a plan counts."""
 _DERIVED_BYTES = 180
-"""Of a derived name: what is appended to it has room."""
+"""Most bytes of a derived name, which leaves room for suffixes."""
 
 
 def recorded(config: EncodeConfig, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
-    """What a manifest says of vectors, wherever they came from."""
+    """The settings of vectors in a manifest, encoded or imported."""
     narrow = {"dim": config.dim} if config.dim is not None else {}
     return narrow | {
         "as": config.role or "passage",
@@ -61,12 +61,12 @@ def recorded(config: EncodeConfig, source: ModelSource, workspace: Workspace) ->
 
 
 def usual_encoder(source: ModelSource) -> str:
-    """The encoder backend that the model was made for."""
+    """The encoder backend for a model: sentence-transformers for its own models, else torch."""
     return SENTENCE_TRANSFORMERS if source.saved_recipe is None and source.has_modules else "torch"
 
 
 def default_name(source: ModelSource, path: Path, role: Role) -> str:
-    """``MODEL-INPUT``, with the role where it is not the usual one."""
+    """``MODEL-INPUT``, with the role if it is not ``passage``."""
     return slug(f"{slug(source.name)}-{input_stem(path)}", _DERIVED_BYTES) + ("-query" if role == "query" else "")
 
 
@@ -82,9 +82,9 @@ class Encoding:
     made_for: str = "user"
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
-        """Encode, or take up where an earlier run stopped, or give the finished run's result again.
+        """Encode, resuming an earlier run, or return the result of a finished one.
 
-        Where several processes were launched, each encodes its own shards.
+        If several processes were launched, each encodes its own shards.
         """
         device = choose_device()
         refuse_attention(self.config.attention, device, choose_dtype(self.config.dtype, device))
@@ -97,7 +97,7 @@ class Encoding:
 
     @contextmanager
     def _building(self, restart: bool) -> Iterator[Build | Artifact]:
-        """The artifact under construction, its collection checked; a caller's mistake leaves none without a shard."""
+        """The artifact under construction, after its collection was checked; mistakes in it leave nothing behind."""
         name = self.name or self.default_name()
         with self.workspace.reporter.status(f"checking {self.source.name} and {self.file.name}"):
             _ = self.run_spec
@@ -112,7 +112,7 @@ class Encoding:
                 raise
 
     def plan(self) -> dict[str, Any]:
-        """What ``run`` would do, without loading the weights."""
+        """Plan of ``run``, made without loading the weights."""
         with self.workspace.reporter.bar("reading", None, unit="texts") as bar:
             count, sample = _sampled(bar.over(read_documents(self.file, self.workspace.reporter.note)))
         self._check_dim()
@@ -145,10 +145,10 @@ class Encoding:
     def _memory(
         self, facts: EncoderFacts, dtype: torch.dtype, device: torch.device, count: int, seen: int | None
     ) -> dict[str, int]:
-        """Bytes by part, at the peak: on a GPU of its memory, else of the machine's.
+        """Peak memory in bytes by part: of the GPU if there is one, else of the machine.
 
-        ``loading or computing``: the larger of what the two take beside the weights. While it is read, a checkpoint is
-        in memory twice, the second time as pages of its file, which the system takes back where memory is short.
+        ``loading or computing``: the larger of the two, besides the weights. While a checkpoint is read it is in memory
+        twice, once as cached pages of its file, which the system can free.
         """
         weights = facts.parameters * dtype.itemsize
         budget = self.config.batch_tokens or BATCH_TOKENS[device.type]
@@ -157,7 +157,7 @@ class Encoding:
         computing = (facts.token_numbers or 0) * dtype.itemsize * batch
         if device.type != "cpu":
             return {"weights": weights, "activations": computing}
-        rows = 2 * min(count, self.config.shard_size)  # of a shard, and of the one that is tokenized meanwhile
+        rows = 2 * min(count, self.config.shard_size)  # of a shard, and of the next one, tokenized meanwhile
         computing += rows * NUMBER_BYTES * (facts.dim + (seen or 0) // max(1, count))
         give_back_memory()
         parts = {"weights": weights, "loading or computing": max(weights, computing)}
@@ -169,12 +169,12 @@ class Encoding:
 
     @property
     def role(self) -> Role:
-        """What the texts are."""
+        """Role of the texts."""
         return self.config.role or "passage"
 
     @cached_property
     def file(self) -> Path:
-        """The file to read: of a BEIR folder the corpus, or for queries its queries."""
+        """The file to read; in a BEIR folder its corpus, or its queries for the role ``query``."""
         if not self.collection.is_dir():
             return self.collection
         folder = BeirFolder(self.collection)
@@ -182,18 +182,18 @@ class Encoding:
 
     @cached_property
     def backend(self) -> type[EncoderBackend]:
-        """The encoder's class. Raises ``UserError`` where it is unknown or not installed."""
+        """The encoder's class. Raises ``UserError`` if it is unknown or not installed."""
         found: type[EncoderBackend] = registry.load("encoder", self.config.encoder or usual_encoder(self.source))
         return found
 
     @cached_property
     def max_length(self) -> int | None:
-        """Total tokens of a sequence; None where the model has no limit."""
+        """Total tokens of a sequence; None if the model has no limit."""
         return self.backend.choose_length(self.source, self.config.max_length)
 
     @cached_property
     def run_spec(self) -> RunSpec:
-        """What makes an equal run."""
+        """Settings and inputs that identify the run."""
         settings = recorded(self.config, self.source, self.workspace) | {"max_length": self.max_length}
         return RunSpec(settings, [input_record(self.file)], {"model": self.source.fingerprint()})
 
@@ -220,7 +220,7 @@ class Encoding:
         return "encoding queries" if self.role == "query" else "encoding passages"
 
     def _take_in(self, build: Build) -> None:
-        """Check the whole collection and copy ids and texts, before any weight is loaded; once."""
+        """Check the whole collection and copy ids and texts, once, before any weight is loaded."""
         if (build.folder / IDS).exists():
             return
         with build.staging() as staging:
@@ -250,16 +250,16 @@ class Encoding:
         return replace(encoded, vectors=cut(encoded.vectors, self.config.dim))
 
     def _check_dim(self) -> None:
-        """Raise ``UserError`` for more dimensions than the model has; say so where it was not trained for fewer."""
+        """Raise ``UserError`` for more dimensions than the model has; warn of a number that it was not trained for."""
         backend, dim = self.backend, self.config.dim
         if dim is None:
             return
         if dim > (width := backend.facts(self.source).dim):
             raise UserError(f"`dim={dim}` is above the model's width of {width}")
         if dim not in (width, *self.source.recipe.dims):
-            told = ", ".join(map(str, self.source.recipe.dims)) or "its whole width only"
+            trained = ", ".join(map(str, self.source.recipe.dims)) or "its full width only"
             self.workspace.reporter.warn(
-                f"{self.source.name} was trained for {told} (`dims` of llara finetune), not for {dim}"
+                f"{self.source.name} was trained for {trained} (`dims` of llara finetune), not for {dim}"
             )
 
     def _finish(self, build: Build, shards: Shards, count: int, dim: int, seconds: float) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class Encoding:
 
 
 def encoded(encoding: Encoding, made_for: str) -> Artifact:
-    """The embeddings of an equal run, whatever their name; made now where there are none, or damaged ones."""
+    """The embeddings of an equal run, whatever their name; encoded now if there are none, or only damaged ones."""
     workspace = encoding.workspace
     if made := workspace.find_equal("embeddings", encoding.run_spec):
         return made
@@ -294,7 +294,7 @@ def encoded(encoding: Encoding, made_for: str) -> Artifact:
 
 
 def _sampled(documents: Iterator[Document]) -> tuple[int, list[str]]:
-    """How many there are, and some of their passages, drawn evenly from all."""
+    """Number of documents, and a sample of their passages, drawn evenly from all."""
     draw, sample, count = random.Random(0), [], 0
     for count, document in enumerate(documents, 1):
         if count <= SAMPLE:

@@ -33,9 +33,9 @@ from llara_cli.pipelines.retrievers import Bm25Retriever, DenseRetriever, Retrie
 from llara_cli.pipelines.select import chosen_encoder, model_to_use
 
 GROUP_SECONDS = 30
-"""How long to wait for another process that writes the figures of a group: far more than that takes."""
+"""Seconds to wait for another process that writes the results of a group: far more than that takes."""
 WINDOW = 256
-"""Queries whose hits are held and scored together."""
+"""Queries whose hits are in memory and scored together."""
 
 
 class Scoring:
@@ -57,7 +57,7 @@ class Scoring:
                 self._score()
 
     def finish(self) -> Evaluation:
-        """The figures, once every query has passed; a judged query without hits counts 0."""
+        """The metrics, once every query has passed; a judged query without hits counts 0."""
         self._score()
         silent = {query: grades for query, grades in self._qrels.items() if query not in self._values}
         values = self._values | score_queries(silent, {}, self._metrics)
@@ -80,7 +80,7 @@ class Evaluating:
     restart: bool = False
 
     def run(self, found: Found) -> dict[str, Any]:
-        """Evaluate each data set that has no result yet that still holds; the command's result."""
+        """Evaluate each data set without an up-to-date result; return the command's result."""
         check_is_one(self.retriever, [data for _, data in found])
         for task, data in found:
             with self.workspace.reporter.status(f"reading the queries of {data.name}"):
@@ -98,12 +98,12 @@ class Evaluating:
         return result
 
     def _check(self, task: Task, data: EvalDataset) -> None:
-        """Raise ``UserError`` for a bad file, or one that a metric is not for, before any model is loaded."""
+        """Raise ``UserError`` for a bad file, or a metric that does not suit it, before any model is loaded."""
         check_judgments(data.qrels, self.config.metrics or task.metrics)
         data.warn_of_missing_queries(self.workspace.reporter.warn)
 
     def _evaluate(self, results: Results, task: Task, data: EvalDataset) -> Evaluation:
-        """The figures on a data set, while no other process measures the same model on it."""
+        """Evaluate on a data set, unless another process evaluates the same model on it."""
         with self.workspace.lock(results.place(data.name)):
             return self._evaluate_alone(results, task, data)
 
@@ -118,7 +118,7 @@ class Evaluating:
             return self._measure(results, identity, data, metrics)
         missing = [name for name in metrics if name not in made.metrics]
         if not missing:
-            self.workspace.reporter.note(f"nothing to do: {made.path} has the figures of {data.name} already")
+            self.workspace.reporter.note(f"nothing to do: {made.path} has the results of {data.name} already")
             return made.narrowed(metrics)
         return self._add(results, identity, made, data, metrics)
 
@@ -129,7 +129,7 @@ class Evaluating:
         return {"dataset": data.name, "split": data.split, "settings": settings, "fingerprints": fingerprints}
 
     def _measure(self, results: Results, identity: Identity, data: EvalDataset, metrics: Sequence[str]) -> Evaluation:
-        """Search, write the run, score it on the way."""
+        """Search, write the run, and score it on the way."""
         started = time.monotonic()
         self._warn_of_depth(metrics)
         settings = identity["settings"]
@@ -146,7 +146,7 @@ class Evaluating:
     def _add(
         self, results: Results, identity: Identity, made: Result, data: EvalDataset, metrics: Sequence[str]
     ) -> Evaluation:
-        """Further metrics of a run that is there; without it, the search is done again."""
+        """Compute further metrics of an existing run; search again if it is missing."""
         every = list(dict.fromkeys((*made.metrics, *metrics)))
         if (run := made.run) is None:
             self.workspace.reporter.note(f"{data.name}: the run beside {made.path} is gone or changed: evaluated again")
@@ -162,7 +162,7 @@ class Evaluating:
     def _warn_of_depth(self, metrics: Sequence[str]) -> None:
         deep = [name for name in metrics if (cutoff(name) or 0) > self.config.top_k]
         if deep:
-            self.workspace.reporter.warn(f"{', '.join(deep)} look deeper than `top_k={self.config.top_k}`")
+            self.workspace.reporter.warn(f"`top_k={self.config.top_k}` gives too few hits for {', '.join(deep)}")
 
 
 def evaluate_benchmark(
@@ -178,9 +178,9 @@ def evaluate_benchmark(
     """Evaluate a model, BM25 or a run on a benchmark, or on one folder in BEIR layout.
 
     Args:
-        run: a run to evaluate instead of a model; a folder: one run a data set.
-        name: what the run is called in results.
-        consent: asked before anything is downloaded; None: nothing is.
+        run: a run to evaluate instead of a model, or a folder with a run per data set.
+        name: name of the run in results.
+        consent: called before anything is downloaded; None: nothing is downloaded.
 
     Returns:
         The result, and the split of each data set. Raises ``UserError`` for the caller's mistakes.
@@ -198,7 +198,7 @@ def evaluate_benchmark(
 
 
 def _datasets(workspace: Workspace, benchmark: str, config: EvaluateConfig, consent: Consent) -> tuple[str, Found]:
-    """The benchmark's name, its data sets and what they are."""
+    """The benchmark's name, its tasks and their data sets."""
     if benchmark in BENCHMARKS:
         finder = DatasetFinder(workspace, config.data_root, config.split, consent)
         return benchmark, finder.find(BENCHMARKS[benchmark], ",".join(config.datasets))
@@ -209,13 +209,13 @@ def _datasets(workspace: Workspace, benchmark: str, config: EvaluateConfig, cons
 def choose_retriever(
     workspace: Workspace, config: EvaluateConfig, run: Path | None = None, name: str | None = None
 ) -> Retriever:
-    """A run, BM25, or a model."""
+    """Choose a run, BM25, or a model as the retriever."""
     if (run is not None or config.model == "bm25") and (config.max_length or config.query_length or config.dim):
         workspace.reporter.note("`max_length`, `query_length` and `dim` are for a model: BM25 reads whole texts")
     if run is not None:
         return RunRetriever(run, name or "")
     if name is not None:
-        raise UserError("`name` is for `run`: a model goes by its own name")
+        raise UserError("`name` is for `run`: a model keeps its own name")
     if config.model == "bm25":
         return Bm25Retriever(workspace.reporter)
     source = model_to_use(workspace, config.model, config.trust_remote_code)
@@ -228,7 +228,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """``evaluate --run RUN --qrels QRELS``; benchmark and data set are the run file's stem, the model is ``name``.
 
-    Without a ``name`` the model is called by the stem, too.
+    Without a ``name`` the model gets the stem as its name, too.
     """
     metrics = parse_metrics(",".join(metrics)) if metrics is not None else DEFAULT_METRICS
     evaluation = evaluate(read_qrels(qrels), read_run(run), metrics)

@@ -38,7 +38,7 @@ class Exporting:
     force: bool = False
 
     def run(self) -> dict[str, Any]:
-        """Write the file, all of it or nothing. Raises ``UserError`` where it cannot be or is there already."""
+        """Write the whole file or nothing. Raises ``UserError`` if that is not possible, or the file exists already."""
         refuse_ending(self.file)
         is_npy = self.file.suffix.lower() == ".npy"
         written = [self.file, *([ids_path(self.file), origin_path(self.file)] if is_npy else [])]
@@ -60,7 +60,7 @@ class Exporting:
             check_output(file, self.workspace.root, setting="file")
         there = [str(file) for file in files if file.exists() and not is_stream(file)]
         if there and not self.force:
-            raise UserError(f"{', '.join(there)}: there already; `force=True` replaces it")
+            raise UserError(f"{', '.join(there)}: exists already; `force=True` replaces it")
 
     def _write_npy(self, progress: Advance) -> None:
         """(count, dim) float32 behind NumPy's header; the ids, and the origin."""
@@ -73,13 +73,13 @@ class Exporting:
             with (self.store.artifact.path / IDS).open("rb") as ids:
                 if _copy_lines(ids, names) != self.store.count:
                     raise self.store.damaged()
-            _discard(origin_path(self.file))  # it may be that of the vectors which are replaced
+            _discard(origin_path(self.file))  # it may belong to the vectors that are replaced
         with open_output(origin_path(self.file)) as file:
             digest = "" if is_stream(self.file) else sha256_file(self.file)
             file.write(replace(Origin.of(self.store.artifact), vectors=digest).as_json().encode())
 
     def _write_parquet(self, progress: Advance) -> None:
-        """Columns id, vector, title, text; a group of rows at a time. The origin is in the schema's metadata."""
+        """Write columns id, vector, title, text, one row group at a time, and the origin in the schema's metadata."""
         vector = pa.list_(pa.float32(), self.store.dim)
         schema = pa.schema([("id", pa.string()), ("vector", vector), ("title", pa.string()), ("text", pa.string())])
         schema = schema.with_metadata({METADATA: Origin.of(self.store.artifact).as_json()})
@@ -96,7 +96,7 @@ class Exporting:
                     row += len(part)
 
     def _batch(self, schema: pa.Schema, vectors: Any, names: Iterator[str], row: int) -> pa.RecordBatch:
-        """Rows ``row`` and on: vectors (rows, dim) with their ids and texts."""
+        """A batch of rows from ``row`` on: vectors (rows, dim) with their ids and texts."""
         texts = self.store.texts.rows(row, row + len(vectors))
         ids = list(islice(names, len(vectors)))
         if not len(texts) == len(ids) == len(vectors):
@@ -117,13 +117,13 @@ class Exporting:
 
 
 def _discard(file: Path) -> None:
-    """Remove the file behind all links; a device, or a pipe, is left alone, and so are the links."""
+    """Remove the file behind all links; devices, pipes and the links themselves stay."""
     if not is_stream(file) and (target := file.resolve()).is_file():
         target.unlink()
 
 
 def _copy_lines(source: IO[bytes], target: IO[bytes]) -> int:
-    """Copy all bytes; how many lines there were."""
+    """Copy all bytes; return the number of lines."""
     count = 0
     while chunk := source.read(1 << 20):
         target.write(chunk)

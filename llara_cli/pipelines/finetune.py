@@ -40,19 +40,19 @@ from llara_cli.training.schedule import Schedule, Share, schedule_of
 from llara_cli.training.trainable_model import TrainableModel
 
 PLAN_SAMPLE = 256
-"""Rows that the plan tokenizes; it scales what they take to all."""
+"""Rows that the plan tokenizes, and extrapolates from."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A training argument; an epoch goes through its rows ``weight`` times."""
+    """A training file or folder; an epoch contains its rows ``weight`` times."""
 
     path: Path
     weight: float = 1.0
 
     @classmethod
     def parse(cls, argument: str) -> TrainingSet:
-        """``rows.jsonl``, or ``rows.jsonl:2`` with a weight. Raises ``UserError`` for a weight that is none."""
+        """``rows.jsonl``, or ``rows.jsonl:2`` with a weight. Raises ``UserError`` for a bad weight."""
         whole, (path, colon, weight) = Path(argument), argument.rpartition(":")
         if whole.exists() or not colon or not path:
             return cls(whole)
@@ -73,7 +73,7 @@ def finetuning_round(
     name: str | None,
     dev: JudgedQueries | None = None,
 ) -> TrainingRun[Group]:
-    """One fine-tuning, every open setting chosen; ``dev`` scores the model as it trains.
+    """A fine-tuning run with all open settings chosen; ``dev`` scores the model during training.
 
     Raises ``UserError`` for the caller's mistakes.
     """
@@ -94,9 +94,9 @@ def finetuning_round(
 
 
 def choose_roles(recipe: Recipe, config: FinetuneConfig, hidden_size: int) -> Recipe:
-    """The recipe with the roles and widths that the settings ask for; else it keeps its own.
+    """The recipe with the roles and widths of the settings; those left out stay as they are.
 
-    The whole width, at which vectors are used unless cut, is always among the widths. Raises ``UserError`` for one
+    The full width is always among the widths, as vectors that are not cut have it. Raises ``UserError`` for a width
     above the model's.
     """
     if config.symmetric is not None:
@@ -119,7 +119,7 @@ class ContrastiveData:
     dev: JudgedQueries | None = None
 
     def inputs(self, decide: Decide = alone) -> Sequence[dict[str, Any]]:
-        """The training files, and those of the dev set."""
+        """The training files and those of the dev set."""
         inputs: list[dict[str, Any]] = decide(self._read_inputs)
         return inputs
 
@@ -141,7 +141,7 @@ class ContrastiveData:
 
     @cached_property
     def rows(self) -> list[TrainingRow]:
-        """Every training row, set after set."""
+        """All training rows, set by set."""
         return [row for rows in self.sets for row in rows]
 
     @property
@@ -163,13 +163,13 @@ class ContrastiveData:
 
     @cached_property
     def sequencer(self) -> Sequencer:
-        """Texts to sequences. Raises ``UserError`` where a length leaves no room for a text."""
+        """Turns texts into sequences. Raises ``UserError`` for a length that leaves no room for a text."""
         lengths: dict[Role, int] = {"query": self.config.query_length, "passage": self.config.passage_length}
         return Sequencer(self.base.tokenizer.with_tokens(self.base.recipe.new_tokens), self.base.recipe, lengths)
 
     @property
     def loss(self) -> ContrastiveLoss:
-        """InfoNCE, as the settings ask for it."""
+        """InfoNCE with its settings."""
         config = self.config
         return ContrastiveLoss(
             config.temperature, config.in_batch_negatives, config.mask_false_negatives, config.mask_margin,
@@ -177,9 +177,9 @@ class ContrastiveData:
         )  # fmt: skip
 
     def workload(self, budget: int) -> Workload:
-        """Queries and passages of one epoch, a prompt each; no logits. Some rows stand for all where they are many.
+        """Queries and passages of one epoch, with a prompt each, and no logits; estimated from some of many rows.
 
-        Raises ``UserError`` where no batch of the run has anything to contrast.
+        Raises ``UserError`` if no batch of the run has anything to contrast.
         """
         self._check_contrast()
         epoch = [number for _, numbers in self.schedule.epoch() for number in numbers]
@@ -192,19 +192,19 @@ class ContrastiveData:
         return Workload(tokens * len(epoch) // len(groups), overhead, 0, budget, texts)
 
     def sample(self, budget: int) -> Sample[Group]:
-        """All rows, as they are read and checked anyway; the tokens of some."""
+        """All rows, which are read for checks anyway, and the tokens of some."""
         first = islice(self.schedule.batches(), SAMPLE_BATCHES)
         batches = [self.batch(epoch, numbers) for epoch, numbers in first]
         estimated = ["texts", "tokens"] if self.schedule.items // PLAN_SAMPLE > 1 else []
         return Sample(self.schedule, self.workload(budget), batches, estimated)
 
     def batch(self, epoch: int, numbers: Sequence[int]) -> Sequence[Group]:
-        """Each row with the passages drawn for the epoch."""
+        """The rows, each with the passages drawn for the epoch."""
         seed, negatives = self.config.seed, self.config.negatives
         return [draw_group(self.rows[number], negatives, (seed, epoch, number)) for number in numbers]
 
     def _check_negatives(self, rows: Sequence[TrainingRow]) -> None:
-        """Warn of rows that nothing is contrasted with. Raises ``UserError`` where all are such."""
+        """Warn of rows without negatives. Raises ``UserError`` if no row has any."""
         config = self.config
         if config.in_batch_negatives and config.batch_size != 1:
             return
@@ -212,15 +212,15 @@ class ContrastiveData:
         why = "`batch_size=1`" if config.in_batch_negatives else "`in_batch_negatives=False`"
         if alone == len(rows):
             raise UserError(
-                f"no row has hard negatives, and {why} leaves no others to contrast with: llara mine finds some"
+                f"no row has hard negatives, and {why} leaves no others to contrast with: mine some with llara mine"
             )
         if alone:
-            self.reporter.warn(f"{alone} of {len(rows)} rows have no hard negatives, and teach nothing with {why}")
+            self.reporter.warn(f"{alone} of {len(rows)} rows have no hard negatives, and {why} makes them useless")
 
     def _check_contrast(self) -> None:
-        """Raise ``UserError`` where no batch has a passage that a query is contrasted with."""
+        """Raise ``UserError`` if no batch has a passage to contrast a query with."""
         loss = self.loss
-        if loss.distillation:  # a row's own scores are followed, whatever is masked
+        if loss.distillation:  # distillation uses a row's own scores, whatever is masked
             return
         if not any(contrasts(loss.static_mask(self.batch(*numbers))) for numbers in self.schedule.batches()):
             raise UserError(
@@ -231,7 +231,7 @@ class ContrastiveData:
 
 @dataclass(frozen=True)
 class ContrastiveTask:
-    """InfoNCE on queries with their passages; ``dev`` scores the model as it trains."""
+    """InfoNCE on queries with their passages; ``dev`` scores the model during training."""
 
     data: ContrastiveData
     reporter: Reporter
@@ -240,20 +240,20 @@ class ContrastiveTask:
     name: ClassVar[str] = "finetune"
 
     def check_source(self, source: ModelSource) -> None:
-        """Raise ``UserError`` for a checkpoint that is not whole; it needs no vocabulary projection."""
+        """Raise ``UserError`` for an incomplete checkpoint; it needs no vocabulary projection."""
         has_projection(source)
 
     def adopt(self, model: TrainableModel) -> None:
-        """The loss never meets the vocabulary projection: processes that shared it would wait for its gradient.
+        """Freeze the vocabulary projection: it gets no gradient from this loss, and DDP would wait for one.
 
-        Raises ``UserError`` where nothing else would be trained.
+        Raises ``UserError`` if nothing else would be trained.
         """
         model.decoder.freeze_projection()
         if not checkpoints.trainable(model.model):
             raise UserError("nothing would be trained: fine-tuning does not reach the layers of `lora.targets`")
 
     def objective(self, model: TrainableModel, budget: int) -> ContrastiveObjective:
-        """InfoNCE over cosine / temperature."""
+        """InfoNCE over cosine similarity / temperature."""
         data = self.data
         return ContrastiveObjective(
             model.decoder, data.base.recipe, data.sequencer, budget, data.loss, data.config.chunk_size,
@@ -265,13 +265,13 @@ class ContrastiveTask:
         return 0
 
     def early_stopping(self, model: TrainableModel, place: TrainingPlace) -> EarlyStopping | None:
-        """Evaluation on the dev set, at the lengths of the training."""
+        """Evaluation on the dev set, with the lengths of the training."""
         dev, config = self.dev, self.data.config
         if dev is None:
             return None
         accelerator, dtype = place.accelerator, place.dtype
         if accelerator.distributed_type == DistributedType.FSDP:
-            raise UserError("`dev` is for weights that are whole in every process, not sharded ones (FSDP)")
+            raise UserError("`dev` needs the whole weights in every process: it does not work with sharded ones (FSDP)")
         encoder = Encoder(
             model.decoder, self.data.base.recipe, self.data.sequencer, place.budget, note=self.reporter.warn
         )
@@ -291,7 +291,7 @@ class ContrastiveTask:
             model.model.eval()
             local = torch.tensor(dev.score(encode), dtype=torch.float64, device=device)
             model.model.train()
-            return float(accelerator.reduce(local, reduction="mean"))  # all processes go by the same number
+            return float(accelerator.reduce(local, reduction="mean"))  # the same number in all processes
 
         every = config.dev_every or max(1, place.steps // EVALUATIONS)
         writes = accelerator.is_main_process

@@ -25,12 +25,12 @@ from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.retrieval.vector_store import STORES, shard_name, write_documents, write_shard
 
 _TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3}
-"""How far from 1 a length may be for a vector to count as normalized: what rounding to the stored type does."""
+"""Largest difference from 1 of a normalized vector's length, from rounding to the stored dtype."""
 
 
 @dataclass
 class Tally:
-    """What was done to the vectors on the way in."""
+    """Counts of vectors that were changed on import."""
 
     scaled: int = 0
     zero: int = 0
@@ -38,7 +38,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Importing:
-    """One run of ``encode --from``; queries will be encoded with ``source``."""
+    """One run of ``encode --from``; queries are going to be encoded with ``source``."""
 
     workspace: Workspace
     source: ModelSource
@@ -47,7 +47,7 @@ class Importing:
     name: str = ""
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
-        """Take the file in, all of it or nothing, or give the finished run's result again."""
+        """Import the whole file or nothing, or return the result of a finished run."""
         self._check()
         with self.workspace.build("embeddings", self._name, self.run_spec, restart=restart) as build:
             if isinstance(build, Artifact):
@@ -55,7 +55,7 @@ class Importing:
             return self._import(build)
 
     def plan(self) -> dict[str, Any]:
-        """What ``run`` would do."""
+        """Plan of ``run``."""
         self._check()
         width = STORES[self.config.store]().nbytes
         return {
@@ -68,7 +68,7 @@ class Importing:
 
     @property
     def path(self) -> Path:
-        """Where the vectors are."""
+        """The file of vectors."""
         return self.file.path
 
     @property
@@ -81,7 +81,7 @@ class Importing:
 
     @cached_property
     def backend(self) -> type[EncoderBackend]:
-        """What queries will be encoded by."""
+        """The encoder of the queries."""
         found: type[EncoderBackend] = registry.load("encoder", self._encoder)
         return found
 
@@ -92,7 +92,7 @@ class Importing:
 
     @cached_property
     def run_spec(self) -> RunSpec:
-        """What makes an equal run."""
+        """Settings and inputs that identify the run."""
         settings = recorded(self.config, self.source, self.workspace) | {"imported": True}
         return RunSpec(settings, self.file.inputs, {"model": self._fingerprint})
 
@@ -106,14 +106,14 @@ class Importing:
 
     def _check(self) -> None:
         if self.config.max_length is not None or self.config.batch_tokens is not None:
-            raise UserError("`max_length` and `batch_tokens` have no meaning with `vectors`: nothing is encoded")
+            raise UserError("`max_length` and `batch_tokens` do nothing with `vectors`: no text is encoded")
         if self.file.count == 0:
-            raise UserError(f"{self.path}: no vector in it")
+            raise UserError(f"{self.path}: no vectors in it")
         self._check_origin()
         _ = self.dim
 
     def _check_origin(self) -> None:
-        """Raise ``UserError`` where the file records another model, role or encoder than the settings name."""
+        """Raise ``UserError`` if the file records another model, role or encoder than the settings."""
         origin, place = self.file.origin, self.file.origin_file
         if origin is None:
             return
@@ -145,19 +145,19 @@ class Importing:
                 seen += len(shard)
                 bar.advance(len(shard))
         if seen != self.file.count:
-            raise UserError(f"{self.path}: {seen} vectors, but it announces {self.file.count}")
+            raise UserError(f"{self.path}: {seen} vectors, but its header says {self.file.count}")
 
     def _normalized(self, block: NDArray[Any], before: int, tally: Tally) -> NDArray[np.float32]:
-        """(rows, dim) of length 1; rows that have it stay as they are, bit for bit.
+        """Normalize (rows, dim); rows of length 1 stay the same to the bit.
 
-        Raises ``UserError`` naming the row where a number is NaN, infinite, missing, or too large to be squared.
+        Raises ``UserError``, with the row, for a number that is NaN, infinite, missing, or too large to be squared.
         """
         wide = np.asarray(block, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.sqrt(np.square(wide).sum(axis=1))
         if not (finite := np.isfinite(lengths)).all():
             row = before + int((~finite).argmax()) + 1
-            raise UserError(f"{self.path}: row {row}: NaN, infinite or immense numbers in the vector")
+            raise UserError(f"{self.path}: row {row}: NaN, infinite or huge numbers in the vector")
         zero = lengths == 0
         off = (np.abs(lengths - 1) > _TOLERANCE[self.config.store]) & ~zero
         tally.scaled += int(off.sum())
@@ -180,7 +180,7 @@ class Importing:
             "model": self.source.name,
         }
         counts = {"count": count, "dim": self.dim, "normalised": tally.scaled, "zero": tally.zero}
-        # as the first release wrote them: "normalised" above, the flag below
+        # keys of the first release: "normalised" above, the flag below
         said_by = "--model" if self.file.origin is None else self.file.origin_file.name
         claim = {"model": self.source.name, "fingerprint": self._fingerprint, "said_by": said_by}
         build.finish(counts, result, measured={"claim": claim})
@@ -188,7 +188,7 @@ class Importing:
 
 
 def _resized(blocks: Iterator[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
-    """The same rows in blocks of exactly ``rows``, the last one apart."""
+    """The same rows in blocks of exactly ``rows``, except the last."""
     held: list[NDArray[Any]] = []
     for block in blocks:
         held.append(block)

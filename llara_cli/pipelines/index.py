@@ -33,7 +33,7 @@ class Indexing:
     made_for: str = "user"
 
     def run(self, *, restart: bool = False) -> dict[str, Any]:
-        """Build the index, or give the finished one's result again."""
+        """Build the index, or return the result of a finished one."""
         backend: type[IndexBackend] = registry.load("index", self.backend)
         with self.workspace.build("indexes", self.artifact_name, self.run_spec(), restart=restart) as build:
             if isinstance(build, Artifact):
@@ -41,7 +41,7 @@ class Indexing:
             return self._build(backend, build)
 
     def plan(self) -> dict[str, Any]:
-        """What ``run`` would do."""
+        """Plan of ``run``."""
         store = VectorStore(self.embeddings)
         plain = store.count * store.dim * 4
         return {
@@ -54,12 +54,12 @@ class Indexing:
 
     @property
     def artifact_name(self) -> str:
-        """``EMBEDDINGS-BACKEND[-SPEC]`` unless named."""
+        """The given name, else ``EMBEDDINGS-BACKEND[-SPEC]``."""
         spec = f"-{slug(self.options.spec)}" if self.options.spec else ""
         return self.name or slug(f"{self.embeddings.name}-{self.backend}{spec}", NAME_BYTES)
 
     def run_spec(self) -> RunSpec:
-        """What makes an equal run, and which model a query must be encoded with."""
+        """Settings and parents that identify the run, including the model that queries must be encoded with."""
         made = self.embeddings.manifest
         settings = {
             "backend": self.backend,
@@ -89,7 +89,7 @@ class Indexing:
 
 
 def indexing(workspace: Workspace, embeddings: Artifact, config: IndexConfig, name: str | None = None) -> Indexing:
-    """The index that the settings ask for. Raises ``UserError`` for a backend or parameters that are unknown."""
+    """The indexing run of the settings. Raises ``UserError`` for an unknown backend or parameter."""
     backend: type[IndexBackend] = registry.load("index", config.backend)
     accepted = {**backend.build_parameters, **backend.search_parameters}
     parameters = typed_parameters(config.parameters, accepted, config.backend)
@@ -100,7 +100,7 @@ def indexing(workspace: Workspace, embeddings: Artifact, config: IndexConfig, na
 def index_corpus(
     workspace: Workspace, source: ModelSource, corpus: Path, settings: EncodeConfig, made_for: str
 ) -> Artifact:
-    """An exact index over a corpus, encoded with the model; both are artifacts, found again where they are there."""
+    """An exact index over a corpus encoded with the model; both are artifacts, and reused if they exist."""
     made = encoded(Encoding(workspace, source, corpus, settings), made_for)
     indexing = Indexing(workspace, made, made_for=made_for)
     run_spec = indexing.run_spec()
@@ -112,7 +112,7 @@ def index_corpus(
 
 
 def finish(build: Build, counts: Mapping[str, int], started: float, made_for: str = "user") -> dict[str, Any]:
-    """Finish an index whose files are in place; the command's result. ``started``: of the monotonic clock."""
+    """Finish an index whose files are written; return the command's result. ``started``: ``time.monotonic()``."""
     result = {
         "name": build.name,
         "path": str(build.target),

@@ -37,18 +37,18 @@ from llara_cli.retrieval.hard_negatives import (
 from llara_cli.retrieval.searcher import Searcher
 
 BM25 = "bm25"
-"""What `model` says for a search by words."""
+"""The value of ``model`` for BM25."""
 BLOCK = 512
-"""Queries that are searched together; what a kill can cost."""
+"""Queries that are searched together, and lost at most by a kill."""
 _BLOCKS = "blocks"
 
 
 def check_request(
     workspace: Workspace, train: Path, corpus: Path | None, output: Path | None, *, restart: bool
 ) -> None:
-    """Raise ``UserError`` for what would stop the mining only after much work: ``corpus`` encoded, an index loaded.
+    """Raise ``UserError`` for mistakes that would otherwise show after much work, such as encoding ``corpus``.
 
-    A file that is a copy of rows mined in this workspace may yet turn out to be the output wanted.
+    A file that is a copy of rows mined in this workspace may turn out to be the output wanted.
     """
     if output is not None:
         check_place(output, workspace, train, corpus)
@@ -62,7 +62,7 @@ def check_request(
 
 
 def check_place(output: Path, workspace: Workspace, train: Path, corpus: Path | None = None) -> None:
-    """Raise ``UserError`` for a place that the rows cannot be written to, or that what they are made of lies at."""
+    """Raise ``UserError`` if the rows cannot be written to ``output``, or if it is an input."""
     read = [*training_files(train)]
     if corpus is not None:
         read.append(BeirFolder(corpus).corpus if corpus.is_dir() else corpus)
@@ -72,7 +72,7 @@ def check_place(output: Path, workspace: Workspace, train: Path, corpus: Path | 
 
 
 def _refuse_another(output: Path, copies: Iterable[Path]) -> None:
-    """Raise ``UserError`` where a file lies at ``output`` that equals none of ``copies``."""
+    """Raise ``UserError`` if ``output`` exists and equals none of ``copies``."""
     if not output.exists() or is_stream(output):
         return
     if not any(path.is_file() and filecmp.cmp(path, output, shallow=False) for path in copies):
@@ -91,10 +91,10 @@ class Mining:
     note: Note = ignore
 
     def run(self, *, output: Path | None = None, restart: bool = False) -> dict[str, Any]:
-        """Mine, or take up where an earlier run stopped, or give the finished run's result again.
+        """Mine, resuming an earlier run, or return the result of a finished one.
 
-        ``output``: where the rows are copied to. Raises ``UserError`` where another file lies there, unless
-        ``restart`` is asked for; a training file is never overwritten.
+        ``output``: file to copy the rows to. Raises ``UserError`` if it exists with other content, unless ``restart``
+        is given; a training file is never overwritten.
         """
         if output is not None:
             self._check_output(output, restart)
@@ -112,12 +112,12 @@ class Mining:
 
     @cached_property
     def artifact_name(self) -> str:
-        """``MODEL-INPUT`` unless named."""
+        """The given name, else ``MODEL-INPUT``."""
         return self.name or slug(f"{slug(self.candidates.name)}-{input_stem(self.train)}", NAME_BYTES)
 
     @cached_property
     def run_spec(self) -> RunSpec:
-        """What makes an equal run."""
+        """Settings and inputs that identify the run."""
         settings = recorded(self.config) | self.candidates.searched | {"model": self.candidates.name}
         return RunSpec(settings, [input_record(file) for file in training_files(self.train)], self.candidates.parents)
 
@@ -200,7 +200,7 @@ def mining(
     name: str | None = None,
     restart: bool = False,
 ) -> Mining:
-    """The mining that the settings ask for: in an index of the workspace, or in a corpus that is encoded first.
+    """The mining run of the settings: in an index of the workspace, or in a corpus that is encoded first.
 
     Raises ``UserError`` for the caller's mistakes, before a corpus is encoded.
     """
@@ -212,9 +212,9 @@ def mining(
 
 
 def _checked(workspace: Workspace, config: MineConfig, corpus: Path | None, index: str | None) -> MineConfig:
-    """Settings that go together. Raises ``UserError`` where they do not."""
+    """The settings, checked. Raises ``UserError`` if some do not go together."""
     if (corpus is None) == (index is None):
-        raise UserError("give one of: `corpus`, a file to encode and search, or `index`, the name of one")
+        raise UserError("give one of: `corpus`, a file to encode and search, or `index`, the name of an index")
     if index is not None and config.model == BM25:
         raise UserError("`model='bm25'` searches a `corpus`, not an `index`")
     if config.max_length is not None and corpus is None:

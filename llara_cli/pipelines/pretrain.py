@@ -34,7 +34,7 @@ from llara_cli.training.trainable_model import TrainableModel
 def pretraining(
     workspace: Workspace, source: ModelSource, corpus: Sequence[str], config: PretrainConfig, name: str | None = None
 ) -> TrainingRun[Example]:
-    """The run that the settings ask for, every open one chosen. Raises ``UserError`` for the caller's mistakes.
+    """A pre-training run with all open settings chosen. Raises ``UserError`` for the caller's mistakes.
 
     ``corpus``: files, folders, or ``hf:NAME/CONFIG``.
     """
@@ -64,7 +64,7 @@ class PretextData:
     _inputs: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def inputs(self, decide: Decide = alone) -> Sequence[dict[str, Any]]:
-        """The corpus' files with their digests, hub data sets by name, in the order given."""
+        """The corpus' files with their digests, and hub data sets by name, in the order given."""
         if not self._inputs:
             self._inputs.extend(decide(self._read_inputs))
         return self._inputs
@@ -91,7 +91,7 @@ class PretextData:
 
     @cached_property
     def prompts(self) -> PromptIds:
-        """The recipe in token ids. Raises ``UserError`` where ``max_length`` leaves no room for a text."""
+        """The recipe in token ids. Raises ``UserError`` if ``max_length`` leaves no room for a text."""
         recipe = self.base.recipe
         prompts = self.base.tokenizer.with_tokens(recipe.new_tokens).prompt_ids(recipe)
         prompts.text_limit(self.max_length)
@@ -99,13 +99,13 @@ class PretextData:
 
     @cached_property
     def texts(self) -> Corpus:
-        """The corpus and how it becomes examples."""
+        """The corpus, and how it is turned into examples."""
         builder = ExampleBuilder(self.base.tokenizer, self.base.recipe, self.prompts, self.max_length)
         return Corpus(builder, self.corpus, self.workspace.reporter)
 
     @property
     def needed(self) -> int | None:
-        """Examples that the run's steps take; None where its length is given in epochs: all of the corpus."""
+        """Examples that the run's steps need; None for a length in epochs, which needs the whole corpus."""
         config = self.config
         assert config.batch_size is not None
         return None if config.epochs is not None else (config.max_steps or MAX_STEPS) * config.batch_size
@@ -123,14 +123,14 @@ class PretextData:
         return [Share(0, len(self.table))]
 
     def workload(self, budget: int) -> Workload:
-        """Texts with both prompts; two rows of logits each."""
+        """Texts with both prompts, and two rows of logits each."""
         return self._workload(len(self.table), self.table.tokens(), budget)
 
     def _workload(self, passages: int, tokens: int, budget: int) -> Workload:
         return Workload(tokens, self.prompts.overhead(), 2 * passages, budget)
 
     def sample(self, budget: int) -> Sample[Example]:
-        """Passages of some documents, and what they tell of the whole corpus; nothing is written."""
+        """Passages of some documents, and estimates for the whole corpus from them; writes nothing."""
         survey = self.texts.survey(self.needed)
         estimate, examples = survey.estimate, survey.examples
         schedule = schedule_of([Share(0, estimate.passages)], self.config)
@@ -148,7 +148,7 @@ class PretextData:
 
 @dataclass(frozen=True)
 class PretextTask:
-    """EBAE and EBAR, which predict tokens through the vocabulary projection."""
+    """EBAE and EBAR, which predict tokens with the vocabulary projection."""
 
     data: PretextData
     reporter: Reporter
@@ -167,13 +167,13 @@ class PretextTask:
         self.reporter.detail(f"logits: {model.decoder.logits}")
 
     def objective(self, model: TrainableModel, budget: int) -> PretextObjective:
-        """EBAE and EBAR in one forward where the model takes a mask and positions, else in two."""
+        """EBAE and EBAR in one forward if the model takes a mask and positions, else in two."""
         joint, layout = model.decoder.runs_jointly(), self.data.config.layout
         if not joint:
             name = self.data.base.source.name
             self.reporter.note(f"{name} takes no custom mask or positions: SELF and NEXT run as two passes")
             if layout == "packed":
-                self.reporter.warn("`layout='packed'` needs a model that takes masks: bucketed it is")
+                self.reporter.warn("`layout='packed'` needs a model that takes masks: using bucketed")
         chosen = layout if joint else "bucketed"
         model.decoder.choose_attention(chosen)
         batching = model.decoder.batching(chosen, budget)
@@ -181,7 +181,7 @@ class PretextTask:
         return PretextObjective(model.decoder, self.data.base.recipe, self.data.prompts, batching, joint)
 
     def extra_bytes(self, decoder: Decoder) -> int:
-        """The sum of the projection's gradients, and what of it is handed over with the last forward."""
+        """The sum of the projection's gradients, and its copy that the last forward passes to autograd."""
         head = decoder.projection.weight
         assert isinstance(head, torch.Tensor)
         return 2 * torch.float32.itemsize * head.numel() if head.requires_grad else 0
@@ -193,6 +193,6 @@ class PretextTask:
 
 def _no_projection(source: ModelSource) -> UserError:
     return UserError(
-        f"{source.path}: the checkpoint has no vocabulary projection (LM head), through which EBAE and EBAR "
-        "predict tokens: a random one would be trained. Take the language model that it was made from"
+        f"{source.path}: the checkpoint has no vocabulary projection (LM head), with which EBAE and EBAR "
+        "predict tokens: a random one would be trained. Use the language model that it was made from"
     )

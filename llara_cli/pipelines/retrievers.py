@@ -33,9 +33,9 @@ from llara_cli.retrieval.ranking import Shortfall, best_first, rank
 from llara_cli.retrieval.vector_store import VectorStore
 
 QUERIES = f"{CACHE}/queries"
-"""Where, in the workspace, the judged queries of a data set are put to be encoded."""
+"""Folder of the workspace for files of a data set's judged queries, from which they are encoded."""
 QUERIES_SECONDS = 30
-"""How long to wait for another process that puts queries there: far more than that takes."""
+"""Seconds to wait for another process that writes queries there: far more than that takes."""
 
 
 class Retriever(Protocol):
@@ -43,42 +43,42 @@ class Retriever(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables and results call it."""
+        """Its name in tables and results."""
 
     def fingerprint(self, data: EvalDataset) -> str:
         """Identify the retriever and its version."""
 
     def settings(self) -> dict[str, Any]:
-        """What its rankings depend on, besides the data."""
+        """Settings that its rankings depend on."""
 
     def check(self) -> None:
         """Raise ``UserError`` for mistakes that can be found before any work."""
 
     def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
-        """Every judged query with its k best; ``drop``: without the document that has the query's own id."""
+        """Every judged query with its k best documents; ``drop``: leave out the document with the query's id."""
 
 
 @dataclass(frozen=True)
 class Bm25Retriever:
-    """BM25, built anew for each data set."""
+    """BM25, indexed anew for each data set."""
 
     reporter: Reporter
     name: str = "bm25"
 
     def fingerprint(self, data: EvalDataset) -> str:
-        """The library that computes it."""
+        """The library and its version."""
         return f"bm25s {version('bm25s')}"
 
     def settings(self) -> dict[str, Any]:
-        """The formula and how text becomes words."""
+        """The formula, and how text is split into words."""
         return {"method": bm25.METHOD, "k1": bm25.K1, "b": bm25.B, "stemmer": bm25.STEMMER, "words": bm25.WORD}
 
     def check(self) -> None:
-        """Raise ``UserError`` where the extra is not installed."""
+        """Raise ``UserError`` if the extra is not installed."""
         bm25.check_installed()
 
     def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
-        """One query after the other."""
+        """Search query by query."""
         with self.reporter.bar(f"indexing {data.name}", None, unit="texts") as bar:
             index = Bm25.over(bar.over(read_documents(data.folder.corpus)))
         data.warn_of_missing_documents(index.ids, self.reporter.warn)
@@ -103,11 +103,11 @@ class DenseRetriever:
 
     @property
     def encoder(self) -> str:
-        """What runs the model."""
+        """The encoder backend."""
         return self.config.encoder or usual_encoder(self.source)
 
     def fingerprint(self, data: EvalDataset) -> str:
-        """Of the model's files."""
+        """The fingerprint of the model's files."""
         return self._fingerprint
 
     @cached_property
@@ -115,7 +115,7 @@ class DenseRetriever:
         return self.source.fingerprint()
 
     def settings(self) -> dict[str, Any]:
-        """Lengths and dtype as they turn out for this model on this machine."""
+        """Lengths and dtype as chosen for this model on this machine."""
         return self._settings
 
     @cached_property
@@ -139,7 +139,7 @@ class DenseRetriever:
             self.settings()
 
     def ranked_queries(self, data: EvalDataset, k: int, drop: bool) -> RankedQueries:
-        """Encode corpus and judged queries, or find them encoded; index; search, one block of queries at a time."""
+        """Encode corpus and judged queries, unless they are encoded already; index; search block by block."""
         corpus = self._encoded(data.folder.path, "passage")
         data.warn_of_missing_documents(corpus.ids, self.workspace.reporter.warn)
         queries = self._encoded(self._judged_queries(data), "query")
@@ -154,7 +154,7 @@ class DenseRetriever:
             self.workspace.reporter.warn(f"{data.name}: {message}; `index_backend='exact'` searches all of them")
 
     def _judged_queries(self, data: EvalDataset) -> Path:
-        """A file of the judged queries alone."""
+        """A file with only the judged queries."""
         with self.workspace.lock(QUERIES, wait=QUERIES_SECONDS):
             return data.write_queries(self.workspace.root / QUERIES)
 
@@ -179,7 +179,7 @@ class DenseRetriever:
 
 @dataclass(frozen=True)
 class RunRetriever:
-    """Somebody else's run: a file for one data set, or a folder with a file for each, called like it."""
+    """A run from anywhere: a file for one data set, or a folder with a file per data set, named like it."""
 
     path: Path
     given_name: str = ""
@@ -198,7 +198,7 @@ class RunRetriever:
         return {}
 
     def check(self) -> None:
-        """Raise ``UserError`` where there is nothing at the path."""
+        """Raise ``UserError`` if the path does not exist."""
         if not self.path.exists():
             raise UserError(f"no such file: {self.path}")
 
@@ -206,7 +206,7 @@ class RunRetriever:
         """The run's hits of the judged queries, best first."""
         run = read_run(self._file(data))
         if not run.keys() & data.queries.keys():
-            raise UserError(f"{self._file(data)}: no query of it has judgments in {data.name}")
+            raise UserError(f"{self._file(data)}: none of its queries has judgments in {data.name}")
         for query in data.queries:
             yield query, best_first(run.get(query, {}).items(), k, query if drop else None)
 
@@ -224,16 +224,16 @@ class RunRetriever:
 
 
 def check_is_one(retriever: Retriever, data_sets: Sequence[EvalDataset]) -> None:
-    """Raise ``UserError`` where one run file should serve for several data sets."""
+    """Raise ``UserError`` for one run file for several data sets."""
     if isinstance(retriever, RunRetriever) and not retriever.path.is_dir() and len(data_sets) > 1:
         names = ", ".join(data.name for data in data_sets)
         raise UserError(
-            f"`run={retriever.path}` is the run of one data set, not of {names}: name a folder with one each"
+            f"`run={retriever.path}` is the run of one data set, not of {names}: give a folder with one run each"
         )
 
 
 def _blocks(queries: VectorStore) -> Iterator[tuple[Sequence[str], Vectors]]:
-    """Ids and vectors, a block at a time."""
+    """Blocks of ids and vectors."""
     start = 0
     for vectors in queries:
         yield queries.ids[start : start + len(vectors)], vectors

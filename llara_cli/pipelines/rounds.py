@@ -33,16 +33,16 @@ MINED = 15
 def finetuning(
     workspace: Workspace, source: ModelSource, train: Sequence[str], config: FinetuneConfig, name: str | None = None
 ) -> TrainingRun[Group] | Rounds:
-    """The fine-tuning that the settings ask for, everything checked that can be without weights.
+    """The fine-tuning run, or rounds, of the settings, after all checks that need no weights.
 
-    ``train``: files or BEIR folders, each with a weight after a colon where it is not 1. Raises ``UserError`` for the
+    ``train``: files or BEIR folders, each with a weight after a colon if it is not 1. Raises ``UserError`` for the
     caller's mistakes.
     """
     sets = [TrainingSet.parse(each) for each in train]
     if config.rounds > 1:
         _check_corpus(config)
     job = Rounds(workspace, source, sets, config, name or "", open_dev_set(workspace, config.dev))
-    if config.rounds > 1 and name is None:  # a model of one round has the name without
+    if config.rounds > 1 and name is None:  # the name without a suffix belongs to a run of one round
         job = replace(job, name=f"{job.round(sets, None).name}-rounds{config.rounds}")
     single = job.round(sets, job.name or None)
     check_names(single.name, config.rounds, len(sets))
@@ -56,14 +56,14 @@ def open_dev_set(workspace: Workspace, folder: Path | None) -> DevSet | None:
     dev_set = DevSet.of(folder)
     if dev_set.is_test:
         workspace.reporter.warn(
-            f"{folder} has no split dev: weights chosen on its split test are not to be judged by it"
+            f"{folder} has no split dev: the weights are chosen on its split test, so do not report results on that"
         )
     dev_set.warn_of_gaps(workspace.reporter.warn)
     return dev_set
 
 
 def _check_corpus(config: FinetuneConfig) -> None:
-    """Raise ``UserError`` for a bad corpus: better now than after the first round."""
+    """Raise ``UserError`` for a bad corpus before the first round."""
     if launched_processes() > 1:
         raise UserError("`rounds` runs in one process: launch finetune and mine one after the other instead")
     corpus = config.corpus
@@ -74,10 +74,10 @@ def _check_corpus(config: FinetuneConfig) -> None:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Fine-tuning in several rounds. Each starts from the same model, with negatives that the last one finds hard.
+    """Fine-tuning in several rounds. Each starts from the same model, with negatives that are hard for the last one.
 
-    Each step is an artifact: models ``NAME-round1`` ... ``NAME``, the embeddings and index of each but the last, and
-    the mined rows.
+    Each step is an artifact: models ``NAME-round1`` ... ``NAME``, embeddings and index of each but the last, and the
+    mined rows.
     """
 
     workspace: Workspace
@@ -88,27 +88,27 @@ class Rounds:
     dev: DevSet | None = None
 
     def round(self, sets: Sequence[TrainingSet], name: str | None) -> TrainingRun[Group]:
-        """One round on ``sets``; its model is called ``name``."""
+        """One round on ``sets``, with a model called ``name``."""
         return finetuning_round(self.workspace, self.source, sets, self.config, name, self.dev)
 
     def plan(self) -> Plan:
-        """What one round takes."""
+        """The plan of one round."""
         return self.round(self.sets, self.name).plan()
 
     def run(self, *, restart: bool) -> dict[str, Any]:
-        """Run all rounds, or go on where an earlier run stopped; the result of the last one."""
+        """Run all rounds, resuming an earlier run; return the result of the last one."""
         sets, count = self.sets, self.config.rounds
         for number in range(1, count + 1):
             self.workspace.reporter.note(f"round {number} of {count}")
             run = self.round(sets, _model_name(self.name, number, count))
-            # the models before the last are not what the user asked for, and never taken for the newest
+            # models before the last are steps on the way, and never taken for the newest
             result = run.run(restart=restart, made_for="user" if number == count else "finetune")
             if number < count:
                 sets = self._mined(run, restart=restart)
         return result
 
     def _mined(self, run: TrainingRun[Group], *, restart: bool) -> list[TrainingSet]:
-        """The training sets with the negatives that the model of ``run`` finds hard."""
+        """The training sets with negatives that are hard for the model of ``run``."""
         config, corpus = self.config, self.config.corpus
         assert corpus is not None
         source = resolve(run.name, self.workspace, remote_code=self.source.remote_code)
@@ -129,7 +129,7 @@ class Rounds:
 
 
 def check_names(name: str, rounds: int, sets: int) -> None:
-    """Raise ``UserError`` where ``name``, or one that the rounds derive from it, cannot be an artifact's."""
+    """Raise ``UserError`` if no artifact may have ``name``, or a name that the rounds derive from it."""
     name = check_name(name)
     models = [_model_name(name, number, rounds) for number in range(1, rounds)]
     mined = [_mined_name(model, number, sets) for model in models for number in range(1, sets + 1)]

@@ -19,9 +19,9 @@ RUN_FORMATS = {"trec": write_trec_run, "jsonl": write_jsonl_run}
 
 
 def search_query(searcher: Searcher, text: str, k: int) -> dict[str, Any]:
-    """Hits of one query, with their texts. Raises ``UserError`` for what a terminal gave that is not UTF-8."""
+    """Hits of one query, with their texts. Raises ``UserError`` for a query that is not UTF-8."""
     if not text.isprintable() and any("\ud800" <= mark <= "\udfff" for mark in text):
-        raise UserError("the query is not UTF-8: set the terminal, or the locale, to it")
+        raise UserError("the query is not UTF-8: set the terminal, or the locale, to UTF-8")
     (hits,) = searcher.hits([text], k)
     return {"index": searcher.index.name, "query": text, "hits": hits}
 
@@ -33,7 +33,7 @@ def search_queries(searcher: Searcher, path: Path, output: Path, k: int, form: s
     check_output(output, searcher.workspace.root, [path, Path(searcher.source.path)])
     queries = [(document.id, document.passage) for document in read_documents(path, searcher.workspace.reporter.note)]
     started = time.monotonic()
-    _ = searcher.encoder, searcher.backend  # loading them has a line of its own on the screen
+    _ = searcher.encoder, searcher.backend  # loaded here, as that shows a status line of its own
     with searcher.workspace.reporter.bar("searching", len(queries), unit="queries") as bar:
         RUN_FORMATS[form](output, _ranked(searcher, queries, k, bar.advance), searcher.source.name, open_output)
     searcher.warn_of_shortfall(len(queries))

@@ -1,4 +1,4 @@
-"""Which model or artifact a job takes when none is named; it is always reported."""
+"""The model or artifact that a job uses when none is named; the choice is always reported."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
 
 
 def named_model(workspace: Workspace, given: str, remote_code: bool = False) -> ModelSource:
-    """The model that an argument names; where it is an adapter, its base is told."""
+    """The model that an argument names; for an adapter, its base is reported."""
     source = resolve(given, workspace, remote_code=remote_code)
     if source.base is not None:
-        workspace.reporter.note(f"{source.name}: an adapter, put on its base {source.base.path}")
+        workspace.reporter.note(f"{source.name}: an adapter on the base {source.base.path}")
     return source
 
 
 def chosen_encoder(workspace: Workspace, given: str | None, source: ModelSource) -> str:
-    """The encoder asked for, else the one that the model was made for; which is said where it is not the usual one."""
+    """The encoder given, else the model's own; reported if it is not torch."""
     if given is not None:
         return given
     if source.saved_recipe is None and source.has_modules:
@@ -53,7 +53,7 @@ def model_to_finetune(
 
 
 def model_to_use(workspace: Workspace, given: str | None, remote_code: bool = False) -> ModelSource:
-    """The model named, else the newest of the workspace. Raises ``UserError`` where there is none."""
+    """The model named, else the newest of the workspace. Raises ``UserError`` if there is none."""
     if given is None:
         given = newest(workspace, "models", "pretrain or finetune one, or name one with `model`").name
         workspace.reporter.note(f"model: {given} (the newest)")
@@ -63,9 +63,9 @@ def model_to_use(workspace: Workspace, given: str | None, remote_code: bool = Fa
 def model_of_vectors(
     workspace: Workspace, file: VectorFile, given: str | None, remote_code: bool = False
 ) -> ModelSource:
-    """The model named, else the one that a file of vectors says it is of: never merely the newest.
+    """The model named, else the one recorded in a file of vectors: never just the newest.
 
-    Raises ``UserError`` where neither says, and where the model that the file names is gone.
+    Raises ``UserError`` if there is neither, or if the recorded model is gone.
     """
     if given is not None:
         return named_model(workspace, given, remote_code)
@@ -75,8 +75,8 @@ def model_of_vectors(
         source = resolve_recorded(origin.source, origin.fingerprint, workspace, remote_code=remote_code)
     except UserError as error:
         raise UserError(
-            f"{file.origin_file} says that the vectors were made by {origin.model!r}, which is not there: {error};"
-            " `model` says where it is"
+            f"{file.origin_file} says that the vectors were made by {origin.model!r}, which was not found: {error};"
+            " name its location with `model`"
         ) from error
     workspace.reporter.note(f"model: {source.name} (as {file.origin_file} says)")
     return source
@@ -85,7 +85,7 @@ def model_of_vectors(
 def recorded_choices(
     workspace: Workspace, file: VectorFile, role: Role | None, encoder: str | None
 ) -> tuple[Role | None, str | None]:
-    """Role and encoder; one that is not given is what the file says, which is said where it is not usual."""
+    """Role and encoder: those given, else those recorded in the file, which are reported if not the defaults."""
     if (origin := file.origin) is None:
         return role, encoder
     if role is None and origin.role != "passage":
@@ -97,7 +97,7 @@ def recorded_choices(
 
 
 def newest(workspace: Workspace, kind: Kind, otherwise: str) -> Artifact:
-    """The newest artifact of a kind that the user made. Raises ``UserError`` saying what to do where there is none."""
+    """The newest artifact of a kind that the user made. Raises ``UserError`` with advice if there is none."""
     found = users_own(workspace, kind)
     if not found:
         raise _nothing(workspace, kind, kind, otherwise)
@@ -105,14 +105,14 @@ def newest(workspace: Workspace, kind: Kind, otherwise: str) -> Artifact:
 
 
 def users_own(workspace: Workspace, kind: Kind) -> list[Artifact]:
-    """Sound artifacts that the user asked for, oldest first: not those that a stage made for itself."""
+    """Sound artifacts that the user made, oldest first, without those that jobs made on the way."""
     return [artifact for artifact in workspace.sound(kind) if artifact.is_users_own]
 
 
 def _nothing(workspace: Workspace, kind: Kind, what: str, otherwise: str) -> UserError:
-    """The error where the user made none, which names those that stages made for themselves."""
+    """The error if the user made none, with the names of those that jobs made on the way."""
     others = [artifact.name for artifact in workspace.sound(kind) if not artifact.is_users_own]
-    named = f". Other commands made these for themselves; to use one, name it: {', '.join(others)}" if others else ""
+    named = f". Other commands made these on the way; to use one, name it: {', '.join(others)}" if others else ""
     return UserError(f"no {what} in {workspace.root} yet: {otherwise}{named}")
 
 

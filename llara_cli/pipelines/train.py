@@ -35,12 +35,12 @@ from llara_cli.training.trainable_model import TrainableModel
 
 @dataclass(frozen=True)
 class TrainingRun(Generic[ItemT]):
-    """One run, every setting chosen and everything checked that can be without weights.
+    """A training run, with all settings chosen.
 
     Attributes:
-        recorded: the settings as the manifest has them.
-        name: of the model that is made.
-        free_memory: free bytes of a device, which forwards are fitted to; None: they are not.
+        recorded: the settings as in the manifest.
+        name: name of the trained model.
+        free_memory: returns a device's free bytes, which forwards must fit; None: no limit.
     """
 
     workspace: Workspace
@@ -53,9 +53,9 @@ class TrainingRun(Generic[ItemT]):
     free_memory: Callable[[torch.device], int | None] = free_memory
 
     def run(self, *, restart: bool, made_for: str = "user") -> dict[str, Any]:
-        """Train, or go on where an earlier run stopped, or give the finished run's result again.
+        """Train, resuming an earlier run, or return the result of a finished one.
 
-        ``made_for``: who needs the model, as ``Build.finish`` has it.
+        ``made_for``: see ``Build.finish``.
         """
         source, reporter = self.base.source, self.workspace.reporter
         reporter.note(f"model: {source.name} ({source.path}), recipe {self.base.recipe.name}")
@@ -66,20 +66,20 @@ class TrainingRun(Generic[ItemT]):
         with self.preparation.process_group.share(building) as build:
             if isinstance(build, Artifact):
                 result = self.workspace.result_again(build)
-                checkpoints.discard(build.path)  # left where a kill fell after the last word of the manifest
+                checkpoints.discard(build.path)  # left by a kill right after the manifest was written
             else:
                 result = self._train(build, made_for)
         self.accelerator.end_training()
         return result
 
     def plan(self) -> Plan:
-        """What ``run`` would take, from a short probe of models with few layers; the weights are not loaded."""
+        """Cost of ``run``, from a short probe of models with few layers; the weights are not loaded."""
         self._check()
         return measured_plan(self.preparation, self.data.sample(self.preparation.forwards.tokens))
 
     @cached_property
     def run_spec(self) -> RunSpec:
-        """What makes an equal run."""
+        """Settings and inputs that identify the run."""
         chosen = {
             "task": self.task.name,
             "model": self.base.source.name,
@@ -99,7 +99,7 @@ class TrainingRun(Generic[ItemT]):
 
     @cached_property
     def preparation(self) -> Preparation:
-        """The base model, made ready for the task on this process' device."""
+        """Prepares the base model for the task on this process' device."""
         return Preparation(
             self.base, self.config, self.task, self.accelerator, self.data.longest, self.workspace.reporter,
             self.free_memory,
@@ -155,7 +155,7 @@ class TrainingRun(Generic[ItemT]):
         warn_if_long(self.workspace.reporter, seconds, self.schedule.steps)
 
     def _open_trackers(self, done: int) -> None:
-        """Start experiment trackers; TensorBoard forgets what an earlier run logged after its ``done`` steps."""
+        """Start experiment trackers; TensorBoard drops what an earlier run logged after its first ``done`` steps."""
         config = {key: value for key, value in self.run_spec.settings.items() if isinstance(value, int | float | str)}
         options = {"tensorboard": {"purge_step": done + 1}}
         self.accelerator.init_trackers("llara", config=config, init_kwargs=options)
@@ -163,7 +163,7 @@ class TrainingRun(Generic[ItemT]):
     def _finish(
         self, build: Build, model: TrainableModel, result: dict[str, Any], execution: dict[str, Any], made_for: str
     ) -> None:
-        """Save the model, close the artifact, and only then forget the checkpoint."""
+        """Save the model, finish the artifact, and only then discard the checkpoint."""
         model.save(build.folder, self.preparation.dtype)
         draw_curve(result["history"], build.folder / CURVE)
         counts = {key: result[key] for key in ("steps", "texts", "tokens")}
@@ -174,7 +174,7 @@ class TrainingRun(Generic[ItemT]):
 
 
 def summary(build: Build, history: list[dict[str, Any]], seconds: float, resumed_at: int) -> dict[str, Any]:
-    """The result of a training command, as the command line's contract names it."""
+    """The result of a training command."""
     fresh = sum(row["tokens"] for row in history[resumed_at:])
     return {
         "name": build.name,

@@ -1,4 +1,4 @@
-"""``index --append`` and ``--remove``: a new index is built beside the old one and takes its place."""
+"""``index --append`` and ``--remove``: a new index is built beside the old one and replaces it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llara_cli.retrieval.vector_store import VectorStore
 
 @dataclass
 class Changing:
-    """A finished index, to be replaced by one of other rows. ``before``: its fingerprint when the change began."""
+    """A change of a finished index. ``before``: its fingerprint when the change began."""
 
     workspace: Workspace
     index: Artifact
@@ -33,13 +33,13 @@ class Changing:
 
     def __post_init__(self) -> None:
         self.before = self.index.fingerprint
-        self.index = replace(self.index)  # reads its manifest anew: one read before may be of an older index
+        self.index = replace(self.index)  # reads its manifest again: one read before may be of an older index
 
     def append(self, embeddings: Artifact) -> dict[str, Any]:
-        """Add the vectors of ``embeddings``; nothing is done where the index has them already.
+        """Add the vectors of ``embeddings``, unless the index has them already.
 
-        Raises ``UserError`` where they are of another model or width, where an id is there already, and where the
-        backend cannot add.
+        Raises ``UserError`` if they are of another model or width, if an id exists already, or if the backend cannot
+        add vectors.
         """
         mark = (embeddings.name, embeddings.fingerprint)
         if mark in indexed_embeddings(self.index):
@@ -54,7 +54,7 @@ class Changing:
             return self._finish(build, index.count, started)
 
     def remove(self, file: Path) -> dict[str, Any]:
-        """Let no search find the ids in ``file`` any more; their vectors stay where they are until the next build.
+        """Remove the ids in ``file`` from search results; their vectors stay in the index until the next build.
 
         Raises ``UserError`` for an id that the index does not have.
         """
@@ -68,14 +68,14 @@ class Changing:
             return self.workspace.result_again(self.index, "has none of these ids any more")
         removed = np.union1d(index_rows.removed, np.array(list(rows.values()), np.int64))
         if len(removed) == len(index_rows.ids):
-            raise UserError(f"{file}: nothing would be left of index {self.index.name!r}")
+            raise UserError(f"{file}: index {self.index.name!r} would be empty")
         with self._building(index_rows.embeddings, removed) as build:
             started = time.monotonic()
             _link(self.index.path / FILES, emptied(build.folder / FILES))
             return self._finish(build, len(index_rows.ids), started)
 
     def _fitting(self, embeddings: Artifact) -> IndexRows:
-        """What the index has. Raises ``UserError`` where the embeddings do not go with it."""
+        """The index' rows. Raises ``UserError`` for embeddings that do not match the index."""
         mine, theirs = self.index.manifest, embeddings.manifest
         if mine["parents"]["model"] != theirs["parents"]["model"]:
             raise UserError(
@@ -91,7 +91,7 @@ class Changing:
 
     @contextmanager
     def _building(self, embeddings: list[tuple[str, str]], removed: NDArray[np.int64]) -> Iterator[Build]:
-        """The index to come, in a folder of its own. Raises ``UserError`` where the old one changed meanwhile."""
+        """Build the new index in a folder of its own. Raises ``UserError`` if the old one changed meanwhile."""
         with self.workspace.build(
             "indexes", self.index.name, self._run_spec(embeddings, removed), restart=True
         ) as build:
@@ -104,7 +104,7 @@ class Changing:
                 np.save(build.folder / REMOVED, removed, allow_pickle=False)
             try:
                 yield build
-            except UserError:  # such as that of a backend that cannot add
+            except UserError:  # as from a backend that cannot add vectors
                 shutil.rmtree(build.folder)
                 raise
 
@@ -121,7 +121,7 @@ class Changing:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The files of a folder in another one: the same bytes on disk where the file system can, which nobody changes."""
+    """Hard-link, else copy, a folder's files into another one; nothing changes them later."""
     for file in source.iterdir():
         try:
             os.link(file, target / file.name)

@@ -21,19 +21,19 @@ from llara_cli.retrieval.ranking import best_first
 METHOD, K1, B = "lucene", 0.9, 0.4
 STEMMER, STOP_WORDS, WORD = "porter", "en", r"(?u)\b\w+\b"
 _AT_ONCE = 4096
-"""Texts that are tokenized together; no more are held in memory."""
+"""Texts that are tokenized together, and in memory at once."""
 
 
 def check_installed() -> None:
-    """Raise ``UserError`` where the extra is not installed."""
+    """Raise ``UserError`` if the extra is not installed."""
     if find_spec("bm25s") is None or find_spec("Stemmer") is None:
         raise missing_extra("BM25", "bm25")
 
 
 class Words:
-    """The words of a corpus as numbers in one array: 4 bytes each, where a list of lists would take ten times that.
+    """The words of a corpus as numbers in one array: 4 bytes each, a tenth of what lists of lists would take.
 
-    ``ids`` gives a list of numbers a document, ``vocab`` the number of each word: the shape that bm25s indexes.
+    ``ids``: a list of numbers per document; ``vocab``: word -> number. bm25s indexes an object of this form.
     """
 
     def __init__(self, texts: Iterable[str], cut: Any) -> None:
@@ -47,7 +47,7 @@ class Words:
 
     @property
     def ids(self) -> Words:
-        """Itself: one list per document."""
+        """The object itself, which is a sequence of one list per document."""
         return self
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Bm25:
     def __init__(self, ids: Sequence[str], texts: Iterable[str]) -> None:
         """Index ``texts``, which are read once and not kept, under ``ids``, which may grow while they are read.
 
-        Raises ``UserError`` where the extra is not installed, and for a corpus without a single word.
+        Raises ``UserError`` if the extra is not installed, and for a corpus without a single word.
         """
         try:
             import bm25s
@@ -88,7 +88,7 @@ class Bm25:
 
     @classmethod
     def over(cls, documents: Iterable[Document]) -> Bm25:
-        """Index documents as they come, keeping their ids alone."""
+        """Index a stream of documents, keeping only their ids."""
         ids: list[str] = []
 
         def texts() -> Iterator[str]:

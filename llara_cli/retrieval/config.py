@@ -16,7 +16,7 @@ MODEL_HELP = "A workspace name, a folder, a hub id or a .gguf file."
 DEFAULT_ENCODER = "sentence-transformers for its models, else torch"
 DEFAULT_BATCH = "2,048 on a CPU, 65,536 on a GPU"
 Parameters = Mapping[str, int | float | str]
-"""Parameters of an index library, by the names that the backend gives them."""
+"""Parameters of an index library, by the backend's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,34 +30,34 @@ class EncodeConfig:
 
     model: Annotated[str | None, Setting(MODEL_HELP, panel="Model", complete="models", default=NEWEST_MODEL)] = None
     encoder: Annotated[
-        str | None, Setting("What runs the model.", panel="Model", complete="encoder backends", default=DEFAULT_ENCODER)
+        str | None, Setting("Encoder backend.", panel="Model", complete="encoder backends", default=DEFAULT_ENCODER)
     ] = None
-    trust_remote_code: Annotated[bool, Setting("Let a checkpoint run Python code of its own.", panel="Model")] = False
+    trust_remote_code: Annotated[bool, Setting("Allow the checkpoint's own Python code to run.", panel="Model")] = False
     role: Annotated[
         Literal["passage", "query"] | None,
-        Setting("What the texts are.", flag="--as", panel="Texts", default="passage, or what `vectors` records"),
+        Setting("Role of the texts.", flag="--as", panel="Texts", default="passage, or what `vectors` records"),
     ] = None
     max_length: Annotated[
         int | None,
-        Setting("Total tokens of a text, prompt included.", panel="Texts", default=DEFAULT_TOKENS, positive=True),
+        Setting("Tokens per text, including the prompt.", panel="Texts", default=DEFAULT_TOKENS, positive=True),
     ] = None
     dim: Annotated[
         int | None,
         Setting("Keep the first dimensions only (Matryoshka).", panel="Vectors", default="all", positive=True),
     ] = None
-    store: Annotated[Literal["fp32", "fp16"], Setting("What vectors are stored as.", panel="Vectors")] = "fp32"
+    store: Annotated[Literal["fp32", "fp16"], Setting("Storage dtype of the vectors.", panel="Vectors")] = "fp32"
     shard_size: Annotated[
-        int, Setting("Texts of a shard: what an interruption costs at most.", panel="Vectors", positive=True)
+        int, Setting("Texts per shard; an interruption loses at most one shard.", panel="Vectors", positive=True)
     ] = 4096
-    dtype: Annotated[Dtype, Setting("What is computed in.", panel="Speed and memory")] = "auto"
+    dtype: Annotated[Dtype, Setting("Compute dtype.", panel="Speed and memory")] = "auto"
     batch_tokens: Annotated[
         int | None,
         Setting(
-            "Tokens of one forward, padding included.", panel="Speed and memory", default=DEFAULT_BATCH, positive=True
+            "Tokens per forward, including padding.", panel="Speed and memory", default=DEFAULT_BATCH, positive=True
         ),
     ] = None
-    layout: Annotated[Layout, Setting("How texts share forwards.", panel="Speed and memory")] = "auto"
-    attention: Annotated[Attention, Setting("How attention is computed.", panel="Speed and memory")] = "auto"
+    layout: Annotated[Layout, Setting("How texts are batched.", panel="Speed and memory")] = "auto"
+    attention: Annotated[Attention, Setting("Attention implementation.", panel="Speed and memory")] = "auto"
     compile: Annotated[bool, Setting("torch.compile the decoder's layers.", panel="Speed and memory")] = False
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class IndexConfig:
     'cpu'
     """
 
-    backend: Annotated[str, Setting("Library that searches.", panel="Index", complete="index backends")] = "exact"
+    backend: Annotated[str, Setting("Index backend.", panel="Index", complete="index backends")] = "exact"
     spec: Annotated[
         str | None, Setting('FAISS factory string: "Flat", "IVF4096,PQ64", "HNSW32" ...', panel="Index")
     ] = None
@@ -81,7 +81,7 @@ class IndexConfig:
         Parameters,
         Setting("Parameter of the backend, as M=32; repeatable.", flag="--set", panel="Index", metavar="KEY=VALUE"),
     ] = field(default_factory=dict)
-    device: Annotated[str, Setting("Where it is built.", panel="Index", choices=("cpu", "cuda"))] = "cpu"
+    device: Annotated[str, Setting("Device that builds the index.", panel="Index", choices=("cpu", "cuda"))] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class SearchConfig:
     top_k: Annotated[int, Setting("Hits per query.", short="-k", panel="Search", positive=True)] = 10
     query_length: Annotated[
         int | None,
-        Setting("Total tokens of a query, prompt included.", panel="Search", default=DEFAULT_TOKENS, positive=True),
+        Setting("Tokens per query, including the prompt.", panel="Search", default=DEFAULT_TOKENS, positive=True),
     ] = None
     parameters: Annotated[
         Parameters,
@@ -102,17 +102,17 @@ class SearchConfig:
             metavar="KEY=VALUE",
         ),
     ] = field(default_factory=dict)
-    device: Annotated[str, Setting("Where the index is searched.", panel="Search", choices=("cpu", "cuda"))] = "cpu"
+    device: Annotated[str, Setting("Device that searches the index.", panel="Search", choices=("cpu", "cuda"))] = "cpu"
     model: Annotated[
         str | None,
         Setting(
-            "Refuse an index of any other model.",
+            "Fail unless the index was made with this model.",
             panel="Model",
             complete="models",
             default="the one recorded in the index",
         ),
     ] = None
-    trust_remote_code: Annotated[bool, Setting("Let a checkpoint run Python code of its own.", panel="Model")] = False
+    trust_remote_code: Annotated[bool, Setting("Allow the checkpoint's own Python code to run.", panel="Model")] = False
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -130,7 +130,7 @@ class MineConfig:
     model: Annotated[
         str | None,
         Setting(
-            f"What encodes `corpus`; bm25: search by words. {MODEL_HELP}",
+            f"Model that encodes `corpus`, or bm25. {MODEL_HELP}",
             panel="Model",
             complete="models",
             default=NEWEST_MODEL,
@@ -139,17 +139,15 @@ class MineConfig:
     ] = None
     encoder: Annotated[
         str | None,
-        Setting(
-            "What runs the model.", panel="Model", complete="encoder backends", default=DEFAULT_ENCODER, recorded=""
-        ),
+        Setting("Encoder backend.", panel="Model", complete="encoder backends", default=DEFAULT_ENCODER, recorded=""),
     ] = None
     trust_remote_code: Annotated[
-        bool, Setting("Let a checkpoint run Python code of its own.", panel="Model", recorded="")
+        bool, Setting("Allow the checkpoint's own Python code to run.", panel="Model", recorded="")
     ] = False
     max_length: Annotated[
         int | None,
         Setting(
-            "Total tokens of a passage of `corpus`.",
+            "Tokens per passage of `corpus`, including the prompt.",
             panel="Texts",
             default=DEFAULT_TOKENS,
             positive=True,
@@ -158,23 +156,21 @@ class MineConfig:
     ] = None
     query_length: Annotated[
         int | None,
-        Setting("Total tokens of a query, prompt included.", panel="Texts", default=DEFAULT_TOKENS, positive=True),
+        Setting("Tokens per query, including the prompt.", panel="Texts", default=DEFAULT_TOKENS, positive=True),
     ] = None
-    depth: Annotated[int, Setting("Best hits of a query to draw from.", panel="Negatives", positive=True)] = 200
+    depth: Annotated[int, Setting("Best hits per query to draw from.", panel="Negatives", positive=True)] = 200
     per_query: Annotated[int, Setting("Negatives per query.", panel="Negatives", positive=True)] = 15
-    skip_top: Annotated[
-        int, Setting("Leave out this many of the best hits, positives not counted.", panel="Negatives")
-    ] = 0
+    skip_top: Annotated[int, Setting("Skip this many of the best hits, positives not counted.", panel="Negatives")] = 0
     margin: Annotated[
         float | None,
         Setting(
-            "Take only what scores at least this far below the best positive.",
+            "Take only passages that score at least this much below the best positive.",
             panel="Negatives",
-            default="whatever it scores",
+            default="no limit",
         ),
     ] = None
-    seed: Annotated[int, Setting("Seed of the draw.", panel="Negatives")] = 42
-    dtype: Annotated[Dtype, Setting("What is computed in.", panel="Speed and memory", recorded="")] = "auto"
+    seed: Annotated[int, Setting("Random seed.", panel="Negatives")] = 42
+    dtype: Annotated[Dtype, Setting("Compute dtype.", panel="Speed and memory", recorded="")] = "auto"
 
     def __post_init__(self) -> None:
         check_values(self)

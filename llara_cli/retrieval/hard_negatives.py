@@ -1,4 +1,4 @@
-"""Hard negatives: candidates from an index of the workspace or from BM25, and which of them are taken."""
+"""Hard negatives: candidates from an index of the workspace or from BM25, and which of them are chosen."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from llara_cli.retrieval.searcher import Searcher
 
 
 class CandidateSource(Protocol):
-    """Where candidates come from.
+    """A source of candidates.
 
     Attributes:
-        name: of the model, or bm25.
+        name: the model's name, or bm25.
         parents: fingerprints of what is searched, by kind.
-        searched: names of the same.
+        searched: names of what is searched, by kind.
     """
 
     name: str
@@ -36,19 +36,19 @@ class CandidateSource(Protocol):
     searched: dict[str, str]
 
     def get_ready(self, *, margin: bool) -> None:
-        """Load everything that a search needs, so that errors come first.
+        """Load everything that a search needs, so that errors come early.
 
-        Raises ``UserError`` where that fails, or where there is a ``margin`` and positives have no score.
+        Raises ``UserError`` if that fails, or if there is a ``margin`` and positives have no score.
         """
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """The k best of each query: id, score, row."""
+        """The k best documents of each query: id, score, row."""
 
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
         """Score of each row's best positive."""
 
     def document(self, row: int) -> Document:
-        """The text behind a row."""
+        """The document of a row."""
 
     def warn_of_shortfall(self, queries: int) -> None:
         """Warn if some of ``queries`` queries got fewer hits than asked for."""
@@ -68,11 +68,11 @@ class IndexCandidates:
         _ = self._searcher.encoder, self._searcher.backend
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """Nearest vectors."""
+        """The nearest vectors."""
         return self._searcher.rank(queries, k)
 
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
-        """Cosine of each query and the nearest of its positives."""
+        """Cosine similarity of each query and the nearest of its positives."""
         queries = self._searcher.embed([row.query for row in rows], "query")
         passages = self._searcher.embed([text for row in rows for text in row.positives], "passage")
         ends = np.cumsum([len(row.positives) for row in rows])[:-1]
@@ -80,11 +80,11 @@ class IndexCandidates:
         return [float((part @ query).max()) for query, part in parts]
 
     def warn_of_shortfall(self, queries: int) -> None:
-        """Only an approximate index has a shortfall."""
+        """Warn of an approximate index' shortfall."""
         self._searcher.warn_of_shortfall(queries)
 
     def document(self, row: int) -> Document:
-        """From the embeddings behind the index."""
+        """The document in the embeddings behind the index."""
         index_rows = self._searcher.index_rows
         text = index_rows.text(row)
         return Document(index_rows.ids[row], text["title"], text["text"])
@@ -122,7 +122,7 @@ class Bm25Candidates:
         _ = self._index
 
     def find(self, queries: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """Documents that share words."""
+        """Documents that share words with the query."""
         return ([(name, score, self._rows[name]) for name, score in hits] for hits in self._index.search(queries, k))
 
     def best_positives(self, rows: Sequence[TrainingRow]) -> list[float]:
@@ -130,7 +130,7 @@ class Bm25Candidates:
         raise NotImplementedError
 
     def warn_of_shortfall(self, queries: int) -> None:
-        """BM25 looks at every document."""
+        """Do nothing: BM25 scores every document."""
 
     def document(self, row: int) -> Document:
         """From memory."""
@@ -139,18 +139,18 @@ class Bm25Candidates:
 
 @dataclass(frozen=True)
 class KnownPositives:
-    """The known positives of a query, by id and by text; the query itself is among the texts."""
+    """The known positives of a query, by id and by text; the texts include the query itself."""
 
     ids: set[str]
     texts: set[str]
 
     def hold(self, document: Document) -> bool:
-        """Whether a document is one of them; a row's positive may be written without its title."""
+        """Whether a document is one of them; a row's positive may lack the title."""
         return document.id in self.ids or not self.texts.isdisjoint({document.passage, document.text.strip()})
 
 
 def known_positives(rows: Iterable[TrainingRow]) -> dict[str, KnownPositives]:
-    """The positives of each query in all its rows: pairs and triplets have one of several positives in each."""
+    """The positives of each query from all its rows: in pairs and triplets, each row has only one of several."""
     found: dict[str, KnownPositives] = {}
     for row in rows:
         known = found.setdefault(row.query, KnownPositives(set(), {row.query.strip()}))
@@ -167,10 +167,10 @@ def choose_negatives(
     seed: Sequence[int],
     best: float | None,
 ) -> list[int]:
-    """Rows of the index, best first, without the known positives, by id or by text, and the query itself.
+    """Choose negatives: rows of the index, best first, without known positives (by id or text) and the query itself.
 
-    ``best``: the score of the best positive, where there is a margin. Of those left after ``skip_top``,
-    ``per_query`` are drawn by ``seed``.
+    ``best``: the score of the best positive, if there is a margin. From the hits after ``skip_top``, ``per_query`` are
+    drawn with ``seed``.
     """
     limit = np.inf if best is None or settings.margin is None else best - settings.margin
     left = [

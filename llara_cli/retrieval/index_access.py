@@ -1,4 +1,4 @@
-"""An index of the workspace: opened for search, its parameters typed, its vectors read with progress."""
+"""Opens an index of the workspace, converts its parameters, and reads vectors with progress."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FILES = "backend"
 
 
 def typed_parameters(given: Parameters, known: Mapping[str, type], backend: str) -> dict[str, int | float | str]:
-    """Parameters of an index, typed as the backend declares.
+    """Convert parameters of an index to the types that the backend declares.
 
-    Raises ``UserError`` for an unknown name (the known ones are named) or a value of another type.
+    Raises ``UserError`` for an unknown name, with the known ones, or a value of another type.
     """
     parsed: dict[str, int | float | str] = {}
     for key, value in given.items():
@@ -29,12 +29,12 @@ def typed_parameters(given: Parameters, known: Mapping[str, type], backend: str)
         try:
             parsed[key] = known[key](value)
         except ValueError as error:
-            raise UserError(f"{setting}: {value!r} is no {known[key].__name__}") from error
+            raise UserError(f"{setting}: {value!r} is not of type {known[key].__name__}") from error
     return parsed
 
 
 def open_index(artifact: Artifact, device: str = "cpu", note: Callable[[str], None] = warnings.warn) -> IndexBackend:
-    """The index of an artifact, ready to search on ``device`` with the parameters it was built with."""
+    """Open the index of an artifact on ``device``, with the parameters that it was built with."""
     settings = artifact.manifest["settings"]
     backend: type[IndexBackend] = registry.load("index", settings["backend"])
     parameters: Parameters = settings["parameters"]

@@ -1,4 +1,4 @@
-"""The rows of an index: the embeddings that they come from, and those that were removed."""
+"""The rows of an index: the embeddings that they come from, and the rows that were removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llara_cli.data.text_files import read_lines
 from llara_cli.retrieval.vector_store import VectorStore
 
 REMOVED = "removed.npy"
-"""Sorted row numbers, in an index artifact's folder."""
+"""File of sorted row numbers in an index artifact's folder."""
 
 
 def indexed_embeddings(index: Artifact) -> list[tuple[str, str]]:
@@ -34,19 +34,19 @@ class IndexRows:
     """The vector stores behind an index: ids and texts of its rows."""
 
     def __init__(self, workspace: Workspace, index: Artifact) -> None:
-        """Raises ``UserError`` where a store is gone, or was made anew since."""
+        """Raises ``UserError`` if a store is gone, or was made again since."""
         self.index = index
         self.embeddings = indexed_embeddings(index)
         self.stores = [_store(workspace, index, *member) for member in self.embeddings]
 
     @cached_property
     def ids(self) -> Joined:
-        """The id of each row, of removed ones too."""
+        """The id of each row, including removed ones."""
         return Joined([store.ids for store in self.stores])
 
     @cached_property
     def removed(self) -> NDArray[np.int64]:
-        """Rows that no search may find, sorted. Raises ``LlaraError`` where the file that holds them is damaged."""
+        """Removed rows, sorted. Raises ``LlaraError`` if their file is damaged."""
         wanted = self.index.manifest["settings"].get("removed", 0)
         if not wanted:
             return np.zeros(0, np.int64)
@@ -54,23 +54,23 @@ class IndexRows:
         try:
             rows: NDArray[np.int64] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise LlaraError(f"{path}: missing or damaged: build index {self.index.name!r} anew") from error
-        if rows.shape != (wanted,) or rows.dtype != np.int64 or not _rising(rows, len(self.ids)):
-            raise LlaraError(f"{path}: damaged: not {wanted} rising rows: build index {self.index.name!r} anew")
+            raise LlaraError(f"{path}: missing or damaged: build index {self.index.name!r} again") from error
+        if rows.shape != (wanted,) or rows.dtype != np.int64 or not _ascending(rows, len(self.ids)):
+            raise LlaraError(f"{path}: damaged: not {wanted} ascending rows: build index {self.index.name!r} again")
         return rows
 
     def living(self) -> Iterator[tuple[int, str]]:
-        """Row and id of all rows that were not removed."""
+        """Row number and id of all rows that were not removed."""
         gone = set(self.removed.tolist())
         return ((row, name) for row, name in enumerate(self.ids) if row not in gone)
 
     def text(self, row: int) -> dict[str, Any]:
-        """``title`` and ``text`` of a row; nothing else is read."""
+        """``title`` and ``text`` of a row; only these are read."""
         part, place = self.ids.place(row)
         return self.stores[part].texts[place]
 
 
-def _rising(rows: NDArray[np.int64], count: int) -> bool:
+def _ascending(rows: NDArray[np.int64], count: int) -> bool:
     """Whether these are sorted, unique row numbers below ``count``."""
     return bool(rows[0] >= 0 and rows[-1] < count and (np.diff(rows) > 0).all())
 
@@ -83,7 +83,7 @@ def _store(workspace: Workspace, index: Artifact, name: str, fingerprint: str) -
 
 
 def read_id_file(path: Path) -> dict[str, int]:
-    """Ids, one a line, with their line numbers. Raises ``UserError`` where the file cannot be read or is empty."""
+    """Read ids, one per line, with their line numbers. Raises ``UserError`` if the file is unreadable or empty."""
     found = {line: number for number, line in read_lines(path) if line}
     if not found:
         raise UserError(f"{path}: no id in it")

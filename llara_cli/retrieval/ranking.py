@@ -13,17 +13,17 @@ from llara_cli.core.errors import LlaraError, UserError
 from llara_cli.core.protocols import IndexBackend, Parameters, Vectors
 
 Ranking = list[tuple[str, float]]
-"""(document id, score), best first, equal scores by ascending id."""
+"""(document id, score), best first, ties by ascending id."""
 RowRanking = list[tuple[str, float, int]]
-"""The same with each document's row in the index."""
+"""(document id, score, row in the index), best first, ties by ascending id."""
 HITS_AT_ONCE = 1 << 20
-"""Hits held at once: queries x hits each."""
+"""Most hits in memory at once (queries x hits per query)."""
 _NONE = np.zeros(0, np.int64)
 HitT = TypeVar("HitT", bound=tuple[Any, ...])
 
 
 def best_first(hits: Iterable[HitT], k: int, drop: str | None = None) -> list[HitT]:
-    """The k best of hits ``(document id, score, ...)``: falling scores, equal ones by ascending id.
+    """The k best of the hits ``(document id, score, ...)``: descending scores, ties by ascending id.
 
     ``drop``: a document to leave out.
     """
@@ -36,9 +36,9 @@ class Shortfall:
     """Counts queries that got fewer hits than asked for from an approximate index that holds more.
 
     Attributes:
-        queries: how many.
-        wanted: hits per query, at most as many as the index can give.
-        settings: search parameters of the index that find more when they are raised.
+        queries: their number.
+        wanted: hits asked for per query, at most as many as the index holds.
+        settings: search parameters of the index that, when raised, find more.
     """
 
     queries: int = 0
@@ -51,7 +51,7 @@ class Shortfall:
         self.wanted, self.settings = wanted, settings
 
     def message(self, queries: int) -> str:
-        """A sentence for a warning; ``queries``: how many there were in all."""
+        """The text of a warning; ``queries``: number of all queries."""
         found = f"{self.queries} of {queries} queries got fewer than {self.wanted} hits"
         return f"{found}: the index searched only part of its vectors"
 
@@ -83,16 +83,15 @@ def rank_rows(
     """The k best documents of each query (queries, dim), in the order of the queries.
 
     ``ids``: the document of each row of the index. ``drop``: for each query a document to leave out (the query itself,
-    where the corpus holds it), or None. ``removed``: rows to leave out of every answer, sorted. ``shortfall`` counts
-    the queries for which the index finds too little. Raises ``UserError`` for a ``k`` below 1 and for what the index
-    refuses.
+    if it is in the corpus), or None. ``removed``: sorted rows to leave out of all results. ``shortfall`` counts the
+    queries for which the index finds too few. Raises ``UserError`` for a ``k`` below 1 and for what the index refuses.
     """
     if k < 1:
         raise UserError(f"the number of hits must be positive, not {k}")
     if len(ids) != index.count:
         raise LlaraError(f"the index holds {index.count} vectors, but there are {len(ids)} ids: build the index again")
     top = _TopK(index, ids, k, parameters, removed, Shortfall() if shortfall is None else shortfall)
-    # One more than wanted, and than may be dropped, shows whether the cut falls between equal scores.
+    # One more than needed, and one for a dropped document, show whether the cut falls between equal scores.
     wanted = k + 1 + (drop is not None)
     depth = wanted * len(ids) // max(1, len(ids) - len(removed))
     return top.rankings(queries, drop or [None] * len(queries), depth)
@@ -110,14 +109,14 @@ class _TopK:
     shortfall: Shortfall
 
     def rankings(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> Iterator[RowRanking]:
-        """Search in chunks that keep hits in bounds; ``depth``: hits to look at first."""
+        """Search in chunks that limit the hits in memory; ``depth``: hits to fetch first."""
         depth = min(depth, self.index.count)
         step = max(1, HITS_AT_ONCE // depth)
         for start in range(0, len(queries), step):
             yield from self._chunk(queries[start : start + step], drop[start : start + step], depth)
 
     def _chunk(self, queries: Vectors, drop: Sequence[str | None], depth: int) -> list[RowRanking]:
-        """Rankings of a chunk. Queries whose cut falls between equal scores are searched again, twice as deep."""
+        """Rankings of a chunk. Queries whose cut falls between equal scores are searched again, at twice the depth."""
         hits = self.index.search(queries, depth, self.parameters)
         found = [self._ranking(*answer, depth) for answer in zip(hits.scores, hits.rows, drop, strict=True)]
         split = [number for number, ranking in enumerate(found) if ranking is None]
@@ -127,7 +126,7 @@ class _TopK:
     def _ranking(
         self, scores: NDArray[np.float32], rows: NDArray[np.int64], dropped: str | None, depth: int
     ) -> RowRanking | None:
-        """The best k of one query's hits, or None where hits that were not looked at may belong to them."""
+        """The best k of one query's hits, or None if hits that were not fetched may be among them."""
         there = int((rows >= 0).sum())
         gone = np.isin(rows[:there], self.removed)
         found = zip(rows[:there][~gone].tolist(), scores[:there][~gone].tolist(), strict=True)
@@ -135,7 +134,7 @@ class _TopK:
         complete = there < depth or depth == self.index.count
         if not complete and (len(ranking) <= self.k or ranking[self.k - 1][1] == ranking[-1][1]):
             return None
-        # The dropped document may be among those that the index did not give.
+        # The dropped document may be among those that were not fetched.
         wanted = min(self.k, self.index.count - len(self.removed) - (dropped is not None))
         if there < depth and len(ranking) < wanted:
             self.shortfall.add(wanted, self.index.widening)

@@ -1,4 +1,4 @@
-"""Searching an index of the workspace with the model that its vectors came from."""
+"""Searches an index of the workspace with the model that its vectors came from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llara_cli.retrieval.vector_store import cut
 
 @dataclass(frozen=True)
 class Searcher:
-    """An index opened for search, with the model that its vectors came from; both are loaded when first needed."""
+    """An index for search, with the model that its vectors came from; both are loaded when first needed."""
 
     workspace: Workspace
     index: Artifact
@@ -41,7 +41,7 @@ class Searcher:
     def source(self) -> ModelSource:
         """The model recorded in the index.
 
-        Raises ``UserError`` where another is asked for, and where it is gone or has changed since.
+        Raises ``UserError`` if another is asked for, or if it is gone or has changed since.
         """
         settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
         if self.model:
@@ -57,11 +57,11 @@ class Searcher:
         return source
 
     def _refuse_missing(self, model: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> None:
-        """Raise ``UserError`` for what is not there: it is no hub id where the index's model is a local one."""
+        """Raise ``UserError`` for a missing model: it cannot be a hub id if the index's model is a local one."""
         is_there = Path(model).expanduser().exists() or (self.workspace.root / "models" / model).exists()
         if not is_there and not parents["model"].startswith("hub:"):
             raise UserError(
-                f"`model={model}` is not there; index {self.index.name!r} was made with model {settings['model']!r}"
+                f"`model={model}` does not exist; index {self.index.name!r} was made with model {settings['model']!r}"
                 " of this machine: bring it back, or encode and index again"
             )
 
@@ -70,13 +70,13 @@ class Searcher:
             return resolve_recorded(settings["source"], parents["model"], self.workspace, remote_code=self.remote_code)
         except UserError as error:
             raise UserError(
-                f"index {self.index.name!r} was made with model {settings['model']!r}, which is not there: {error};"
+                f"index {self.index.name!r} was made with model {settings['model']!r}, which was not found: {error};"
                 " bring it back, or encode and index again"
             ) from error
 
     @cached_property
     def index_rows(self) -> IndexRows:
-        """The embeddings behind the index. Raises ``UserError`` where some are gone or were made anew."""
+        """The embeddings behind the index. Raises ``UserError`` if some are gone or were made again since."""
         return IndexRows(self.workspace, self.index)
 
     @cached_property
@@ -89,7 +89,7 @@ class Searcher:
     def encoder(self) -> EncoderBackend:
         """The loaded model."""
         settings = self.index.manifest["settings"]
-        # what the vectors were computed in, on a GPU; a CPU computes in what it is good at
+        # on a GPU the dtype of the vectors; a CPU uses its fastest
         dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
         cut_at = self.index_rows.stores[0].artifact.manifest["settings"].get("max_length")
         options = EncoderOptions(
@@ -100,18 +100,18 @@ class Searcher:
         return encoder
 
     def check(self, k: int) -> None:
-        """Raise ``UserError`` or ``LlaraError`` for what can be checked before the model is loaded."""
+        """Raise ``UserError`` or ``LlaraError`` for mistakes that can be found before the model is loaded."""
         refuse_nonpositive("top_k", k)
         _ = self.source, self.index_rows.removed, self.search_parameters
 
     @cached_property
     def search_parameters(self) -> dict[str, int | float | str]:
-        """The search parameters, typed as the backend declares."""
+        """The search parameters, converted to the types that the backend declares."""
         name = self.index.manifest["settings"]["backend"]
         return typed_parameters(self.parameters, registry.load("index", name).search_parameters, name)
 
     def embed(self, texts: Sequence[str], role: Role) -> Vectors:
-        """Vectors (texts, dim) as the index holds them."""
+        """Vectors (texts, dim) of the index's width."""
         dim = self.index.manifest["settings"].get("dim")
         return np.ascontiguousarray(cut(self.encoder.encode(texts, role).vectors, dim))
 
@@ -135,7 +135,7 @@ class Searcher:
             self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
 
     def hits(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
-        """Hits of each query: rank, id, score, title and text."""
+        """The hits of each query: rank, id, score, title and text."""
         warned = self._shortfall.queries > 0
         found = [list(self._described(hits)) for hits in self.rank(queries, k)]
         self.warn_of_shortfall(len(queries), warned=warned)

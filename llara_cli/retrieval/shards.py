@@ -1,4 +1,4 @@
-"""Shards of vectors in the making: each is written in one step, and never computed again."""
+"""Shards of vectors under construction: each is written atomically, and computed only once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _COUNTS = ("tokens", "cut", "empty")
 
 
 class Shards:
-    """The shards of a build. Beside each finished one is a JSON note with its checksum and counts.
+    """The shards of a build, each with a JSON file of its checksum and counts.
 
-    The note is written last, so a shard counts when it has one and is what the note says. Several processes may write
-    shards of one build.
+    That file is written last: a shard counts if it has one and matches it. Several processes may write shards of one
+    build.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,11 +30,11 @@ class Shards:
 
     @property
     def begun(self) -> bool:
-        """Whether any shard was finished."""
+        """Whether any shard is finished."""
         return (self._folder / _NOTES).exists()
 
     def add(self, number: int, encoded: Encoded, store: str) -> None:
-        """Write a shard and then its note, each atomically."""
+        """Write a shard and then its JSON file, each atomically."""
         path = self._folder / shard_name(number)
         with atomic_file(path) as file:
             write_shard(file, encoded.vectors, store)
@@ -43,12 +43,12 @@ class Shards:
         write_atomically(self._note(number), json.dumps(note))
 
     def totals(self) -> dict[str, int]:
-        """Text tokens, texts cut and empty texts over all shards."""
+        """Text tokens, cut texts and empty texts of all shards."""
         notes = [read_json(path) for path in (self._folder / _NOTES).glob("*.json")]
         return {name: sum(note[name] for note in notes) for name in _COUNTS}
 
     def discard(self) -> None:
-        """Remove what only an unfinished build needs."""
+        """Remove the JSON files, which only an unfinished build needs."""
         shutil.rmtree(self._folder / _NOTES, ignore_errors=True)
 
     def _note(self, number: int) -> Path:

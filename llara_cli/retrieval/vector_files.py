@@ -1,4 +1,4 @@
-"""Reads vectors of other tools: ``.npy`` with ids beside it, or ``.parquet``; nothing in them is trusted."""
+"""Reads vectors of other tools, ``.npy`` with an ids file or ``.parquet``, and trusts nothing in them."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ class VectorFile(Protocol):
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        """The files that are read: names and digests."""
+        """Names and digests of the files that are read."""
 
     @property
     def count(self) -> int: ...
 
     @property
     def origin(self) -> Origin | None:
-        """Which model made the vectors, if recorded. Raises ``UserError`` where the record is damaged."""
+        """The model that made the vectors, if recorded. Raises ``UserError`` if the record is damaged."""
 
     @property
     def origin_file(self) -> Path:
         """The file that records the origin."""
 
     def documents(self) -> Iterator[Document]:
-        """Ids (unique) and texts, as far as there are any. Raises ``UserError`` naming the line or row."""
+        """Unique ids, and texts if there are any. Raises ``UserError`` with the line or row."""
 
     def blocks(self, dim: int, rows: int) -> Iterator[NDArray[Any]]:
-        """Blocks (at most ``rows``, dim) of floats. Raises ``UserError`` where a vector has another width."""
+        """Blocks (at most ``rows``, dim) of floats. Raises ``UserError`` for a vector of another width."""
 
 
 def open_vectors(path: Path) -> VectorFile:
-    """The file. Raises ``UserError`` where it is missing or of no known format."""
+    """Open the file. Raises ``UserError`` if it is missing or of an unknown format."""
     refuse_ending(path)
     check_file(path)
     return NpyFile(path) if path.suffix.lower() == ".npy" else ParquetFile(path)
@@ -61,7 +61,7 @@ def open_vectors(path: Path) -> VectorFile:
 
 @dataclass(frozen=True)
 class NpyFile:
-    """``FILE.npy`` (count, dim) and ``FILE.npy.ids.txt``, one id a line."""
+    """``FILE.npy`` (count, dim) and ``FILE.npy.ids.txt``, one id per line."""
 
     path: Path
 
@@ -73,7 +73,7 @@ class NpyFile:
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        """The vectors' name and digest, which their origin is checked by, too."""
+        """Name and digest of the vectors, which also check their origin."""
         return input_record(self.path)
 
     @property
@@ -83,12 +83,12 @@ class NpyFile:
 
     @property
     def origin_file(self) -> Path:
-        """A file beside the vectors."""
+        """The file beside the vectors."""
         return origin_path(self.path)
 
     @cached_property
     def origin(self) -> Origin | None:
-        """The record in the file beside, if there is one. Raises ``UserError`` where it is of other vectors."""
+        """The record in the file beside, if there is one. Raises ``UserError`` if it is of other vectors."""
         if not self.origin_file.is_file():
             return None
         origin = Origin.parse(self.origin_file.read_bytes(), self.origin_file)
@@ -101,7 +101,7 @@ class NpyFile:
 
     @cached_property
     def _matrix(self) -> NDArray[Any]:
-        """(count, dim), memory-mapped; a pickle is not even opened."""
+        """The matrix (count, dim), memory-mapped; pickles are never loaded."""
         try:
             found: NDArray[Any] = np.lib.format.open_memmap(self.path, mode="r")
         except (OSError, ValueError) as error:
@@ -109,9 +109,9 @@ class NpyFile:
                 raise UserError(
                     f"{self.path}: holds Python objects (ragged rows, or a pickle), not one matrix of floats"
                 ) from error
-            raise UserError(f"{self.path}: not a whole .npy file: {one_line(error)}") from error
+            raise UserError(f"{self.path}: damaged or incomplete .npy file: {one_line(error)}") from error
         if found.ndim != 2 or found.dtype.kind != "f":
-            raise UserError(f"{self.path}: {found.dtype} of shape {found.shape}: wanted are floats (vectors, dim)")
+            raise UserError(f"{self.path}: {found.dtype} of shape {found.shape}: not floats of shape (vectors, dim)")
         return found
 
     def documents(self) -> Iterator[Document]:
@@ -133,7 +133,7 @@ class NpyFile:
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """Columns ``id``, ``vector`` and, where there are texts, ``title`` and ``text``."""
+    """A file with columns ``id``, ``vector`` and, optionally, ``title`` and ``text``."""
 
     path: Path
 
@@ -161,7 +161,7 @@ class ParquetFile:
         return Origin.parse(recorded, self.path) if recorded is not None else None
 
     def documents(self) -> Iterator[Document]:
-        """Ids, titles and texts; a missing one is empty."""
+        """Ids, titles and texts; missing ones are empty."""
         for record, name in named_records(partial(read_records, self.path, (*ID_FIELDS, "title", *TEXT_FIELDS))):
             yield Document(name, record.optional_string("title") or "", record.optional_string(*TEXT_FIELDS) or "")
 
@@ -180,7 +180,7 @@ class ParquetFile:
         try:
             return pq.ParquetFile(self.path, buffer_size=1 << 20)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.path}: not a whole parquet file: {one_line(error)}") from error
+            raise UserError(f"{self.path}: damaged or incomplete parquet file: {one_line(error)}") from error
 
     def _column(self, file: Any) -> str:
         schema = file.schema_arrow
@@ -189,11 +189,11 @@ class ParquetFile:
             raise UserError(f'{self.path}: no "vector" column (nor {", ".join(VECTOR_FIELDS[1:])})')
         kind = schema.field(name).type
         if not hasattr(kind, "value_type") or not pa.types.is_floating(kind.value_type):
-            raise UserError(f'{self.path}: "{name}" is {kind}: wanted are lists of floats')
+            raise UserError(f'{self.path}: "{name}" is {kind}: must be lists of floats')
         return str(name)
 
     def _matrix(self, column: Any, dim: int, before: int) -> NDArray[Any]:
-        """(rows, dim) of a batch, ``before`` rows into the file; a missing number is NaN."""
+        """The vectors (rows, dim) of a batch that starts at row ``before``; a missing number is NaN."""
         lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
         if (lengths != dim).any():
             row = int((lengths != dim).argmax())

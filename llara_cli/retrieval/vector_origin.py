@@ -24,7 +24,7 @@ def ids_path(file: Path) -> Path:
 def refuse_ending(file: Path) -> None:
     """Raise ``UserError`` for a file that is named neither ``.npy`` nor ``.parquet``."""
     if file.suffix.lower() not in ENDINGS:
-        raise UserError(f"{file}: name it {' or '.join(ENDINGS)}: the ending says in which format the vectors are")
+        raise UserError(f"{file}: name it {' or '.join(ENDINGS)}: the ending tells the format")
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Origin:
 
     Attributes:
         model: the model's name.
-        source: what names the model again: a name in the workspace, a path, or a hub id.
-        fingerprint: the model's.
+        source: an argument that names the model: a name in the workspace, a path, or a hub id.
+        fingerprint: fingerprint of the model.
         role: ``passage`` or ``query``.
         encoder: the encoder backend.
-        vectors: sha256 of the file of vectors, where the origin lies beside it; "" where it lies in it.
+        vectors: sha256 of the file of vectors if the origin is in a file beside it; "" if it is in the file itself.
     """
 
     model: str
@@ -49,7 +49,7 @@ class Origin:
 
     @classmethod
     def of(cls, embeddings: Artifact) -> Origin:
-        """The origin of embeddings of the workspace, as their manifest has it."""
+        """The origin of embeddings of the workspace, from their manifest."""
         made = embeddings.manifest
         settings = made["settings"]
         return cls(settings["model"], settings["source"], made["parents"]["model"], settings["as"], settings["encoder"])
@@ -64,7 +64,7 @@ class Origin:
                 raise ValueError(origin.role)
             return origin
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: what it says of the vectors' model is damaged: export them again") from error
+            raise UserError(f"{where}: the record of the vectors' model is damaged: export them again") from error
 
     def as_json(self) -> str:
         """One JSON object."""

@@ -22,11 +22,11 @@ STORES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 """Values of ``store``, and the NumPy type on disk."""
 _SCHEMA = pa.schema([("title", pa.string()), ("text", pa.string())])
 BLOCK_BYTES = 32 * 2**20
-"""Size of the float32 blocks that iterating over a store gives."""
+"""Size of the float32 blocks of a store."""
 
 
 def cut(vectors: Vectors, dim: int | None) -> Vectors:
-    """The first ``dim`` numbers of each vector, L2-normalized again (Matryoshka); None: the vectors as they are."""
+    """The first ``dim`` numbers of each vector, L2-normalized again (Matryoshka); None: all, unchanged."""
     if dim is None or dim == vectors.shape[1]:
         return vectors
     short = vectors[:, :dim]
@@ -59,7 +59,7 @@ def write_shard(file: IO[bytes], vectors: Vectors, store: str) -> None:
 
 
 class VectorStore:
-    """A finished embeddings artifact; walking it gives (rows, dim) float32 blocks."""
+    """A finished embeddings artifact; iterating over it yields (rows, dim) float32 blocks."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -78,7 +78,7 @@ class VectorStore:
         return Table(self.artifact.path / TEXTS)
 
     def __iter__(self) -> Iterator[Vectors]:
-        """Raises ``LlaraError`` where a shard is damaged, and at the end where one is missing."""
+        """Raises ``LlaraError`` for a damaged shard, and at the end for a missing one."""
         seen = 0
         for path in sorted(self.artifact.path.glob("vectors-*.npy")):
             shard = _open_shard(path, self.dim)
@@ -90,11 +90,11 @@ class VectorStore:
             raise self.damaged()
 
     def damaged(self) -> LlaraError:
-        """The error for what is not as the manifest says."""
+        """The error for files that differ from the manifest."""
         return LlaraError(f"{self.artifact.path} is damaged: llara status --verify names the file")
 
     def matrix(self) -> Vectors:
-        """All vectors at once, (count, dim)."""
+        """All vectors, (count, dim)."""
         return np.concatenate(list(self))
 
 

@@ -1,1 +1,1 @@
-"""Training: the two pretext objectives, the contrastive one, and the loop that they share."""
+"""Training: the pretext objectives, the contrastive objective, and the loop that runs them."""

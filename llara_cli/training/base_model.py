@@ -1,4 +1,4 @@
-"""The model that training starts from, as far as it is known before its weights are loaded."""
+"""The model that training starts from, before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llara_cli.training.config import OptimizerConfig, TrainConfig
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A model to train; ``recipe``: the one that it will be trained with."""
+    """A model to train, and the ``recipe`` to train it with."""
 
     source: ModelSource
     recipe: Recipe
@@ -30,7 +30,7 @@ class BaseModel:
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """Its own tokenizer. Raises ``UserError`` where it has tokens that the model does not know."""
+        """Its own tokenizer. Raises ``UserError`` if it has tokens that the model does not know."""
         source = self.source
         with self.reporter.status(f"loading the tokenizer of {source.name}"):
             tokenizer = TextTokenizer.load(source)
@@ -40,7 +40,7 @@ class BaseModel:
         return tokenizer
 
     def refuse_length(self, name: str, length: int) -> None:
-        """Raise ``UserError`` where the model has fewer positions than the setting ``name`` asks for."""
+        """Raise ``UserError`` if the model has fewer positions than the setting ``name`` asks for."""
         refuse_nonpositive(name, length)
         positions = self.info.max_positions
         if positions is not None and length > positions:
@@ -48,13 +48,13 @@ class BaseModel:
 
 
 def read_info(source: ModelSource, reporter: Reporter) -> ModelFacts:
-    """What the model's configuration says. Raises ``UserError`` for one that cannot be read."""
+    """Facts from the model's configuration. Raises ``UserError`` for one that cannot be read."""
     with reporter.status(f"reading the configuration of {source.name}"):
         return ModelFacts.of(source)
 
 
 def choose_recipe(config: TrainConfig, source: ModelSource) -> Recipe:
-    """The recipe asked for, else the model's own, else the paper's. A saved recipe of that name keeps its own settings.
+    """The recipe that was asked for, else the model's own, else the paper's. A saved recipe keeps its own settings.
 
     Raises ``UserError`` for an unknown recipe, and for a training backend that is unknown or lacks its library.
     """

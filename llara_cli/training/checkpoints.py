@@ -23,15 +23,15 @@ from llara_cli.cpu import gradient_dtype
 FOLDER, BEST = "checkpoint", "best"
 _STATE, _STEP = "state.safetensors", "step.json"
 SHARED = 256
-"""Numbers in the table of code values that bitsandbytes shares among all weights; safetensors refuses shared memory."""
+"""Size of the table of code values that bitsandbytes shares among all weights; safetensors refuses shared memory."""
 SAVE_SECONDS = 600
-"""Seconds between checkpoints where ``save_every`` is not set."""
+"""Seconds between checkpoints unless ``save_every`` is set."""
 
 
 class SaveTimes:
     """When a run saves a checkpoint: every ``every`` steps; None: every ten minutes.
 
-    ``agreed``: true in every process if true in any, as their clocks differ.
+    ``agreed``: makes a decision true in every process if it is true in any, as their clocks differ.
     """
 
     def __init__(self, every: int | None, agreed: Callable[[bool], bool]) -> None:
@@ -39,18 +39,18 @@ class SaveTimes:
         self._last = time.monotonic()
 
     def is_due(self, step: int, *, ending: bool) -> bool:
-        """Whether to save after ``step``; ``ending``: the run is over, and saving its model takes a while, too."""
+        """Whether to save after ``step``; ``ending``: the run is over, and its model will be saved next."""
         if self._every is not None:
             return step % self._every == 0
         return self._agreed(time.monotonic() - self._last > (SAVE_SECONDS / 10 if ending else SAVE_SECONDS))
 
     def saved(self) -> None:
-        """A checkpoint was saved just now."""
+        """Record that a checkpoint has just been saved."""
         self._last = time.monotonic()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that train, by name; a tied weight once."""
+    """Trainable weights by name; tied weights once."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
@@ -63,10 +63,10 @@ def save(
     writes: bool = True,
     scores: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Replace the run's checkpoint by the state after ``step`` steps; a reader never sees half of one.
+    """Replace the run's checkpoint by the state after ``step`` steps, atomically.
 
     Sharded weights are gathered: every process calls it, and the one that ``writes`` does. ``scores``: rows of the
-    dev set so far, None where there is no dev set. Raises ``LlaraError`` where the files cannot be written; the
+    dev set so far, None if there is no dev set. Raises ``LlaraError`` if the files cannot be written; the
     earlier checkpoint stays.
     """
     tensors = {}
@@ -85,9 +85,9 @@ def save(
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint; the number of steps it has done, 0 where there is none.
+    """Load the newest checkpoint; returns the number of steps done, 0 if there is none.
 
-    Raises ``LlaraError`` where a file of it is damaged or belongs to another model.
+    Raises ``LlaraError`` if a file of it is damaged or belongs to another model.
     """
     step = steps_done(folder)
     if step is None:
@@ -101,13 +101,13 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         _fill(tensor, saved[name])
     for name, weight in trainable(model).items():
         for key, value in optimizer.state.get(weight, {}).items():
-            if isinstance(value, int):  # bitsandbytes counts its steps in plain numbers
+            if isinstance(value, int):  # bitsandbytes keeps its step count as a plain number
                 optimizer.state[weight][key] = int(saved[f"{key}/{name}"])
     return step
 
 
 def steps_done(folder: Path) -> int | None:
-    """Steps done at the run's checkpoint; None where there is none. Raises ``LlaraError`` where it is damaged."""
+    """Steps done at the run's checkpoint; None if there is none. Raises ``LlaraError`` if it is damaged."""
     if not (folder / FOLDER).exists():
         return None
     step = _note(folder).get("step")
@@ -117,7 +117,7 @@ def steps_done(folder: Path) -> int | None:
 
 
 def scores(folder: Path) -> list[dict[str, Any]]:
-    """Dev set scores up to the run's checkpoint. Raises ``LlaraError`` where the checkpoint does not hold them."""
+    """Dev set scores up to the run's checkpoint. Raises ``LlaraError`` if the checkpoint does not hold them."""
     if not (folder / FOLDER).exists():
         return []
     rows = _note(folder).get("dev")
@@ -127,15 +127,15 @@ def scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def what_is_kept(folder: Path) -> str:
-    """Which checkpoint is left after an error, for its message."""
+    """Which checkpoint is kept after an error, for the error's message."""
     done = steps_done(folder)
     return f"a checkpoint of step {done} is kept" if done is not None else "there is no checkpoint yet"
 
 
 def damaged(file: Path, folder: Path, why: str) -> LlaraError:
-    """The error about a file without which the run in ``folder`` cannot go on, with the way out."""
+    """The error for a damaged file of the run in ``folder``, with what the user can do."""
     what = f"is damaged: {why}" if file.exists() else "is missing"
-    # a folder of a restart would only be gone on with
+    # of a restart, the folder would only be resumed
     restart = "" if folder.name.startswith(".") else ", or use `restart=True`"
     return LlaraError(
         f"{file} {what}; delete the folder {folder / FOLDER} to train from the beginning with the same command{restart}"
@@ -143,7 +143,7 @@ def damaged(file: Path, folder: Path, why: str) -> LlaraError:
 
 
 def keep_best(folder: Path, model: nn.Module, step: int, *, writes: bool = True) -> None:
-    """Save the weights that train, as those of ``step``. Raises ``LlaraError`` where that cannot be written."""
+    """Save the trainable weights of ``step``. Raises ``LlaraError`` if they cannot be written."""
     tensors = {name: _whole(weight) for name, weight in trainable(model).items()}
     if not writes:
         return
@@ -160,19 +160,19 @@ def keep_best(folder: Path, model: nn.Module, step: int, *, writes: bool = True)
 
 
 def best_file(folder: Path, step: int) -> Path:
-    """The file of the best weights, saved at a step."""
+    """The file of the best weights, saved at ``step``."""
     return folder / BEST / f"{step}.safetensors"
 
 
 def check_best(folder: Path, step: int) -> None:
-    """Raise ``LlaraError`` unless the weights that were saved at ``step`` are there, all of them."""
+    """Raise ``LlaraError`` unless all weights saved at ``step`` are there."""
     file = best_file(folder, step)
     with _readable(file, folder), safe_open(file, "pt"):
         pass
 
 
 def drop_best(folder: Path, kept: Collection[int]) -> None:
-    """Remove the weights of all steps but those ``kept``."""
+    """Remove the saved weights of all steps except ``kept``."""
     keep = [best_file(folder, step) for step in kept]
     for file in (folder / BEST).glob("*"):
         if file not in keep:
@@ -182,7 +182,7 @@ def drop_best(folder: Path, kept: Collection[int]) -> None:
 def take_best(folder: Path, model: nn.Module, step: int) -> None:
     """Load the weights that were saved at ``step`` into the model.
 
-    Raises ``LlaraError`` where they are missing, damaged or another model's.
+    Raises ``LlaraError`` if they are missing, damaged or another model's.
     """
     file = best_file(folder, step)
     saved = _load(file, folder)
@@ -218,7 +218,7 @@ def _load(file: Path, folder: Path) -> dict[str, Tensor]:
 
 
 def _refuse_misfit(file: Path, folder: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ``LlaraError`` unless ``saved`` has the tensors that are ``expected``, each of the same shape and dtype."""
+    """Raise ``LlaraError`` unless ``saved`` has exactly the ``expected`` names, shapes and dtypes."""
     if missing := expected.keys() - saved.keys():
         raise damaged(file, folder, f"{min(missing)} is not in it")
     if unknown := saved.keys() - expected.keys():
@@ -235,7 +235,7 @@ def _form(tensor: Tensor) -> str:
 
 
 def _unwritable(file: Path, folder: Path, error: Exception) -> LlaraError:
-    """The error about a file that could not be saved, most often as the disk is full."""
+    """The error for a file that could not be saved, usually because the disk is full."""
     kept = what_is_kept(folder)
     return LlaraError(f"{file}: cannot be saved ({error}); {kept}; free disk space and run the same command again")
 
@@ -252,7 +252,7 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], note: Mapping[st
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a resumed run needs, each by its own name."""
+    """Every tensor that a resumed run needs, by name."""
     for name, weight in trainable(model).items():
         yield f"weight/{name}", weight
         state: Mapping[str, Any] = optimizer.state.get(weight, {})
@@ -263,7 +263,7 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors that a tensor is made of: a quantized one has codes and scales."""
+    """The plain tensors that make up a tensor: codes and scales of a quantized one."""
     if type(tensor) in (Tensor, nn.Parameter, DTensor):
         yield name, tensor
         return
@@ -288,7 +288,7 @@ def _fill(place: Tensor, value: Tensor) -> None:
 
 
 def _create_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: set[str]) -> None:
-    """Make the optimizer allocate the state that was saved, by a step with learning rate 0."""
+    """Make the optimizer allocate its state, by a step with learning rate 0."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     _set_rates(optimizer, [0.0] * len(rates))
     for name, weight in trainable(model).items():
@@ -309,12 +309,12 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
 
 
 def mend(folder: Path) -> None:
-    """Finish a save that a kill cut short; for one process, before any other reads."""
+    """Finish a save that was interrupted; call it in one process, before any other reads."""
     finish_swap(folder / FOLDER)
 
 
 def discard(folder: Path) -> None:
-    """Remove what only an unfinished run needs."""
+    """Remove the files that only an unfinished run needs."""
     for name in (FOLDER, BEST):
         for place in (name, f".{name}.part", f".{name}.old"):
             shutil.rmtree(folder / place, ignore_errors=True)

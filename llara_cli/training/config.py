@@ -1,4 +1,4 @@
-"""Every setting of ``pretrain`` and ``finetune``; None: chosen to fit the model and the machine."""
+"""Settings of ``pretrain`` and ``finetune``; None: chosen to fit the model and the machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from llara_cli.core.errors import UserError
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
 MAX_STEPS = 10_000
-"""Optimizer steps that a run without ``max_steps`` and ``epochs`` takes at most (the paper's number)."""
+"""Most optimizer steps of a run without ``max_steps`` and ``epochs`` (the paper's number)."""
 LARGE_MODEL = 1_000_000_000
-"""Parameters from which on the paper's settings (for 7 B) are the defaults."""
+"""Models of this many parameters or more default to the paper's settings (for 7 B)."""
 ADAPTER_RATE = 3e-4
 """Default peak learning rate of adapters (the paper's fine-tuning)."""
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"max_length": 1024, "batch_size": 256, "max_steps": 10_000, "learning_rate": 1e-5},
 }
-"""``preset``: values of settings that were left open."""
+"""``preset``: values for settings that were not set."""
 _NAMED = "A workspace name, a folder, a hub id or a .gguf file."
 
 
@@ -45,7 +45,7 @@ class OptimizerConfig:
 
     name: Annotated[
         Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"],
-        Setting("AdamW, or a variant of it that takes less memory.", flag="--optimizer", recorded="optimiser.name"),
+        Setting("AdamW, or a variant that takes less memory.", flag="--optimizer", recorded="optimiser.name"),
     ] = "adamw"
     learning_rate: Annotated[
         float | None,
@@ -57,22 +57,22 @@ class OptimizerConfig:
         ),
     ] = None
     warmup_ratio: Annotated[
-        float, Setting("Share of the steps over which the learning rate rises.", recorded="optimiser.warmup_ratio")
+        float, Setting("Fraction of the steps with a rising learning rate.", recorded="optimiser.warmup_ratio")
     ] = 0.1
     weight_decay: Annotated[float, Setting("AdamW's weight decay.", recorded="optimiser.weight_decay")] = 0.0
-    max_grad_norm: Annotated[
-        float, Setting("Clip the norm of the gradient at this.", recorded="optimiser.max_grad_norm")
-    ] = 1.0
+    max_grad_norm: Annotated[float, Setting("Clip the gradient norm to this.", recorded="optimiser.max_grad_norm")] = (
+        1.0
+    )
     weights: Annotated[
         Literal["fp32", "bf16"],
-        Setting("What trained weights are kept in; bf16 goes with adamw-8bit.", recorded="optimiser.weights"),
+        Setting("Dtype of trainable weights; bf16 needs adamw-8bit.", recorded="optimiser.weights"),
     ] = "fp32"
 
     def check(self, backend: str) -> None:
-        """Raise ``UserError`` for values that cannot be; ``backend``: of the training."""
+        """Raise ``UserError`` for invalid values; ``backend``: the training backend."""
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"`optimizer.warmup_ratio` must lie between 0 and 1, not {self.warmup_ratio}")
-        if not self.max_grad_norm > 0:  # infinity: nothing is clipped
+        if not self.max_grad_norm > 0:  # infinity: no clipping
             raise UserError(f"`optimizer.max_grad_norm` must be positive, not {self.max_grad_norm}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"`optimizer.weight_decay` must not be negative, and finite, not {self.weight_decay}")
@@ -86,7 +86,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How training is computed: speed and memory; results differ by rounding at most, but for ``float8``.
+    """How training is computed: speed and memory. Results differ by rounding only, except for ``float8``.
 
     >>> from llara import ExecutionConfig, FinetuneConfig
     >>> FinetuneConfig(execution=ExecutionConfig(micro_batch_tokens=4096, compile=True)).execution.attention
@@ -96,8 +96,8 @@ class ExecutionConfig:
     micro_batch_tokens: Annotated[
         int | None,
         Setting(
-            "Tokens of one forward: what bounds memory.",
-            default="as many as a GPU has memory for; 2,048 on a CPU",
+            "Tokens per forward; bounds the memory used.",
+            default="as many as fit the GPU's memory; 2,048 on a CPU",
             recorded="",
             positive=True,
         ),
@@ -105,25 +105,27 @@ class ExecutionConfig:
     gradient_checkpointing: Annotated[
         bool | None,
         Setting(
-            "Recompute layers in backward: less memory, up to a third more time.",
+            "Recompute layers in backward: less memory, up to 1/3 more time.",
             off="--no-gradient-checkpointing",
-            default="as many layers as a GPU's memory makes necessary",
+            default="as many layers as the GPU's memory requires",
             recorded="",
         ),
     ] = None
-    attention: Annotated[Attention, Setting("How attention is computed.", recorded="")] = "auto"
+    attention: Annotated[Attention, Setting("Attention implementation.", recorded="")] = "auto"
     compile: Annotated[bool, Setting("torch.compile the decoder's layers.", recorded="")] = False
     compute: Annotated[
         Literal["auto", "float8"],
-        Setting("float8: large models on GPUs that multiply in 8 bits.", recorded="optimiser.compute"),
+        Setting("float8: for large models, on GPUs with float8 matmul.", recorded="optimiser.compute"),
     ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What pre-training and fine-tuning share."""
+    """Settings that pre-training and fine-tuning share."""
 
-    backend: Annotated[str, Setting("Which weights train.", panel="Model", complete="training backends")] = "full"
+    backend: Annotated[str, Setting("Full training, or adapters.", panel="Model", complete="training backends")] = (
+        "full"
+    )
     recipe: Annotated[
         str | None,
         Setting(
@@ -134,7 +136,7 @@ class TrainConfig:
         ),
     ] = None
     trust_remote_code: Annotated[
-        bool, Setting("Let a checkpoint run Python code of its own.", panel="Model", recorded="")
+        bool, Setting("Allow the checkpoint's own Python code to run.", panel="Model", recorded="")
     ] = False
     batch_size: Annotated[
         int | None,
@@ -160,11 +162,11 @@ class TrainConfig:
     ] = None
     seed: Annotated[
         int,
-        Setting("Seed of the data's order, of dropout and of new weights.", panel="Steps", recorded="optimiser.seed"),
+        Setting("Seed of data order, dropout and new weights.", panel="Steps", recorded="optimiser.seed"),
     ] = 42
     optimizer: Annotated[OptimizerConfig, Group("Optimizer")] = OptimizerConfig()
     lora: Annotated[LoraConfig, Group("LoRA")] = LoraConfig()  # noqa: RUF009 (frozen)
-    dtype: Annotated[Dtype, Setting("What is computed in.", panel="Speed and memory")] = "auto"
+    dtype: Annotated[Dtype, Setting("Compute dtype.", panel="Speed and memory")] = "auto"
     execution: Annotated[ExecutionConfig, Group("Speed and memory")] = ExecutionConfig()
     track: Annotated[
         tuple[Literal["tensorboard", "wandb"], ...],
@@ -175,7 +177,7 @@ class TrainConfig:
         self.check()
 
     def check(self) -> None:
-        """Raise ``UserError`` for a value that cannot be."""
+        """Raise ``UserError`` for an invalid value."""
         check_values(self)
         self.lora.check(self.backend)
         self.optimizer.check(self.backend)
@@ -188,21 +190,21 @@ class TrainConfig:
             )
 
     def recorded(self) -> dict[str, Any]:
-        """What a manifest says of the settings, once all are chosen."""
+        """The settings as manifests record them, once all are chosen."""
         settings = recorded(self)
-        if self.execution.compute == "auto":  # as in manifests from before there was another
+        if self.execution.compute == "auto":  # as in manifests from before there was a choice
             del settings["optimiser.compute"]
         return settings
 
     def with_learning_rate(self, parameters: int) -> Self:
-        """With a peak learning rate that fits the model's size (parameters), where none was chosen."""
+        """The settings with a learning rate: if none was set, one that fits the model's number of parameters."""
         rate = self.optimizer.learning_rate or default_learning_rate(self.backend, parameters)
         return replace(self, optimizer=replace(self.optimizer, learning_rate=rate))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """Settings of ``pretrain``: adapting a language model with EBAE and EBAR (arXiv 2312.15503, section 3).
+    """Settings of ``pretrain``: adapt a language model with EBAE and EBAR (arXiv 2312.15503, section 3).
 
     >>> from llara import PretrainConfig
     >>> PretrainConfig(max_steps=100, max_length=256).recipe is None
@@ -220,7 +222,7 @@ class PretrainConfig(TrainConfig):
     batch_size: Annotated[
         int | None,
         Setting(
-            "Texts per optimizer step, over all devices.",
+            "Texts per optimizer step, across devices.",
             panel="Steps",
             default="64; from 1 B parameters 256",
             recorded="optimiser.batch_size",
@@ -230,7 +232,7 @@ class PretrainConfig(TrainConfig):
     max_length: Annotated[
         int | None,
         Setting(
-            "Total tokens of a sequence, both prompts included.",
+            "Tokens per sequence, including both prompts.",
             panel="Texts",
             default="256; from 1 B parameters 1,024",
             positive=True,
@@ -238,28 +240,28 @@ class PretrainConfig(TrainConfig):
     ] = None
     targets: Annotated[
         Literal["all", "unique"] | None,
-        Setting("Which tokens of a target text are predicted.", panel="Texts", default="the recipe's"),
+        Setting("Which tokens of the target text are predicted.", panel="Texts", default="the recipe's"),
     ] = None
     drop_stop_words: Annotated[
         bool | None,
         Setting(
-            "Leave English stop words out of target texts.",
+            "Do not predict English stop words.",
             panel="Texts",
             off="--keep-stop-words",
             default="the recipe's",
         ),
     ] = None
-    layout: Annotated[Layout, Setting("How texts share forwards.", panel="Speed and memory", recorded="")] = "auto"
+    layout: Annotated[Layout, Setting("How texts are batched.", panel="Speed and memory", recorded="")] = "auto"
 
     def fitted(self, parameters: int, max_positions: int | None) -> PretrainConfig:
-        """With the model's size (parameters) and positions known, every open value chosen."""
+        """The settings with every value chosen, by the model's number of parameters and positions."""
         large = parameters >= LARGE_MODEL
         length = self.max_length or min(1024 if large else 256, max_positions or 1024)
         batch = self.batch_size or (256 if large else 64)
         return replace(self, max_length=length, batch_size=batch).with_learning_rate(parameters)
 
     def with_preset(self) -> PretrainConfig:
-        """With the preset's values where none was chosen."""
+        """The settings with the preset's values where none was set."""
         if self.preset is None:
             return self
         values = PRESETS[self.preset]
@@ -291,7 +293,9 @@ class FinetuneConfig(TrainConfig):
             recorded="",
         ),
     ] = None
-    backend: Annotated[str, Setting("Which weights train.", panel="Model", complete="training backends")] = "lora"
+    backend: Annotated[str, Setting("Full training, or adapters.", panel="Model", complete="training backends")] = (
+        "lora"
+    )
     symmetric: Annotated[
         bool | None,
         Setting(
@@ -304,7 +308,7 @@ class FinetuneConfig(TrainConfig):
     dims: Annotated[
         tuple[int, ...],
         Setting(
-            "Widths that the vectors may be cut to, as 768,256,64 (Matryoshka).",
+            "Vector widths to train, as 768,256,64 (Matryoshka).",
             panel="Model",
             default="the model's own",
             positive=True,
@@ -313,27 +317,25 @@ class FinetuneConfig(TrainConfig):
     batch_size: Annotated[
         int | None,
         Setting(
-            "Queries per optimizer step, over all devices.",
+            "Queries per optimizer step, across devices.",
             panel="Steps",
             default="32",
             recorded="optimiser.batch_size",
             positive=True,
         ),
     ] = None
-    query_length: Annotated[int, Setting("Total tokens of a query, prompt included.", panel="Texts", positive=True)] = (
-        64
-    )
+    query_length: Annotated[int, Setting("Tokens per query, including the prompt.", panel="Texts", positive=True)] = 64
     passage_length: Annotated[
-        int, Setting("Total tokens of a passage, prompt included.", panel="Texts", positive=True)
+        int, Setting("Tokens per passage, including the prompt.", panel="Texts", positive=True)
     ] = 160
     negatives: Annotated[int, Setting("Hard negatives per query.", panel="Negatives and loss")] = 15
     temperature: Annotated[
-        float, Setting("Divides the cosines in the softmax.", panel="Negatives and loss", positive=True)
+        float, Setting("Softmax temperature: cosines are divided by it.", panel="Negatives and loss", positive=True)
     ] = 0.01
     in_batch_negatives: Annotated[
         bool,
         Setting(
-            "Use the passages of the batch's other queries as negatives, too.",
+            "Use other queries' passages as negatives too.",
             panel="Negatives and loss",
             off="--no-in-batch-negatives",
         ),
@@ -341,7 +343,7 @@ class FinetuneConfig(TrainConfig):
     mask_false_negatives: Annotated[
         bool,
         Setting(
-            "Ignore negatives with the id or the text of one of the query's positives.",
+            "Ignore negatives with the id or text of a positive of the query.",
             panel="Negatives and loss",
             off="--no-mask-false-negatives",
         ),
@@ -349,28 +351,35 @@ class FinetuneConfig(TrainConfig):
     mask_margin: Annotated[
         float | None,
         Setting(
-            "Ignore negatives that score more than this above the positive (Qwen3-Embedding: 0.1).",
+            "Ignore negatives that score this much above the positive (Qwen3-Embedding: 0.1).",
             panel="Negatives and loss",
         ),
     ] = None
     distillation: Annotated[
         float,
-        Setting("Weight, 0 to 1, of the loss towards the rows' pos_scores and neg_scores.", panel="Negatives and loss"),
+        Setting(
+            "Weight (0-1) of the distillation loss, from pos_scores and neg_scores in the rows.",
+            panel="Negatives and loss",
+        ),
     ] = 0.0
     rounds: Annotated[
         int,
         Setting(
-            "Fine-tune this often, each time on harder negatives mined from `corpus`.",
+            "Fine-tune this many times, each time with negatives mined anew from `corpus`.",
             panel="Negatives and loss",
             recorded="",
         ),
     ] = 1
     corpus: Annotated[
-        Path | None, Setting("Documents that `rounds` mines negatives from.", panel="Negatives and loss", recorded="")
+        Path | None, Setting("Documents to mine negatives from, for `rounds`.", panel="Negatives and loss", recorded="")
     ] = None
     dev: Annotated[
         Path | None,
-        Setting("BEIR folder whose dev split decides which weights are kept (nDCG@10).", panel="Dev set", recorded=""),
+        Setting(
+            "BEIR folder with a dev split: the weights with the best nDCG@10 on it are kept.",
+            panel="Dev set",
+            recorded="",
+        ),
     ] = None
     dev_every: Annotated[
         int | None,
@@ -382,15 +391,15 @@ class FinetuneConfig(TrainConfig):
     ] = None
     chunk_size: Annotated[
         int | None,
-        Setting("Texts of one forward, at most (GradCache).", panel="Speed and memory", recorded="", positive=True),
+        Setting("Most texts per forward (GradCache).", panel="Speed and memory", recorded="", positive=True),
     ] = None
 
     def fitted(self, parameters: int) -> FinetuneConfig:
-        """With the model's size (parameters) known, every open value chosen."""
+        """The settings with every value chosen, by the model's number of parameters."""
         return replace(self, batch_size=self.batch_size or 32).with_learning_rate(parameters)
 
     def check(self) -> None:
-        """Raise ``UserError`` for a value that cannot be."""
+        """Raise ``UserError`` for an invalid value."""
         super().check()
         if self.negatives < 0:
             raise UserError(f"`negatives` must not be negative, not {self.negatives}")

@@ -1,10 +1,10 @@
-"""Contrastive fine-tuning: the embeddings of a batch, shared among processes, and the gradients of their loss.
+"""Contrastive fine-tuning: the embeddings of a batch, split among processes, and the gradients of their loss.
 
-The loss is a function of all embeddings together, so it is taken in every process at once: each embeds its share of
-the texts, the shares are summed into one matrix, and each pushes the loss' gradient at its own rows back through the
-model. A share of more tokens than one forward may have is computed as in GradCache (arXiv 2101.06983): embed
-everything without gradient, take the loss' gradient at the embeddings, then embed each microbatch again and push its
-rows of that gradient through. The largest microbatch keeps its graph and is embedded once.
+The loss depends on all embeddings of the batch, so every process computes it: each embeds its share of the texts, the
+shares are summed into one matrix, and each backpropagates the loss' gradient at its own rows through the model. A share
+with more tokens than a forward may have is computed as in GradCache (arXiv 2101.06983): embed everything without
+gradients, compute the loss' gradient at the embeddings, then embed each microbatch again and backpropagate its rows of
+that gradient. The largest microbatch keeps its graph and is embedded once.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ _Microbatch = tuple[int, Future[TokenRows]]
 
 @dataclass
 class ContrastiveObjective:
-    """InfoNCE over one optimizer batch; ``chunk`` bounds the texts of a forward, ``budget`` its tokens.
+    """InfoNCE over one optimizer batch; ``chunk`` bounds the texts per forward, ``budget`` its tokens.
 
-    ``layout``: as ``text_batching`` has it.
-    ``note`` is called, once, for a batch in which no query has a passage to be contrasted with.
+    ``layout``: as in ``text_batching``.
+    ``note`` is called, once, for a batch in which no query has a negative.
     """
 
     decoder: Decoder
@@ -127,13 +127,13 @@ class ContrastiveObjective:
         *,
         keep_graph: bool,
     ) -> Tensor:
-        """Push the gradients of the batch's loss through this rank's microbatches; return the loss.
+        """Backpropagate the batch's loss through this rank's microbatches; return the loss.
 
         ``own``: their numbers, ``-1`` for a dummy. ``keep_graph``: one forward and backward for all of them; else
         GradCache, except that the first, largest one keeps its graph and is not embedded twice.
         """
         kept = len(own) if keep_graph else 1
-        with ThreadPoolExecutor(1, thread_name_prefix="layouts") as thread:  # lays out rows while the device computes
+        with ThreadPoolExecutor(1, thread_name_prefix="layouts") as thread:  # prepares rows ahead
             own_rows = [(number, thread.submit(microbatches.layout, max(number, 0))) for number in own]
             with engine.accumulate(last=kept == len(own)):
                 whole = engine.run(self._embed_all, own_rows[:kept])
@@ -156,7 +156,7 @@ class ContrastiveObjective:
         groups: Sequence[Group],
         engine: Engine,
     ) -> tuple[Tensor, Tensor]:
-        """All embeddings (texts, dim), as a leaf whose ``grad`` is the scaled loss'; and the loss, detached."""
+        """All embeddings (texts, dim), as a leaf whose ``grad`` is that of the scaled loss; and the loss, detached."""
         leaf = embedded[0].new_zeros(len(microbatches.trees), embedded[0].shape[1]).detach()
         if live := [
             (microbatches.numbers[number], one) for number, one in zip(own, embedded, strict=True) if number >= 0
@@ -172,13 +172,13 @@ class ContrastiveObjective:
         return leaf, loss.detach()
 
     def _look_for_contrast(self, loss: Tensor, embeddings: Tensor, groups: Sequence[Group]) -> None:
-        """Warn, once, of a batch without a contrast; last of all, as this waits for the loss."""
+        """Warn, once, about a batch without negatives; called last, as this waits for the loss."""
         if self._noted or float(loss) != 0 or contrasts(self.loss.mask(embeddings, groups)):
             return
         self._noted = True
         self.note(
-            f"a batch of {len(groups)} queries teaches nothing, and others may too: each has its positive alone, "
-            "without a hard negative or another row's passage that is not masked as a false negative"
+            f"a batch of {len(groups)} queries has nothing to learn from, and others may not either: no query has a "
+            "negative, neither a hard one nor another row's passage that is not masked as a false negative"
         )
 
     def _embed_all(self, own_rows: Sequence[_Microbatch]) -> list[Tensor]:

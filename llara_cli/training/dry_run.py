@@ -1,4 +1,4 @@
-"""The dry run: the plan of a training run, measured on models with few layers; the weights are not loaded."""
+"""The dry run: plans a training run from measurements on models with few layers, without loading the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLE_BUDGETS = 2
 
 
 def measured_plan(preparation: Preparation, sample: Sample[ItemT]) -> Plan:
-    """What the run takes, from steps of ``sample`` by models of two depths."""
+    """The run's cost, from training models of two depths on ``sample``."""
     info, budget = preparation.base.info, preparation.forwards.tokens
     schedule, workload = sample.schedule, sample.workload
     items_per_step = -(-SAMPLE_BUDGETS * budget * schedule.items // workload.tokens(schedule.items))
@@ -28,7 +28,7 @@ def measured_plan(preparation: Preparation, sample: Sample[ItemT]) -> Plan:
     deep = min(DEPTHS[1], info.layers)
     with preparation.reporter.status("measuring a few steps of models with few layers"):
         first = cost = _cost(preparation, DEPTHS[0], steps, workload.overhead)
-        give_back_memory()  # now that all is imported which a step imports, and the model is gone
+        give_back_memory()  # now that a step's imports are done, and the model is freed
         runtime = resident_memory() if preparation.device.type == "cpu" else 0
         if deep > DEPTHS[0]:
             cost = first.at(deep, _cost(preparation, deep, steps, workload.overhead), info.layers)

@@ -1,4 +1,4 @@
-"""Early stopping: evaluates on a dev set as the model trains, keeps the best weights, and stops the run."""
+"""Early stopping: evaluates on a dev set during training, keeps the best weights, and stops the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llara_cli.training import checkpoints
 Encode = Callable[[Sequence[str], Role], Vectors]
 SCORES = "dev.jsonl"
 EVALUATIONS = 10
-"""How often a run is evaluated unless ``dev_every`` says otherwise."""
+"""Evaluations per run unless ``dev_every`` is set."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class JudgedQueries(Protocol):
 
 @dataclass
 class EarlyStopping:
-    """Evaluates a run in ``folder`` every so many steps, keeps the best weights, and says when to stop.
+    """Evaluates a run in ``folder`` regularly, keeps the best weights, and decides when to stop.
 
     Attributes:
         metric: the name of the score.
-        score: scores the model as it is, higher is better.
+        score: scores the current model, higher is better.
         every: steps between evaluations.
-        patience: evaluations without a new best after which the run stops; None: it goes on to its end.
+        patience: evaluations without a new best after which the run stops; None: never early.
         writes: whether this process writes files.
         rows: the scores so far: ``{"step", METRIC}``.
     """
@@ -77,12 +77,12 @@ class EarlyStopping:
     writes: bool
     rows: list[dict[str, Any]] = field(default_factory=list)
     _safe: set[int] = field(default_factory=set)
-    """The best step at the last checkpoint, if any: a run that goes on from there needs its weights."""
+    """The best step at the last checkpoint, if any: a run resumed from there needs its weights."""
 
     def resume(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Go on from the scores that the checkpoint holds; later evaluations will be done again.
+        """Resume from the scores in the checkpoint; later evaluations are repeated.
 
-        Raises ``LlaraError`` where the weights of the best of them are missing or damaged.
+        Raises ``LlaraError`` if the weights of the best of them are missing or damaged.
         """
         self.rows = list(rows)
         if self.best is not None:
@@ -92,7 +92,7 @@ class EarlyStopping:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best row; of equal ones the first."""
+        """The best row; the first of equal ones."""
         return max(self.rows, key=lambda row: (row[self.metric], -row["step"]), default=None)
 
     @property
@@ -108,7 +108,7 @@ class EarlyStopping:
         return last or step % self.every == 0
 
     def evaluate(self, step: int) -> str:
-        """Score the model, and keep its weights where it is the best so far; the text for the progress bar."""
+        """Score the model, and keep its weights if it is the best so far; returns text for the progress bar."""
         self.rows.append({"step": step, self.metric: self.score()})
         if self.best is self.rows[-1]:
             checkpoints.keep_best(self.folder, self.model, step, writes=self.writes)
@@ -117,14 +117,14 @@ class EarlyStopping:
         return f"dev {self.metric} {self.rows[-1][self.metric]:.4f}"
 
     def checkpoint_saved(self) -> None:
-        """Forget the weights that only an earlier checkpoint needed: no run will resume from it any more."""
+        """Remove weights that only an earlier checkpoint needed."""
         self._safe = {self.best["step"]} if self.best is not None else set()
         self._keep(self._safe)
 
     def restore_best(self) -> dict[str, Any]:
-        """Load the best weights into the model; the ``dev`` part of the result.
+        """Load the best weights into the model; returns the ``dev`` part of the result.
 
-        Raises ``LlaraError`` where they are damaged.
+        Raises ``LlaraError`` if they are damaged.
         """
         assert self.best is not None
         checkpoints.take_best(self.folder, self.model, self.best["step"])

@@ -1,4 +1,4 @@
-"""Where forwards and backwards run: in one process, or in several that share a batch (accelerate: DDP, FSDP2)."""
+"""Runs forwards and backwards: in one process, or in several that split a batch (accelerate: DDP, FSDP2)."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ class Engine:
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
-        """Context of a forward and its backward; ``last``: the last one of this process in the optimizer batch."""
+        """Context of a forward and its backward; ``last``: this process' last one in the optimizer batch."""
         yield
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums over all processes, element by element."""
+        """Element-wise sums over all processes."""
         return values
 
     def agreed(self, here: bool) -> bool:
-        """True in every process if true in any."""
+        """True in every process if it is true in any."""
         return here
 
 
 def local(weight: Tensor) -> Tensor:
-    """This process' shard of a weight: all of it unless it is sharded."""
+    """This process' shard of a weight; the whole weight if it is not sharded."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 class Entry(nn.Module):
-    """Calls functions of ``model`` inside its own ``forward``, where DDP and FSDP handle the weights."""
+    """Calls functions of ``model`` inside its own ``forward``, so that DDP and FSDP see them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Entry(nn.Module):
         return function(*args, **kwargs)
 
     def tie_weights(self) -> None:
-        """Tie embeddings and projection again where they were tied: accelerate separates them when it shards."""
+        """Tie embeddings and LM head again if they were tied: accelerate unties them when it shards."""
         tie = getattr(self.model, "tie_weights", None)  # a model of transformers has it
         if callable(tie):
             tie()
@@ -103,7 +103,7 @@ class AcceleratedEngine(Engine):
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
-        # FSDP reduces after every backward: to wait for the last would keep whole gradients in every process
+        # FSDP reduces after every backward: waiting for the last would keep whole gradients in every process
         waits = not last and self.accelerator.distributed_type != DistributedType.FSDP and self.processes > 1
         with self.accelerator.no_sync(self.entry) if waits else nullcontext():
             yield
@@ -122,7 +122,7 @@ class AcceleratedEngine(Engine):
 
     @property
     def scale(self) -> float:
-        """fp16's, so that small gradients do not vanish; times the processes, as their gradients are averaged."""
+        """The loss scale of fp16, times the number of processes, as their gradients are averaged."""
         if not self.scaler.is_enabled():
             return float(self.processes)
         return self.processes * float(self.scaler.scale(torch.ones((), device=self.accelerator.device)))
@@ -137,7 +137,7 @@ class AcceleratedEngine(Engine):
         return bool(self.total(torch.tensor(float(here), device=self.accelerator.device)) > 0)
 
     def clip(self, max_norm: float) -> float:
-        """Unscale the gradients and clip their total norm; the norm before clipping."""
+        """Unscale the gradients and clip their total norm; returns the norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm: Any = nn.utils.clip_grad_norm_(self.entry.parameters(), max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -151,40 +151,40 @@ class AcceleratedEngine(Engine):
                     if weight not in plain:  # tied weights stay one
                         plain[weight] = nn.Parameter(self._whole(weight), weight.requires_grad)
                     module.register_parameter(name, plain[weight])
-            if isinstance(module, FSDPModule):  # sharding put that class before the module's own, which moves weights
+            if isinstance(module, FSDPModule):  # sharding put that class, which moves weights, before the module's own
                 _, module.__class__ = type(module).__bases__
 
     def _whole(self, weight: DTensor) -> Tensor:
-        """All of a sharded weight in the first process; None in the others, which take part in gathering it."""
+        """The whole weight in the first process; None in the others, which must call this too."""
         whole = weight.full_tensor().detach()
         return whole.cpu() if self.rank == 0 else whole.new_empty(0)
 
     def update(self) -> None:
-        """One step of the optimizer; none where scaled gradients overflowed."""
+        """One optimizer step, skipped if the scaled gradients overflowed."""
         with uncompiled_on_cpu(self.accelerator.device):
             self.scaler.step(self.optimizer)
         self.scaler.update()
 
 
 def open_accelerator(device: torch.device, trackers: Sequence[str], folder: Path) -> Accelerator:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any.
+    """Join the processes started by ``accelerate launch`` or ``torchrun``, if any.
 
-    ``trackers``: names of accelerate's trackers, which write below ``folder``. Raises ``UserError`` where the library
+    ``trackers``: names of accelerate's trackers, which write below ``folder``. Raises ``UserError`` if the library
     of one is missing: accelerate would go on without it; and for FSDP1, whose flat weights cannot be saved as they are.
     """
     for name in trackers:
         if find_spec(name) is None:
-            raise UserError(f"{name}, which `track` asks for, is not installed: pip install {name}")
+            raise UserError(f"`track={name}` needs {name}, which is not installed: pip install {name}")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no",  # the loop says what is computed in which dtype
+        mixed_precision="no",  # the loop chooses dtypes
         log_with=list(trackers) or None,
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # while the first process hashes, merges or saves
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError(
-            "weights are sharded by FSDP2 only, not by FSDP1, which is accelerate's default: set fsdp_version: 2 in "
+            "FSDP1, accelerate's default, is not supported, only FSDP2: set fsdp_version: 2 in "
             "accelerate's configuration file, or FSDP_VERSION=2 in the environment"
         )
     return accelerator

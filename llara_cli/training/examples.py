@@ -1,4 +1,4 @@
-"""Corpora as tokenized examples on disk: built once, keyed by content, tokenizer and settings, then memory-mapped."""
+"""Tokenized examples of a corpus: a memory-mapped file, cached by content, tokenizer and settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llara_cli.training.pretext import Example
 
 _IDS = pa.list_(pa.uint32())
 _BLOCK_TEXTS, _BLOCK_CHARACTERS = 256, 1 << 19
-"""Documents tokenized at once: enough for every core, little beside a model in memory."""
+"""Documents tokenized at once: enough to use every core, small compared to a model."""
 _SCHEMA = pa.schema([("text", _IDS), ("self", _IDS), ("next", _IDS)])
 
 NOTHING_TO_LEARN = "no text to learn from (every text or target is empty)"
@@ -40,7 +40,7 @@ ResultT = TypeVar("ResultT")
 
 
 class ExampleTable:
-    """Examples in a memory-mapped Arrow file, by number; their ids are the file's own memory, uint32."""
+    """Examples in a memory-mapped Arrow file, by number; their ids are uint32 views of the file."""
 
     def __init__(self, path: Path) -> None:
         self._table = Table(path)
@@ -69,7 +69,7 @@ class ExampleBuilder:
     def key(self, inputs: Sequence[Mapping[str, Any]]) -> str:
         """Cache key of the table: content and format of the inputs, tokenizer and settings.
 
-        ``inputs``: records with ``name`` and ``sha256`` (None: it has no content here, and goes by its name).
+        ``inputs``: records with ``name`` and ``sha256`` (None: only the name identifies it).
         """
         tokenizer = hashlib.sha256(self.tokenizer.hf.backend_tokenizer.to_str().encode()).hexdigest()
         content = [[kind(Path(record["name"])), record["sha256"] or record["name"]] for record in inputs]
@@ -87,14 +87,14 @@ class ExampleBuilder:
         """Read, split and tokenize the corpus into ``path``, unless an earlier run did so.
 
         Args:
-            read: gives the corpus' documents or ready rows, or those of them that are wanted.
-            most: stop after so many examples.
+            read: yields the documents or ready rows to take from the corpus.
+            most: stop after this many examples.
 
-        Raises ``UserError`` for a corpus without a text to learn from, with nothing left on disk, and while
-        `llara clean` works.
+        Raises ``UserError`` for a corpus without text to learn from (nothing is left on disk), and while `llara clean`
+        runs.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        # another run on the same corpus waits, and then finds it done
+        # another run on the same corpus waits, then finds the file
         with lock_place(path.parent.parent, path.stem, wait=-1):
             if not path.is_file():
                 aside = path.with_suffix(".part")
@@ -108,13 +108,13 @@ class ExampleBuilder:
         return ExampleTable(path)
 
     def of(self, items: Iterator[Item]) -> Iterator[Example]:
-        """Examples of documents or of ready rows, whichever the first item is; ``read_corpus`` never mixes them."""
+        """Examples of documents or of ready rows, depending on the first item; ``read_corpus`` never mixes them."""
         first = next(items)
         rest: Iterator[Any] = chain([first], items)
         return self.examples(rest) if isinstance(first, ReadyRow) else self.document_examples(rest)
 
     def examples(self, rows: Iterator[ReadyRow]) -> Iterator[Example]:
-        """Rows with their targets, each text tokenized on its own."""
+        """Examples of rows with targets; each text is tokenized on its own."""
         limit = self.text_limit
         while block := list(islice(rows, BLOCK)):
             texts = self.tokenizer.encode([row.input for row in block], limit)
@@ -123,7 +123,7 @@ class ExampleBuilder:
             yield from self._kept(texts, own, successors)
 
     def document_examples(self, documents: Iterator[RawDocument]) -> Iterator[Example]:
-        """The passages of documents: each is its own target and that of the one before it; tokenized once."""
+        """Examples of documents' passages: each is its own EBAE target and the EBAR target of the one before it."""
         for tokenized in prefetch(self.tokenizer.encode_documents, _blocks(document.text for document in documents)):
             parts = [split_document(document.text, document.ends, self._passage_limit) for document in tokenized]
             ids = self.tokenizer.encode_parts(tokenized, parts)
@@ -142,13 +142,13 @@ class ExampleBuilder:
 
     @property
     def _passage_limit(self) -> int:
-        # tokenized on its own, a passage may take a token more than inside its document: leave room for it
+        # leave room: tokenized on its own, a passage may have a token more than inside its document
         return self.text_limit - (2 if self.text_limit > 16 else 0)
 
     def _kept(
         self, texts: Iterable[TokenIds], own: Iterable[TokenIds], successors: Iterable[TokenIds]
     ) -> Iterator[Example]:
-        """Drop examples without any target."""
+        """The examples that have a target."""
         for text, itself, successor in zip(texts, own, successors, strict=True):
             if len(itself) or len(successor) or (len(text) and self.recipe.language_model_loss):
                 yield Example(text, {"self": itself, "next": successor})
@@ -161,7 +161,7 @@ class ExampleBuilder:
 
     @property
     def _target_limit(self) -> int:
-        """The authors' code cuts targets at the total length, BOS counted; the paper's recipe at the text's."""
+        """The ``released`` recipe cuts targets at the total length, including BOS; ``paper`` at the text's."""
         return self.text_limit if self.recipe.target_limit == "text" else self.max_length - self.prompts.start
 
     def _chosen(self, rows: Iterable[TokenIds]) -> list[TokenIds]:
@@ -174,7 +174,7 @@ class ExampleBuilder:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists small enough to be tokenized at once."""
+    """Texts in blocks to tokenize at once."""
     block: list[str] = []
     for text in texts:
         block.append(text)

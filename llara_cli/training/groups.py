@@ -1,4 +1,4 @@
-"""Queries of a fine-tuning step, each with the passages drawn for it."""
+"""The queries of a fine-tuning step, each with the passages drawn for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llara_cli.data.training_rows import TrainingRow
 class Group:
     """A query with its passages, the positive first.
 
-    ``identities``: what identifies each passage (id and text); ``own``: those of all the query's positives;
-    ``scores``: a teacher's, one a passage, where the row has them.
+    ``identities``: of each passage, its id and text; ``own``: the same of all the query's positives;
+    ``scores``: a teacher's score of each passage, if the row has them.
     """
 
     query: str
@@ -26,9 +26,9 @@ class Group:
 
 
 def identity(text: str, passage_id: str | None) -> frozenset[str]:
-    """What identifies a passage when false negatives are masked: its text, and its id where it has one.
+    """What identifies a passage when false negatives are masked: its text, and its id if it has one.
 
-    Blanks around a text do not tell it from another: formats and tools strip them or do not.
+    White space around the text is ignored, as some formats and tools strip it.
     """
     return frozenset({f"text:{text.strip()}"} | ({f"id:{passage_id}"} if passage_id is not None else set()))
 
@@ -36,8 +36,8 @@ def identity(text: str, passage_id: str | None) -> frozenset[str]:
 def draw_group(row: TrainingRow, negatives: int, seed: Sequence[int]) -> Group:
     """A row's passages for one step.
 
-    Of several positives one is drawn by ``seed``. Exactly ``negatives`` negatives stay in order; of more that many are
-    drawn; fewer are all taken, then repeated as drawn; none: none.
+    One of several positives is drawn by ``seed``. Of more than ``negatives`` negatives, that many are drawn; exactly
+    that many are taken in order; fewer are all taken, and some drawn again; of none there is none.
     """
     draw = np.random.default_rng(list(seed))
     positive = int(draw.integers(len(row.positives))) if len(row.positives) > 1 else 0

@@ -1,4 +1,4 @@
-"""Training history: rows on disk, text of the progress bar, experiment trackers, and a plot of the losses."""
+"""Training history: rows on disk, the progress bar's text, experiment trackers, and a plot of the losses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from llara_cli.training import checkpoints
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
 LOSSES = {"loss": "loss", "ebae": "EBAE", "ebar": "EBAR", "lm": "LM"}
-"""The losses of a row, and their names on the screen."""
+"""The losses of a row, and their labels on the screen."""
 
 
 class History:
-    """The rows of ``history.jsonl``, one an optimizer step; only the first process writes.
+    """The rows of ``history.jsonl``, one per optimizer step; only the first process writes.
 
-    A context: the file is open within it.
+    A context manager: the file is open inside it.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
@@ -35,15 +35,15 @@ class History:
         self._started, self._tokens = time.monotonic(), 0
 
     def resume(self, done: int) -> None:
-        """Keep the first ``done`` rows of an earlier run, and drop those after its last checkpoint.
+        """Keep the first ``done`` rows of an earlier run, and drop the rest, which its last checkpoint does not have.
 
-        Raises ``LlaraError`` where one of them is missing.
+        Raises ``LlaraError`` if one of them is missing.
         """
         self.rows = list(islice(_whole_rows(self.path), done))
         if [row.get("step") for row in self.rows] != list(range(1, done + 1)):
             why = f"it must have one row for each of the checkpoint's {done} steps"
             raise checkpoints.damaged(self.path, self.path.parent, why)
-        self._accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        self._accelerator.wait_for_everyone()  # no process writes before all have read
         if self._writes:
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
@@ -57,12 +57,12 @@ class History:
             self._file.close()
 
     def sync(self) -> None:
-        """Wait until the rows so far are on the disk."""
+        """Flush the rows to disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def add(self, row: dict[str, Any]) -> str:
-        """Add a row; its text for the progress bar."""
+        """Add a row; returns its text for the progress bar."""
         self.rows.append(row)
         self._tokens += row["tokens"]
         if self._file is not None:
@@ -76,7 +76,7 @@ class History:
 
 
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file up to the first incomplete one: a kill may leave such a last row."""
+    """The rows of a file up to an incomplete one, which a killed process may leave."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
@@ -88,13 +88,13 @@ def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _short(loss: float) -> str:
-    """Two decimals; four below 1, where fine-tuning spends most of its time."""
+    """Two decimals; four below 1, as fine-tuning losses usually are."""
     return f"{loss:.2f}" if loss >= 1 else f"{loss:.4f}"
 
 
 def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The losses of ``rows`` over steps, as a PNG."""
-    # the object-oriented interface: pyplot would choose a window system
+    # not pyplot, which would choose a window system
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""The loss of fine-tuning: InfoNCE over cosine / temperature (arXiv 2312.15503, section 4.1; RepLLaMA's set-up).
+"""The fine-tuning loss: InfoNCE over cosine / temperature (arXiv 2312.15503, section 4.1; as in RepLLaMA).
 
-Beside it what later work added: negatives masked by margin (Qwen3 Embedding, arXiv 2506.05176), a teacher's scores
-(distillation as in FlagEmbedding), and the same loss at several widths (Matryoshka, arXiv 2205.13147).
+Also what later work added: negatives masked by margin (Qwen3 Embedding, arXiv 2506.05176), distillation
+from a teacher's scores (as in FlagEmbedding), and the same loss at several widths (Matryoshka, arXiv 2205.13147).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NEVER = float("-inf")
 
 
 def contrast_mask(groups: Sequence[Group], *, in_batch: bool, mask_false_negatives: bool) -> Tensor:
-    """(queries, passages) True where a passage takes part in a query's softmax.
+    """(queries, passages) True where a passage is in a query's softmax.
 
-    The query's own positive always does. Other rows' passages only ``in_batch``; with ``mask_false_negatives`` no
-    passage that has the id or text of one of the query's positives, those of other rows with the same query included:
-    pairs have one row a positive.
+    The query's own positive always is. Other rows' passages are only if ``in_batch``. With ``mask_false_negatives``,
+    passages with the id or text of one of the query's positives are not, including positives in other rows of the
+    same query, as data sets of pairs have one row per positive.
     """
     identities = [identity for group in groups for identity in group.identities]
     mask = torch.ones(len(groups), len(identities), dtype=torch.bool)
@@ -38,12 +38,12 @@ def contrast_mask(groups: Sequence[Group], *, in_batch: bool, mask_false_negativ
 
 
 def contrasts(mask: Tensor) -> bool:
-    """Whether any query has a passage beside its positive; without one the loss is 0, and there is nothing to learn."""
+    """Whether any query has a negative; without one the loss is 0, and there is nothing to learn."""
     return bool((mask.sum(dim=1) > 1).any())
 
 
 def _copies(groups: Sequence[Group], identities: Sequence[frozenset[str]]) -> list[tuple[int, int]]:
-    """Every pair of a query and a passage that has the id or the text of one of the query's positives."""
+    """Pairs of a query and a passage with the id or text of one of the query's positives."""
     columns: dict[str, list[int]] = {}
     for column, names in enumerate(identities):
         for name in names:
@@ -60,7 +60,7 @@ def _copies(groups: Sequence[Group], identities: Sequence[frozenset[str]]) -> li
 
 
 def positive_columns(groups: Sequence[Group]) -> Tensor:
-    """(queries,) The column of each query's positive."""
+    """(queries,) Column of each query's positive."""
     sizes = torch.tensor([len(group.passages) for group in groups])
     return sizes.cumsum(0) - sizes
 
@@ -76,7 +76,8 @@ def info_nce(scores: Tensor, positives: Tensor, mask: Tensor, temperature: float
 
     Args:
         scores: (queries, passages) cosines.
-        positives: (queries,) column of each query's positive. mask: (queries, passages), see ``contrast_mask``.
+        positives: (queries,) column of each query's positive.
+        mask: (queries, passages), see ``contrast_mask``.
     """
     return functional.cross_entropy((scores / temperature).masked_fill(~mask, _NEVER), positives)
 
@@ -91,12 +92,13 @@ def distillation(scores: Tensor, teacher: Tensor, own: Tensor, temperature: floa
     """KL(softmax(teacher) || softmax(scores / temperature)) over each query's own passages, mean over queries.
 
     Args:
-        scores: (queries, passages) cosines. teacher: (passages,) its score of each passage for the query that owns it.
+        scores: (queries, passages) cosines.
+        teacher: (passages,) its score of each passage for the query that owns it.
         own: (queries, passages), see ``own_passages``.
     """
     target = teacher.expand_as(scores).masked_fill(~own, _NEVER).log_softmax(dim=1)
     predicted = (scores / temperature).masked_fill(~own, _NEVER).log_softmax(dim=1)
-    difference = (target - predicted).masked_fill(~own, 0.0)  # outside: infinity minus infinity
+    difference = (target - predicted).masked_fill(~own, 0.0)  # masked: infinity minus infinity
     return (target.exp() * difference).sum(dim=1).mean()
 
 
@@ -106,9 +108,9 @@ class ContrastiveLoss:
 
     Attributes:
         in_batch: other rows' passages are negatives too.
-        mask_false_negatives: a copy of one of the query's positives is no negative.
-        margin: a passage that scores more than this above the positive is no negative; None: no limit.
-        distillation: share of the teacher's term in the loss, from 0 to 1.
+        mask_false_negatives: copies of the query's positives are not negatives.
+        margin: passages that score more than this above the positive are not negatives; None: no limit.
+        distillation: weight of the distillation loss, from 0 to 1.
         dims: widths at which the loss is computed and averaged (Matryoshka); empty: the whole width.
     """
 
@@ -123,7 +125,7 @@ class ContrastiveLoss:
     def __call__(self, embeddings: Tensor, groups: Sequence[Group]) -> Tensor:
         """``embeddings``: (queries + passages, dim), not normalized, the queries first; a scalar in their dtype.
 
-        A precise sum whatever the forwards compute in: at temperature 0.01 bf16 would be off by a third.
+        Computed precisely whatever the forwards' dtype: at temperature 0.01 bf16 would be off by a third.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             mask = self.mask(embeddings, groups)
@@ -134,7 +136,7 @@ class ContrastiveLoss:
 
     @torch.no_grad()
     def mask(self, embeddings: Tensor, groups: Sequence[Group]) -> Tensor:
-        """(queries, passages) True where a passage takes part in a query's softmax; see ``contrast_mask``."""
+        """(queries, passages) True where a passage is in a query's softmax; see ``contrast_mask``."""
         mask = to_device(self.static_mask(groups), embeddings.device)
         if self.margin is None:
             return mask
@@ -143,7 +145,7 @@ class ContrastiveLoss:
         return mask & margin_mask(scores, to_device(positive_columns(groups), embeddings.device), self.margin)
 
     def static_mask(self, groups: Sequence[Group]) -> Tensor:
-        """The part of ``mask`` that the texts alone decide."""
+        """The part of ``mask`` that depends on the texts only."""
         return contrast_mask(groups, in_batch=self.in_batch, mask_false_negatives=self.mask_false_negatives)
 
     def _at(self, embeddings: Tensor, groups: Sequence[Group], width: int, mask: Tensor, positives: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP during a step: the step is finished and kept, then the run stops."""
+"""Ctrl-C, SIGTERM and SIGHUP during a step: the step is finished and saved, then the run stops."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SIGNALS: tuple[int, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 ECHO_SECONDS = 0.5
-"""Seconds in which further signals count as the first: launchers repeat what the scheduler sends to every process."""
+"""Seconds in which repeated signals are ignored: launchers repeat what schedulers send to every process."""
 
 
 @contextmanager
 def deferred_interrupt(engine: Engine) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """Defer the first signal until all processes ask for it together; a second one stops at once.
+    """Defer the first signal until all processes ask for it; a second one stops at once.
 
-    Yields a function that returns the exception to raise, the same in every process, or None to go on. A signal that
-    arrives after its last call, as during the last checkpoint, is delivered on exit. Ignored signals (``nohup``) stay
+    Yields a function that returns the exception to raise, the same in every process, or None. A signal that arrives
+    after its last call, as during the last checkpoint, is delivered on exit. Ignored signals (``nohup``) stay
     ignored. Outside the main thread nothing is deferred.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The loop that every kind of training shares: batches in a seeded order, updates, history, checkpoints."""
+"""The training loop: batches in a seeded order, updates, history, checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llara_cli.training.optimizers import make_optimizer
 from llara_cli.training.schedule import Schedule
 
 FP16_TRIES = 24
-"""Times that an overflowing fp16 gradient scale is halved: from 65,536 to almost nothing."""
+"""Times that the fp16 loss scale is halved after overflows: from 65,536 to almost nothing."""
 ItemT = TypeVar("ItemT")
 
 
@@ -35,10 +35,10 @@ class Trainer(Generic[ItemT]):
     """Trains ``model`` in ``folder``, from the newest checkpoint there if there is one.
 
     Attributes:
-        batch: the items of a step, from the epoch and their numbers.
-        dtype: compute dtype; weights that train are fp32 unless the settings say otherwise.
-        early_stopping: evaluation on a dev set as it trains; None: there is none.
-        resumed_at: steps that earlier runs did.
+        batch: returns the items of a step, by epoch and item numbers.
+        dtype: compute dtype; trainable weights are fp32 unless the settings say otherwise.
+        early_stopping: evaluation on a dev set during training, if any.
+        resumed_at: steps done by earlier runs.
     """
 
     accelerator: Accelerator
@@ -62,7 +62,7 @@ class Trainer(Generic[ItemT]):
     def resume(self) -> None:
         """Resume from the newest checkpoint, if there is one.
 
-        Raises ``LlaraError`` where it is damaged, or does not fit the model or the history.
+        Raises ``LlaraError`` if it is damaged, or does not fit the model or the history.
         """
         for group in self.engine.optimizer.param_groups:
             group["initial_lr"] = float(group["lr"])
@@ -79,9 +79,9 @@ class Trainer(Generic[ItemT]):
             self.early_stopping.resume(checkpoints.scores(self.folder))
 
     def train(self, bar: Bar) -> list[dict[str, Any]]:
-        """Train to the last step; the history, one row per optimizer step.
+        """Train to the last step; returns the history, one row per optimizer step.
 
-        Raises ``LlaraError`` where a loss, a gradient or a weight is not finite; the last good weights are kept.
+        Raises ``LlaraError`` if a loss, a gradient or a weight is not finite; the last good weights are kept.
         """
         start = self.resumed_at
         bar.advance(start)
@@ -111,7 +111,7 @@ class Trainer(Generic[ItemT]):
         return self.history.rows
 
     def step(self, step: int, items: Sequence[ItemT]) -> dict[str, Any]:
-        # every step's randomness (dropout) follows from its number, so a resumed run draws what the whole one did
+        # dropout is seeded by the step, so a resumed run draws the same as an uninterrupted one
         seed = (self.config.seed << 32) + step
         torch.manual_seed(seed)
         self.objective.seed = (self.config.seed << 32) + (step << 16)
@@ -119,14 +119,14 @@ class Trainer(Generic[ItemT]):
         for _ in range(FP16_TRIES):
             if math.isfinite(norm) or not self.engine.scaler.is_enabled():
                 break
-            self.engine.update()  # skips the update, as the scaled gradient overflowed, and halves the scale
+            self.engine.update()  # a scaled gradient overflowed: this skips the update, and halves the scale
             losses, norm = self._gradients(items)
         if not math.isfinite(losses.loss) or not math.isfinite(norm):
             if not self._spoiled():
                 self._save(step - 1)
             raise self._failure(step, f"the loss is {losses.loss}, the gradient's norm {norm}")
         row = _row(step, losses, float(self.rates.get_last_lr()[0]), norm)
-        torch.manual_seed(seed)  # processes must round alike, whatever their forwards drew
+        torch.manual_seed(seed)  # processes must round alike, whatever random numbers their forwards drew
         self.engine.update()
         self.rates.step()
         return row
@@ -152,14 +152,14 @@ class Trainer(Generic[ItemT]):
         self.accelerator.wait_for_everyone()
 
     def _check_weights(self, step: int) -> None:
-        """Raise ``LlaraError`` where the update of ``step`` spoiled the weights: they must not be scored or saved."""
+        """Raise ``LlaraError`` if the update of ``step`` made a weight non-finite: it must not be scored or saved."""
         if self._spoiled():
             raise self._failure(step, "the update produced non-finite weights")
 
     def _spoiled(self) -> bool:
-        """Whether a weight is not finite in any process."""
+        """Whether any weight is not finite in any process."""
         finite = [local(weight).isfinite().all() for weight in checkpoints.trainable(self.model).values()]
-        return self.engine.agreed(not bool(torch.stack(finite).all()))  # one wait for the device, not one a weight
+        return self.engine.agreed(not bool(torch.stack(finite).all()))  # one sync, not one per weight
 
     def _failure(self, step: int, what: str) -> LlaraError:
         return LlaraError(
@@ -169,14 +169,14 @@ class Trainer(Generic[ItemT]):
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Autocast to ``dtype``; nothing for float32."""
+    """Autocast to ``dtype``; a null context for float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
 def _row(step: int, losses: BatchLosses, rate: float, norm: float) -> dict[str, Any]:
-    """A history row, in the order and under the names of the command line's contract."""
+    """A row of the history."""
     return {
         "step": step,
         "loss": losses.loss,

@@ -1,6 +1,6 @@
-"""The losses of EBAE, EBAR and the recipe's causal LM, from hidden states through the vocabulary projection.
+"""The losses of EBAE, EBAR and the recipe's causal LM, from hidden states and the LM head.
 
-No tensor of (tokens, vocabulary) is ever whole: see ``projection.py``.
+Logits (tokens, vocabulary) are computed in chunks, never as one tensor: see ``projection.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def bag_of_tokens_loss(logits: Tensor, targets: Wanted, part: slice | None = Non
     Args:
         logits: (embeddings, vocabulary), W e after the recipe's pooling over slots.
         targets: X of each embedding, not empty.
-        part: which of the targets the logits belong to; left out: all.
+        part: which of the targets the logits belong to; by default all.
 
     Returns:
         (embeddings,) losses.
@@ -49,7 +49,7 @@ def pretext_losses(
     """EBAE or EBAR of embeddings, from their slots' hidden states (embeddings, slots, dim).
 
     ``pool_slots``: element-wise max over the logits of all slots (``released``), else the last slot's (``paper``).
-    ``logits``: what the model does besides multiplying with ``head``.
+    ``logits``: what the model does to logits besides multiplying by ``head``.
 
     Returns:
         The sum of losses times the constants ``weights`` (embeddings,), to go backward from; the losses (embeddings,),
@@ -67,8 +67,8 @@ def language_model_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Next-token cross-entropy of positions: hidden (tokens, dim), next_ids (tokens,).
 
-    On CUDA through Liger's fused kernel where it is installed and the logits are plain products.
-    ``logits``: what the model does besides multiplying with ``head``.
+    On CUDA by Liger's fused kernel, if it is installed and the logits are plain products.
+    ``logits``: what the model does to logits besides multiplying by ``head``.
 
     Returns:
         The summed loss times ``weight``, to go backward from; the summed loss, detached.
@@ -100,11 +100,11 @@ def _losses(
     gathered: HeadGradients | None,
     logits: Logits,
 ) -> tuple[Tensor, Tensor]:
-    """``losses_and_gradients`` of any head, of the max over slots of the logits of hidden states (rows, slots, dim).
+    """``losses_and_gradients`` for any head.
 
-    A wrapped head is left to autograd, as its weights may come from anywhere (peft ties the rows of new tokens).
+    A wrapped head is differentiated by autograd, as its weights may come from anywhere (peft ties rows of new tokens).
     """
-    weight = head.weight  # once: a wrapper may make it anew each time
+    weight = head.weight  # read once: a wrapper may compute it each time
     assert isinstance(weight, Tensor)
     check_targets(targets, len(hidden), len(weight))
     hidden = logits.head_input(hidden)

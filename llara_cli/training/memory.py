@@ -1,7 +1,7 @@
-"""How many tokens a forward has, and how many layers are recomputed in backward, to fit the free memory of a GPU.
+"""Chooses the tokens per forward, and the layers recomputed in backward, to fit the free memory of a GPU.
 
-What training takes grows evenly with tokens and with layers, so it is counted on models of one and of two layers, in
-forwards of a few tokens, before the weights of the whole model are loaded.
+Training's memory is linear in tokens and in layers, so it is measured on models of one and two layers, in forwards of
+a few tokens, before the weights of the whole model are loaded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from llara_cli.model.decoder import Decoder
 from llara_cli.model.sequences import Tree, place_in_rows
 
 MOST_TOKENS, LEAST_TOKENS, STEP = 16384, 4096, 1024
-"""Tokens of a forward on a GPU: below the least, layers are recomputed instead."""
+"""Tokens per forward on a GPU: rather than below the least, layers are recomputed."""
 TRIAL_ROWS, TRIAL_TOKENS = 2, 64
-"""Rows of the smaller of two trial forwards, and their tokens."""
+"""Rows of the smaller of two trial forwards, and tokens per row."""
 USABLE = 0.9
-"""Share of the free memory that is used: the allocator loses some to fragmentation."""
+"""Fraction of the free memory that is used: the allocator loses some to fragmentation."""
 RESERVED = 4 * 2**30
 """Bytes for logits and their softmax."""
 Context = Callable[[], AbstractContextManager[object]]
@@ -35,11 +35,11 @@ class Needs:
     """Memory of training in bytes: weights, gradients, optimizer state, and what autograd saves for backward.
 
     Attributes:
-        fixed: whatever the numbers of tokens and layers are.
-        layer: of each layer, whatever the number of tokens.
-        token: of each token outside the layers.
-        layer_token: of each token in a layer.
-        recomputed_token: of each token in a layer that is recomputed in backward; None: the model cannot do that.
+        fixed: independent of tokens and layers.
+        layer: per layer, independent of tokens.
+        token: per token, outside the layers.
+        layer_token: per token and layer.
+        recomputed_token: per token and recomputed layer; None: the model cannot recompute layers.
     """
 
     fixed: float
@@ -49,16 +49,16 @@ class Needs:
     recomputed_token: float | None
 
     def total(self, tokens: int, layers: int, every: int) -> float:
-        """Bytes at the peak of backward, where every ``every``-th layer is recomputed (0: none)."""
+        """Peak bytes of backward if every ``every``-th layer is recomputed (0: none)."""
         again = recomputed(layers, every)
         a_token = self.token + (layers - again) * self.layer_token + again * (self.recomputed_token or 0.0)
-        working = self.layer_token  # gradients of a layer's tensors, or what is recomputed
+        working = self.layer_token  # gradients of a layer's tensors, or its recomputed tensors
         return self.fixed + layers * self.layer + tokens * (a_token + working)
 
 
 @dataclass(frozen=True)
 class Forwards:
-    """Tokens of a forward; every ``every``-th layer is recomputed in backward (0: none)."""
+    """Tokens per forward; every ``every``-th layer is recomputed in backward (0: none)."""
 
     tokens: int
     every: int
@@ -75,11 +75,11 @@ def choose_forwards(
     """The most tokens that fit ``free`` bytes, with as few recomputed layers as possible.
 
     Args:
-        longest: tokens of the longest sequence, which no forward cuts.
-        tokens: of a forward, where the user set it; None: to be chosen.
-        recompute: whether all layers are recomputed; None: as many as it takes.
+        longest: tokens of the longest sequence, which must fit a forward.
+        tokens: tokens per forward, if the user set them; None: chosen here.
+        recompute: whether all layers are recomputed; None: as many as necessary.
 
-    Where nothing fits, the choice that takes the least memory.
+    If nothing fits, returns the choice that takes the least memory.
     """
     if needs.recomputed_token is None and recompute is None:
         recompute = False
@@ -99,25 +99,25 @@ def fit_forwards(
 ) -> Forwards:  # fmt: skip
     """``choose_forwards`` for ``free`` bytes and the needs that ``count`` returns, with a note or a warning.
 
-    Where ``count`` fails: ``LEAST_TOKENS`` tokens, and layers are recomputed only where ``recompute`` says so.
+    If ``count`` fails: ``LEAST_TOKENS`` tokens, and layers are recomputed only if ``recompute`` says so.
     """
     try:
         with reporter.status("measuring how much memory a layer takes"):
             needs = count()
-    except Exception as error:  # no reason not to train
+    except Exception as error:  # training may work all the same
         chosen = Forwards(tokens or LEAST_TOKENS, int(recompute or False))
         reporter.warn(
-            f"the memory of a layer cannot be measured ({one_line(error)}): {chosen.tokens} tokens a forward;"
-            " `execution.micro_batch_tokens` and `execution.gradient_checkpointing` say otherwise"
+            f"the memory of a layer cannot be measured ({one_line(error)}): using {chosen.tokens} tokens per forward;"
+            " `execution.micro_batch_tokens` and `execution.gradient_checkpointing` change that"
         )
         return chosen
     usable = USABLE * free
     chosen = choose_forwards(usable, needs, layers, longest=longest, tokens=tokens, recompute=recompute)
     again = f", {recomputed(layers, chosen.every)} of {layers} layers recomputed" if chosen.every else ""
-    reporter.note(f"{chosen.tokens} tokens a forward{again}")
+    reporter.note(f"{chosen.tokens} tokens per forward{again}")
     if (needed := needs.total(max(chosen.tokens, longest), layers, chosen.every)) > usable:
         reporter.warn(
-            f"about {needed / 1e9:.1f} GB of GPU memory are needed, and {usable / 1e9:.1f} GB can be had:"
+            f"about {needed / 1e9:.1f} GB of GPU memory are needed, {usable / 1e9:.1f} GB are free:"
             " `backend='lora'` or qlora, `optimizer.weights='bf16'` or shorter texts take less"
         )
     return chosen
@@ -130,7 +130,7 @@ def recompute_intervals(layers: int) -> list[int]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free memory of a GPU in bytes; None on a CPU, where forwards are kept small for its caches."""
+    """Free memory of a GPU in bytes; None on a CPU, where small forwards fit the caches better."""
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()
@@ -140,10 +140,10 @@ def free_memory(device: torch.device) -> int | None:
 def count_needs(
     shallow: Callable[[int], Decoder], static_bytes: Callable[[Decoder], float], autocast: Context
 ) -> Needs:
-    """Count what training takes.
+    """Measure what training takes.
 
     Args:
-        shallow: makes the model with so many layers; its attention may be computed another way than in training.
+        shallow: returns the model with that many layers; its attention may be another than in training.
         static_bytes: of a model's weights, gradients and optimizer state.
     """
     one, two = (_count(shallow(layers), static_bytes, autocast) for layers in (1, 2))
@@ -155,7 +155,7 @@ def count_needs(
 def _count(
     decoder: Decoder, static_bytes: Callable[[Decoder], float], autocast: Context
 ) -> tuple[float, float, float | None]:
-    """Fixed bytes, bytes per token, and bytes per token where all layers are recomputed."""
+    """Fixed bytes, bytes per token, and bytes per token if all layers are recomputed."""
     fixed, token = _by_tokens(decoder, autocast)
     if not decoder.model.supports_gradient_checkpointing:
         return static_bytes(decoder) + fixed, token, None
@@ -183,7 +183,7 @@ def kept_bytes(decoder: Decoder, rows: int, autocast: Context) -> int:
 
     row = Tree(np.zeros(TRIAL_TOKENS, np.int64), [])
     with autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = decoder.hidden(place_in_rows([row] * rows))  # kept, or its graph and the saved tensors would be freed
+        hidden = decoder.hidden(place_in_rows([row] * rows))  # keeps its graph and the saved tensors alive
     del hidden
     return sum(sizes.values())
 

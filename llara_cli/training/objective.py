@@ -13,7 +13,7 @@ ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 @dataclass
 class BatchLosses:
-    """Mean losses of an optimizer batch, each ``None`` where nothing in the batch has it, and the batch's size."""
+    """Mean losses of an optimizer batch, ``None`` for those that nothing in the batch has, and the batch's size."""
 
     loss: float = 0.0
     ebae: float | None = None
@@ -30,7 +30,7 @@ class Objective(Protocol[ItemT_contra]):
 
     @property
     def execution(self) -> dict[str, Any]:
-        """How it is computed: what changes results by rounding at most."""
+        """How it is computed: choices that change results by rounding only."""
 
     def backward(self, items: Sequence[ItemT_contra], engine: Engine = ...) -> BatchLosses:
-        """``items``: the whole batch, the same in every process; each runs its share of it."""
+        """``items``: the whole batch, the same in every process; each process computes its share."""

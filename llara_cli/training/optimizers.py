@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, and its variants that take less memory (bitsandbytes, torchao)."""
+"""Optimizers: AdamW, and variants that take less memory (bitsandbytes, torchao)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from llara_cli.training.config import OptimizerConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "paged-adamw": 0.0, "paged-adamw-8bit": 0.0}
-"""Optimizer state on the device per weight; paged optimizers may move it off."""
+"""Bytes of optimizer state per weight on the device; paged optimizers may move it to the CPU."""
 
 
 def make_optimizer(weights: Sequence[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over ``weights``, whose gradients are summed in fp32 from now on.
+    """AdamW for ``weights``, whose gradients are summed in fp32 from now on.
 
-    Raises ``UserError`` where the library that the chosen form needs is missing.
+    Raises ``UserError`` if the library that the chosen variant needs is missing.
     """
     assert config.learning_rate is not None
     options: dict[str, Any] = {
@@ -38,7 +38,7 @@ def make_optimizer(weights: Sequence[nn.Parameter], config: OptimizerConfig) -> 
 
 
 def uncompiled_on_cpu(device: torch.device) -> AbstractContextManager[Any]:
-    """Context of an optimizer step: torchao compiles its own, which on a CPU takes longer than it saves."""
+    """Context of an optimizer step: without torchao's compilation, which on a CPU takes longer than it saves."""
     eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager if device.type == "cpu" else nullcontext()
 
@@ -47,18 +47,18 @@ def _lean(name: str) -> Any:
     try:
         from bitsandbytes import optim
     except ImportError as error:
-        raise missing_extra(f"bitsandbytes, which `optimizer.name='{name}'` comes from,", "qlora") from error
+        raise missing_extra(f"bitsandbytes, which `optimizer.name='{name}'` needs,", "qlora") from error
     classes = {"adamw-8bit": "AdamW8bit", "paged-adamw": "PagedAdamW32bit", "paged-adamw-8bit": "PagedAdamW8bit"}
     return getattr(optim, classes[name])
 
 
 def _rounding(weights: Sequence[nn.Parameter], options: dict[str, Any]) -> torch.optim.Optimizer:
-    """8-bit AdamW that rounds bf16 weights up or down at random: small steps are not lost, but taken on average."""
+    """8-bit AdamW with stochastic rounding of bf16 weights, so that small updates are not lost."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
         raise missing_extra("torchao, which `optimizer.weights='bf16'` needs,", "torchao") from error
     for weight in weights:
-        weight.grad_dtype = torch.float32  # a sum in bf16 would lose what one of many forwards adds to it
+        weight.grad_dtype = torch.float32  # summed in bf16, the gradients of single forwards would be lost
     optimizer: torch.optim.Optimizer = AdamW8bit(weights, bf16_stochastic_round=True, **options)
     return optimizer

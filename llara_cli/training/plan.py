@@ -15,7 +15,7 @@ from llara_cli.training.probe import Cost
 from llara_cli.training.schedule import Schedule
 
 SAMPLE_BATCHES = 5
-"""Steps that the plan's probe runs."""
+"""Steps that the probe of the plan runs."""
 ItemT = TypeVar("ItemT")
 
 
@@ -23,8 +23,8 @@ ItemT = TypeVar("ItemT")
 class Plan:
     """The plan of a training run; memory (of one process) and disk in bytes.
 
-    ``recomputed_layers``: layers that are computed again in backward, to save memory.
-    ``estimated``: which counts are estimates from a part of the data.
+    ``recomputed_layers``: layers that are recomputed in backward, to save memory.
+    ``estimated``: the counts that are estimates from a part of the data.
     """
 
     device: str
@@ -43,7 +43,7 @@ class Plan:
     estimated: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, memory with its sum."""
+        """As JSON values, memory with its total."""
         return asdict(self) | {"peak_memory": sum(self.memory.values())}
 
 
@@ -52,11 +52,11 @@ class Workload:
     """Size of one pass over the data.
 
     Attributes:
-        text_tokens: tokens of all texts, prompts not counted.
+        text_tokens: tokens of all texts, without prompts.
         overhead: prompt tokens that each item adds.
         head_rows: rows of logits over the vocabulary.
-        budget: tokens of one forward.
-        texts: of an item, on average: a query has its passages.
+        budget: tokens per forward.
+        texts: texts per item, on average: a query has its passages.
     """
 
     text_tokens: int
@@ -66,15 +66,15 @@ class Workload:
     texts: float = 1.0
 
     def tokens(self, items: int) -> int:
-        """Tokens of texts and prompts."""
+        """Tokens of ``items`` items, with prompts."""
         return self.text_tokens + items * self.overhead
 
 
 @dataclass(frozen=True)
 class Sample(Generic[ItemT]):
-    """Basis of a plan: the run's ``schedule`` and ``workload``, and the items of a few steps.
+    """What a plan is computed from: the run's ``schedule`` and ``workload``, and the items of a few steps.
 
-    ``estimated``: counts of the plan that are known from a part of the data only.
+    ``estimated``: the counts that are estimates from a part of the data.
     """
 
     schedule: Schedule
@@ -84,7 +84,7 @@ class Sample(Generic[ItemT]):
 
 
 def needed_flops(facts: ModelFacts, schedule: Schedule, workload: Workload, *, frozen_base: bool) -> float:
-    """6 FLOPs a weight and token (4 where the base is frozen), 6 a weight of the projection and row of logits."""
+    """6 FLOPs per weight and token (4 for a frozen base), and 6 per weight of the LM head and row of logits."""
     each = 4.0 if frozen_base else 6.0
     body = each * facts.linear_parameters * workload.tokens(schedule.items)
     return schedule.epochs * (body + 6.0 * workload.head_rows * facts.hidden_size * facts.vocabulary)
@@ -104,7 +104,7 @@ def probed_plan(
     """The plan, from the cost of the whole model.
 
     Args:
-        runtime: bytes that the process takes before it has a model.
+        runtime: bytes that the process takes without a model.
     """
     schedule, workload = sample.schedule, sample.workload
     seconds = schedule.epochs * workload.tokens(schedule.items) * cost.token_seconds / processes
@@ -128,6 +128,6 @@ def probed_plan(
 
 
 def warn_if_long(reporter: Reporter, seconds: float, steps: int) -> None:
-    """Warn before a run that will take more than an hour."""
+    """Warn about a run that will take more than an hour."""
     if (hours := seconds / 3600) > 1:
         reporter.warn(f"about {hours:.1f} hours expected for {steps} steps; `max_steps` shortens the run")

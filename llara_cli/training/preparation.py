@@ -1,4 +1,4 @@
-"""A base model made ready to train: device and dtype, the size of forwards, and the loaded model."""
+"""Prepares a base model for training: device and dtype, the size of forwards, and the loaded model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llara_cli.training.task import TrainingTask
 from llara_cli.training.trainable_model import TrainableModel, choose_computation, load_trainable
 
 CPU_TOKENS = 2048
-"""Tokens of one forward on a CPU unless ``micro_batch_tokens`` says otherwise; benchmarks/*.json have the rates."""
+"""Default of ``micro_batch_tokens`` on a CPU; benchmarks/*.json have the rates."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Preparation:
     """Prepares a base model for a task.
 
     Attributes:
-        accelerator: the processes that train, one or several.
+        accelerator: the processes that train.
         longest: tokens of the longest sequence, prompts included.
-        free_memory: free bytes of a device; None: forwards are not fitted to them.
+        free_memory: returns the free bytes of a device; None: forwards are not fitted to them.
     """
 
     base: BaseModel
@@ -53,12 +53,12 @@ class Preparation:
 
     @property
     def process_group(self) -> ProcessGroup:
-        """The processes, as the rest of the program knows them."""
+        """The accelerator's processes as a ``ProcessGroup``."""
         return ProcessGroup(self.accelerator.process_index, self.accelerator.num_processes)
 
     @property
     def device(self) -> torch.device:
-        """Where this process trains."""
+        """The device of this process."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -69,7 +69,7 @@ class Preparation:
 
     @cached_property
     def forwards(self) -> Forwards:
-        """Tokens of a forward and recomputed layers: as the settings say, else what fits the memory of a GPU."""
+        """Tokens per forward and recomputed layers: from the settings, else what fits the GPU's memory."""
         execution = self.config.execution
         tokens, recompute = execution.micro_batch_tokens, execution.gradient_checkpointing
         free = self.free_memory(self.device)
@@ -90,7 +90,7 @@ class Preparation:
 
     @property
     def execution(self) -> dict[str, Any]:
-        """How it is computed: what changes the result by rounding at most."""
+        """How it is computed: choices that change results by rounding only."""
         return {
             "gradient_checkpointing": self.forwards.every,
             "compile": self.config.execution.compile,
@@ -99,7 +99,7 @@ class Preparation:
         }
 
     def check_device(self) -> None:
-        """Raise ``UserError`` for what the device cannot compute, before any work."""
+        """Raise ``UserError`` for settings that the device does not support, before any work."""
         refuse_attention(self.config.execution.attention, self.device, self.dtype)
         if self.config.execution.compute == "float8":
             refuse_without_float8(self.device, self.dtype)
@@ -109,26 +109,26 @@ class Preparation:
         return autocast(self.device, self.dtype)
 
     def _loaded(self, source: ModelSource) -> TrainableModel:
-        # a plan loads models of the same shape: what is to be said of it is said of the model itself
+        # a plan loads models of the same shape: a note on the model is given once
         note = self.reporter.note if source is self.base.source else ignore
         model = load_trainable(self.base, self.config, self.device, self.dtype, source=source, note=note)
         self.task.adopt(model)
         return model
 
     def load(self, source: ModelSource) -> TrainableModel:
-        """A model on the device that computes as the settings say."""
+        """Load the model onto the device, as the settings say."""
         model, alone = self._loaded(source), self.accelerator.distributed_type == DistributedType.NO
         every = self.forwards.every
         choose_computation(model.decoder, self.config.execution, self.device, self.dtype, every=every, alone=alone)
         return model
 
     def _shallow(self, layers: int) -> Decoder:
-        """A model of the same shape with so many layers, whose attention is dense and that is not compiled."""
+        """A model of the same shape with ``layers`` layers, with dense attention and not compiled."""
         with TemporaryDirectory() as folder:
             return Decoder(self._loaded(shrunken(self.base.source, layers, Path(folder))).model)
 
     def _static_bytes(self, decoder: Decoder) -> float:
-        """Weights, gradients, the optimizer's state and what the objective holds, in one process."""
+        """Bytes of weights, gradients, optimizer state and the objective's own tensors, in one process."""
         weights = sum(weight.nbytes for weight in decoder.model.parameters())
         trained = sum(weight.numel() for weight in checkpoints.trainable(decoder.model).values())
         kind, single = self.accelerator.distributed_type, torch.float32.itemsize

@@ -1,7 +1,7 @@
 """The pretext objectives EBAE and EBAR (arXiv 2312.15503, section 3.2) and the recipe's causal-LM loss.
 
-EBAE pushes the SELF embedding of a text through the vocabulary projection and asks for the tokens of the text itself;
-EBAR does the same with NEXT and the text that follows. One row of logits per embedding: never one per position.
+EBAE predicts the tokens of a text from its SELF embedding, through the LM head; EBAR predicts the tokens of the text
+that follows from the NEXT embedding. There is one row of logits per embedding, not one per position.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from llara_cli.training.targets import Targets
 
 @dataclass(frozen=True)
 class Example:
-    """One text in token ids, already cut, with the target ids of each branch (none: the term is left out)."""
+    """One text as token ids, truncated, with the target ids of each branch (without any, its loss is left out)."""
 
     text: TokenIds
     targets: Mapping[Branch, TokenIds]
@@ -45,7 +45,7 @@ Factors = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class _Piece:
-    """One tree of the batch: which example, which branches it carries, and whether it gives the LM loss."""
+    """One tree of the batch: its example, its branches, and whether it has the LM loss."""
 
     example: Example
     branches: Sequence[Branch]
@@ -54,13 +54,13 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Inputs of one forward, on the host.
+    """Inputs of one forward, on the CPU.
 
     Attributes:
-        kinds: (embeddings,) which of ``Factors`` the loss of each embedding is weighed by.
+        kinds: (embeddings,) index into ``Factors`` of the weight of each embedding's loss.
         targets: of each embedding.
         positions: (tokens,) flat positions in the layout that have an LM loss.
-        next_ids: (tokens,) the token that each is to predict.
+        next_ids: (tokens,) the token that each predicts.
     """
 
     token_rows: TokenRows
@@ -72,7 +72,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Texts with an EBAE and an EBAR target, and positions with an LM loss, of an optimizer batch."""
+    """Numbers of texts with an EBAE target, with an EBAR target, and of positions with an LM loss, in a batch."""
 
     ebae: int
     ebar: int
@@ -81,9 +81,9 @@ class _Counts:
 
 @dataclass
 class PretextObjective:
-    """EBAE + EBAR (+ LM) over one optimizer batch, in the forwards that ``batching`` makes of it.
+    """EBAE + EBAR (+ LM) over one optimizer batch, in the forwards that ``batching`` makes.
 
-    ``joint``: SELF and NEXT of a text share its trunk in one forward; else one forward each.
+    ``joint``: SELF and NEXT share the text's trunk in one forward; else each has its own.
     """
 
     decoder: Decoder
@@ -100,7 +100,7 @@ class PretextObjective:
         return {"layout": self.batching.layout}
 
     def backward(self, examples: Sequence[Example], engine: Engine | None = None) -> BatchLosses:
-        """Accumulate the gradients of this process' share; every mean is over all of ``examples``."""
+        """Accumulate the gradients of this process' share; means are over all ``examples``."""
         engine = engine or Engine()
         counts = self._count(examples)
         pieces = self._pieces(examples)
@@ -111,11 +111,11 @@ class PretextObjective:
         own = assign_to_ranks(costs, engine.processes)[engine.rank]
         sums = torch.zeros(3, device=self.decoder.device, dtype=torch.float64)
         self._gathered.start()
-        scale = engine.scale  # goes in before any gradient is taken: in fp16 small ones would be gone before
+        scale = engine.scale  # applied before gradients are computed: in fp16 small ones would underflow
         rows = [forwards[max(number, 0)] for number in own]
         inputs = while_computing(partial(self._inputs, pieces, trees), rows, self.decoder.device)
         for place, (number, given) in enumerate(zip(own, inputs, strict=True)):
-            idle = number < 0  # another process has more forwards: this one's result is ignored
+            idle = number < 0  # a dummy, as another process has more forwards: its result is ignored
             factors = (0.0, 0.0, 0.0) if idle else self._factors(counts, scale)
             self._gathered.last = place == len(own) - 1
             with engine.accumulate(last=self._gathered.last):
@@ -131,7 +131,7 @@ class PretextObjective:
         return _Counts(ebae, ebar, lm if self.recipe.language_model_loss else 0)
 
     def _factors(self, counts: _Counts, scale: float = 1.0) -> Factors:
-        """Weights of the summed EBAE, EBAR and LM losses in the batch's total, times ``scale``."""
+        """Weights of the summed EBAE, EBAR and LM losses in the batch's loss, times ``scale``."""
         both = 0.5 if self.recipe.pretext_mean and counts.ebae and counts.ebar else 1.0
         pretext = scale * both * self.recipe.pretext_weight
         return pretext / max(1, counts.ebae), pretext / max(1, counts.ebar), scale / max(1, counts.lm)
@@ -210,7 +210,7 @@ class PretextObjective:
         )  # fmt: skip
 
     def _text_positions(self, pieces: Sequence[_Piece], token_rows: TokenRows) -> Ids:
-        """Flat positions whose next token is a text token that counts: from the last token of the head on."""
+        """Flat positions whose next token is a text token, from the last token of the head on."""
         head = len(self.prompts.head)
         spans = [np.zeros(0, np.int64)]
         for piece, start in zip(pieces, token_rows.trunks, strict=True):

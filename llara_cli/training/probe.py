@@ -1,8 +1,8 @@
-"""A short probe for the plan: steps of models of two depths tell the cost of the whole one.
+"""Measures training for a plan: a few steps of models of two depths give the cost of the whole model.
 
-Depth 1 and a little more are built with the model's configuration and random weights, trained for a moment, measured;
-what they differ by is a layer. So nothing of the model is loaded, and whatever changes the cost (backend, optimizer,
-layout, lengths, attention) is in the figures.
+Two models with the configuration of the real one, few layers and random weights are trained for a moment and measured;
+their difference is the cost of a layer. No weights are loaded, and everything that changes the cost (backend,
+optimizer, layout, lengths, attention) is measured.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from llara_cli.training.optimizers import uncompiled_on_cpu
 DEPTHS = (1, 5)
 LOOK_SECONDS = 0.005
 _SLACK = 1 << 24
-"""Bytes that memory may grow by between two measurements."""
+"""Bytes by which memory may grow between two measurements."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes: seconds of a token's gradients and of an update, bytes by part, parameters by kind."""
+    """Cost of a model: seconds per token for gradients and per update, bytes by part, parameters by kind."""
 
     token_seconds: float
     update_seconds: float
@@ -52,7 +52,7 @@ class Cost:
     frozen: float
 
     def at(self, depth: int, other: Cost, layers: int) -> Cost:
-        """Cost of a model of ``layers`` layers, from this one of ``DEPTHS[0]`` and ``other`` of ``depth``."""
+        """Cost of a model of ``layers`` layers, from this of ``DEPTHS[0]`` layers and ``other`` of ``depth``."""
         share = (layers - DEPTHS[0]) / (depth - DEPTHS[0])
         values = {name: value + share * (getattr(other, name) - value) for name, value in vars(self).items()}
         return Cost(**values)
@@ -63,7 +63,7 @@ def shrunken(source: ModelSource, layers: int, folder: Path) -> ModelSource:
     config = load_config(source)
     text = config.get_text_config()
     text.num_hidden_layers = layers
-    if source.base is not None:  # an adapter may bring more embeddings along
+    if source.base is not None:  # an adapter may have more embeddings
         text.vocab_size = len(model_of_shapes(source).get_input_embeddings().weight)
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
@@ -92,12 +92,12 @@ def cost_of(
     """Measure steps of the optimizer.
 
     Args:
-        rounds: what computes a step's gradients and returns the tokens that it did so for.
+        rounds: each computes a step's gradients and returns its number of tokens.
     """
     device = next(model.parameters()).device
     weights = list(trainable(model).values())
     with autocast():
-        rounds[0]()  # brings up libraries, and weights from the disk
+        rounds[0]()  # warm-up: loads libraries, and weights from disk
     optimizer.zero_grad(set_to_none=True)
     token, update = [], []
     with quick_collections(), Growth(device) as growth:
@@ -122,8 +122,8 @@ def cost_of(
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """Collect garbage once, then only among new objects: those of the imported libraries, hundreds of
-    thousands, would be gone through each time.
+    """Collect garbage once, then only among new objects, not among the hundreds of thousands of objects of imported
+    libraries.
     """
     gc.collect()
     gc.freeze()
@@ -148,7 +148,7 @@ def _timed(
 
 
 def _count(weight: Tensor) -> int:
-    """Numbers in a weight; a four-bit one holds two in a byte."""
+    """Elements of a weight; a four-bit one has two per byte."""
     state = getattr(weight, "quant_state", None)
     return weight.numel() if state is None else math.prod(state.shape)
 
@@ -165,7 +165,7 @@ def peak_memory(device: torch.device) -> int:
         return int(psutil.Process().memory_info().peak_wset)
     status = Path("/proc/self/status")
     peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
-    if peak:  # not what `resource` has: on Linux that is no less than what the parent held when it started this process
+    if peak:  # not `resource`: on Linux its value is at least what the parent held when it started this process
         return int(peak[1]) * 1024
     import resource  # not on Windows
 
@@ -174,17 +174,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 def forget_peak() -> bool:
-    """Reset the system's record of this process' peak memory; whether it could (Linux)."""
+    """Reset the system's record of this process' peak memory (Linux); returns whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
-    return peak_memory(torch.device("cpu")) < resident_memory() + _SLACK  # some sandboxes take the order and ignore it
+    return peak_memory(torch.device("cpu")) < resident_memory() + _SLACK  # some sandboxes ignore the write
 
 
 class Growth:
-    """Context manager: ``peak`` is the most bytes that memory grew by within it: a GPU's as torch counts it, else the
-    process' as the system does, polled where the system keeps no peak.
+    """Context manager: ``peak`` is the most bytes that memory grew by inside it; of a GPU by torch's count, else of the
+    process by the system's, polled if the system records no peak.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,9 +1,8 @@
-"""Bag-of-tokens losses through the vocabulary projection in chunks, with gradients taken in the forward.
+"""Bag-of-tokens losses through the LM head in chunks, with gradients computed in the forward.
 
-A chunk of rows is projected, turned into losses and at once into gradients, and forgotten: memory is bounded by the
-chunk, and backward computes no logits a second time. On a CPU the chunk is projected in slices of the vocabulary, and
-each is turned into softmax shares while it is in the cache; the slices' log-sums then scale these to the whole
-vocabulary.
+A chunk of rows is turned into logits, losses and gradients, and freed: memory is bounded by the chunk, and backward
+need not recompute logits. On a CPU the logits of a chunk are computed in slices of the vocabulary, each turned into
+softmax shares while it is in the cache; the slices' log-sums then scale these to the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from llara_cli.cpu import add_matmul_transposed, gradient_dtype, linear, wide, z
 from llara_cli.training.targets import Predicted, Wanted
 
 LOGITS_BYTES, GPU_LOGITS_BYTES = 64 * 2**20, 2**30
-"""Memory that one chunk of float32 logits may take: on a CPU, and on a GPU, where few large products are faster."""
+"""Most bytes of a chunk's float32 logits: on a CPU, and on a GPU, where few large matmuls are faster."""
 SLICE_BYTES = 16 * 2**20
-"""Memory on a CPU that float32 logits of a slice may take, and its weights' gradients as well."""
+"""Most bytes on a CPU of a slice's float32 logits, and of its weights' gradients."""
 ALIGNED = 64
 """The width of a slice is a multiple of this many tokens."""
 
 
 class HeadGradients:
-    """The projection's gradients, summed over the forwards of an optimizer batch and passed on with the last.
+    """The LM head's gradients, summed over the forwards of an optimizer batch and passed on with the last.
 
-    They are as large as the projection: creating, scaling and adding them in every forward would take longer than the
-    losses. The sum is scaled once, by the upstream gradient of the last loss, so all losses of a batch must have the
-    same upstream gradient. ``last``: whether this forward is the process' last of the batch.
+    They are as large as the head: creating, scaling and adding them in every forward would take longer than the losses.
+    The sum is scaled once, by the upstream gradient of the last loss, so all losses of a batch must have the same
+    upstream gradient. ``last``: whether this forward is the process' last of the batch.
     """
 
     def __init__(self) -> None:
@@ -40,16 +39,16 @@ class HeadGradients:
         self._waiting = False  # whether the sums hold gradients not passed on yet
 
     def start(self) -> None:
-        """Begin a batch; drops what is left of the one before."""
+        """Begin a batch, dropping the sums of the one before."""
         self._waiting = False
 
     def sum_of(self, name: str, weight: Tensor) -> Tensor:
-        """The tensor in which the gradient of ``weight`` is summed."""
+        """The tensor that sums the gradient of ``weight``."""
         if not self._waiting:
             for total in self.sums.values():
                 total.zero_()
         self._waiting = True
-        if name not in self.sums:  # in fp32 at least: in bf16 the many small additions would be lost
+        if name not in self.sums:  # in fp32 at least: in bf16 small additions would be lost
             self.sums[name] = zeros_for_sum(weight, wide(weight))
         return self.sums[name]
 
@@ -58,7 +57,7 @@ class HeadGradients:
         if not self.last or not self._waiting or name not in self.sums:
             return None
         total = self.sums[name]
-        taken = torch.empty(total.shape, dtype=dtype, device=total.device)  # contiguous, however the sum may lie
+        taken = torch.empty(total.shape, dtype=dtype, device=total.device)  # contiguous, whatever the layout of the sum
         return torch.mul(total, upstream.to(total.dtype), out=taken)
 
     def taken(self) -> None:
@@ -67,7 +66,7 @@ class HeadGradients:
 
 
 def chunk_rows(slots: int, vocabulary: int, device: torch.device) -> int:
-    """Rows per chunk of logits on ``device``, for rows of so many slots."""
+    """Rows per chunk of logits on ``device``, for rows of ``slots`` slots."""
     most = LOGITS_BYTES if device.type == "cpu" else GPU_LOGITS_BYTES
     return max(1, most // (4 * slots * vocabulary))
 
@@ -107,7 +106,7 @@ def losses_and_gradients(
     """
     if weights.requires_grad:
         raise ValueError("the weights of losses are constants")
-    if scale != 1:  # the smaller factor of the products, through which autograd passes the gradient by itself
+    if scale != 1:  # applied to the smaller factor; autograd handles its gradient
         hidden = hidden * scale
     apply: Any = _GradientsAtOnce.apply
     total, each = apply(
@@ -134,7 +133,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         ]
 
         def add_up(part: slice) -> Tensor:
-            """Losses of a part, whose gradients are summed; its logits are freed before the next ones."""
+            """Losses of a part; adds its gradients, and frees its logits."""
             chunk, predicted = hidden[part], targets.part(part, hidden.device)
             shares_of_slices = [
                 _Shares(chunk, weight, bias, columns, predicted, scale, cap) for columns in slices(chunk, len(weight))
@@ -166,18 +165,18 @@ class _GradientsAtOnce(torch.autograd.Function):
 
 
 def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """Multiply in place, in the wider dtype of the two: the upstream gradient may overflow fp16."""
+    """Multiply in place, in the wider of both dtypes: the upstream gradient may overflow fp16."""
     return torch.mul(gradient, upstream.reshape([1] * gradient.dim()), out=gradient)
 
 
 class _Shares:
     """The softmax of a chunk's logits within a slice of the vocabulary.
 
-    The chunk is scaled already, the bias is not; ``cap`` softly limits the logits, as in ``Logits``.
+    The chunk is scaled already, the bias is not; ``cap`` soft-caps the logits, as in ``Logits``.
 
     Attributes:
         log_sum: (rows,) the log of the slice's sum of exponentials.
-        wanted: (rows,) the part of the targets' mean logit that lies in the slice.
+        wanted: (rows,) the slice's part of the targets' mean logit.
     """
 
     def __init__(
@@ -194,11 +193,11 @@ class _Shares:
         self._slot: Tensor | None = None
         pooled = logits[:, 0]
         if chunk.shape[1] > 1:
-            self._logits = logits  # their memory takes the gradients
+            self._logits = logits  # gradients reuse their memory
             pooled, self._slot = logits.max(dim=1)
         self._values = pooled.to(wide(pooled))
         self._slope: Tensor | None = None
-        if cap is not None:  # it keeps order, so it may come after the max
+        if cap is not None:  # monotonic, so it may follow the max
             bent = self._values.div_(cap).tanh_()
             self._slope = 1 - bent * bent
             bent.mul_(cap)
@@ -207,9 +206,9 @@ class _Shares:
         self._normalize()
 
     def _inside(self, predicted: Predicted) -> Predicted:
-        """The targets that lie in the slice, counted from its start."""
+        """The targets in the slice, counted from its start."""
         ids, owner, counts = predicted
-        if self._whole:  # no search, for which one would have to wait for the GPU
+        if self._whole:  # no search, which would wait for the GPU
             return predicted
         inside = ((ids >= self._columns.start) & (ids < self._columns.stop)).nonzero()[:, 0]
         return ids[inside] - self._columns.start, owner[inside], counts
@@ -221,14 +220,14 @@ class _Shares:
         self.wanted = torch.zeros_like(highest).index_add(0, self._owner, picked)
         torch.softmax(values, dim=-1, out=values)
         self.log_sum = highest - values.amax(dim=-1).log()  # the largest share is no less than 1 / the slice
-        if not self._whole and bool((nothing := highest.isneginf()).any()):  # other slices may have something
+        if not self._whole and bool((nothing := highest.isneginf()).any()):  # other slices may have targets
             values.masked_fill_(nothing[:, None], 0)
             self.log_sum.masked_fill_(nothing, -torch.inf)
 
     def add_gradients(
         self, weights: Tensor, log_sum: Tensor, of_chunk: Tensor | None, sums: Sequence[Tensor | None]
     ) -> None:
-        """Add those of the losses times ``weights`` (rows,), ``log_sum`` (rows,) being over the whole vocabulary.
+        """Add the gradients of the losses times ``weights`` (rows,); ``log_sum`` (rows,) is over the whole vocabulary.
 
         They are added to ``of_chunk`` (rows, slots, dim) and to the ``sums`` of the head's weight and bias.
         """
@@ -250,7 +249,7 @@ class _Shares:
 
 
 def _as_multiplied(weight: Tensor) -> Tensor:
-    """A weight in the dtype that autocast would give it, so that it is cast once for all its products."""
+    """A weight in the dtype that autocast would cast it to, so that it is cast once for all its products."""
     kind = weight.device.type
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         return weight.to(torch.get_autocast_dtype(kind))

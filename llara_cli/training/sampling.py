@@ -1,7 +1,7 @@
-"""How much of a corpus a run tokenizes: all of it, or documents drawn from all over it.
+"""How much of a corpus a run tokenizes: all of it, or a random sample of its documents.
 
-A survey reads and checks the whole corpus and tokenizes a few hundred documents of it. From these it estimates how many
-passages the corpus has, which tells how many documents a run needs; plans use the same survey.
+A survey reads and checks the whole corpus and tokenizes a few hundred of its documents. From these it estimates how
+many passages the corpus has, and so how many documents a run needs; plans use the same survey.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from llara_cli.training.examples import NOTHING_TO_LEARN, ExampleBuilder, Exampl
 from llara_cli.training.pretext import Example
 
 SURPLUS = 2
-"""Passages tokenized for each that the steps take, so that those of a batch come from many documents."""
+"""Passages tokenized per passage used, so that those of a batch come from many documents."""
 LEAST_UNITS = 256
-"""Fewest units to draw, so that a batch does not consist of neighbors from a few documents."""
+"""Fewest units to draw, so that the passages of a batch do not come from a few documents."""
 TOKENIZED_WHOLE = 1 << 22
-"""Characters up to which a corpus is tokenized whole, whatever the run needs: it takes seconds."""
+"""Corpora of at most this many characters are tokenized whole, which takes seconds."""
 SAMPLE = 256
 """Units that a survey tokenizes."""
 UNIT_CHARACTERS = 64
-"""Characters, times the tokens of a passage, of the pieces that longer documents are drawn in: some 16 passages. Drawn
-as a whole, a few books would be all that a run sees of a corpus of books."""
+"""Characters of a unit per token of a passage. Longer documents are drawn in pieces of this size, some 16 passages:
+else a run would see only a few books of a corpus of books."""
 _LONGEST_TOKEN = 8
-"""Characters a token has at most, on average, in any language: what a stream is read up to for an estimate."""
+"""Most characters per token, on average, in any language: limits what is read of a stream for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Estimate:
     """How large a corpus is.
 
     Attributes:
-        units: documents, the long ones in pieces, or ready rows: what is drawn.
+        units: number of documents (long ones in pieces) or ready rows, which are drawn.
         characters: of all texts.
-        passages: examples that it makes.
-        tokens: text tokens of these.
-        exact: every document was tokenized whole, so that nothing is estimated.
+        passages: number of examples.
+        tokens: text tokens of the examples.
+        exact: whether the whole corpus was tokenized, so that nothing is estimated.
     """
 
     units: int
@@ -61,14 +61,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Survey:
-    """An estimate and the examples that it was made from, unit after unit."""
+    """An estimate, and the examples that it was made from, by unit."""
 
     estimate: Estimate
     examples: Sequence[Example]
 
 
 def units(items: Iterable[Item], longest: int) -> Iterator[Item]:
-    """What can be drawn: ready rows, documents, and pieces of documents of more than ``longest`` characters."""
+    """The units to draw from: ready rows, documents, and pieces of documents longer than ``longest`` characters."""
     for item in items:
         if isinstance(item, RawDocument) and len(item.text) > longest:
             yield from (replace(item, text=piece) for piece in pieces(item.text, longest))
@@ -82,7 +82,7 @@ def longest_unit(builder: ExampleBuilder) -> int:
 
 
 def drawn(items: Iterable[Item], count: int, total: int, seed: int) -> Iterator[Item]:
-    """``count`` of the ``total`` items in their order; each set of so many is as likely (Knuth, Algorithm S)."""
+    """``count`` of the ``total`` items, in order; every such subset is equally likely (Knuth, Algorithm S)."""
     draw = random.Random(seed)
     left = count
     for number, item in enumerate(items):
@@ -92,7 +92,7 @@ def drawn(items: Iterable[Item], count: int, total: int, seed: int) -> Iterator[
 
 
 def survey(builder: ExampleBuilder, items: Iterable[Item], most: int | None = None) -> Survey:
-    """Read every item (or, of a stream, until there were ``most`` characters) and tokenize a few, drawn at random."""
+    """Read every item (of a stream, the first ``most`` characters) and tokenize a few, drawn at random."""
     draw, sample = random.Random(0), list[Item]()
     documents = count = characters = 0
     for item in items:
@@ -119,10 +119,10 @@ def _length(item: Item) -> int:
 
 
 def _total(values: Sequence[int], sizes: Sequence[int], count: int, size: int) -> int:
-    """The sum of a value over all ``count`` units, of ``size`` characters together, from its values in a sample.
+    """The sum of a value over all ``count`` units, with ``size`` characters in all, from its values in a sample.
 
-    A regression estimate: what a unit and a character add to the value, by least squares. Exact where the sample is all
-    units, as then the residuals cancel out.
+    A least-squares estimate of what a unit and a character add to the value. Exact if the sample is all units, as the
+    residuals then cancel out.
     """
     known = np.column_stack([np.ones(len(sizes)), sizes])
     weights = np.linalg.lstsq(known, np.array(values, np.float64))[0]
@@ -139,14 +139,14 @@ class Corpus:
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is one data set of the hub, whose rows are downloaded as they are read."""
+        """Whether it is a data set of the hub, whose rows are downloaded as they are read."""
         return len(self.arguments) == 1 and self.arguments[0].startswith(HUB)
 
     def table(self, folder: Path, key: str, needed: int | None, seed: int) -> ExampleTable:
-        """What a run that takes ``needed`` passages (None: every one) learns from, kept in ``folder`` under ``key``.
+        """The examples for a run that takes ``needed`` passages (None: all), kept in ``folder`` under ``key``.
 
-        It depends on the corpus, the builder, ``needed`` and ``seed`` alone, so that a resumed run has the same.
-        Raises ``UserError`` for bad data, wherever in the corpus' files they are.
+        They depend on the corpus, the builder, ``needed`` and ``seed`` only, so a resumed run has the same.
+        Raises ``UserError`` for bad data anywhere in the corpus.
         """
         whole = folder / f"examples-{key}.arrow"
         mixed = not self.is_stream and any(argument.startswith(HUB) for argument in self.arguments)
@@ -168,9 +168,9 @@ class Corpus:
             count = min(2 * count, estimate.units)  # far fewer passages than estimated
 
     def survey(self, needed: int | None) -> Survey:
-        """The basis of a plan. Of a stream no more is read than a run that takes ``needed`` passages may read.
+        """The survey for a plan. Of a stream, no more is read than a run that takes ``needed`` passages may read.
 
-        Raises ``UserError`` for bad data, and where there is nothing to learn in what was tokenized.
+        Raises ``UserError`` for bad data, and if the tokenized part has nothing to learn from.
         """
         most = None
         if self.is_stream and needed is not None:
@@ -185,7 +185,7 @@ class Corpus:
             return survey(self.builder, bar.over(read_corpus(self.arguments)), most)
 
     def _estimate(self, folder: Path, key: str) -> Estimate:
-        """From an earlier run's survey, or from one made now."""
+        """The estimate of an earlier survey, else of a new one."""
         path = folder / f"survey-{key}.json"
         folder.mkdir(parents=True, exist_ok=True)
         with lock_place(folder.parent, path.stem, wait=-1):
@@ -194,7 +194,7 @@ class Corpus:
             return Estimate(**json.loads(path.read_text(encoding="utf-8")))
 
     def _drawn(self, folder: Path, key: str, count: int, estimate: Estimate, seed: int) -> ExampleTable:
-        """Tokenize ``count`` of the units."""
+        """Examples of ``count`` units, drawn at random."""
         path = folder / f"examples-{key}-{count}-of-{estimate.units}-{seed}.arrow"
         expected = estimate.passages * count // estimate.units
 
@@ -210,7 +210,7 @@ class Corpus:
         expected: int | None = None,
         most: int | None = None,
     ) -> ExampleTable:
-        """The examples in ``path``; ``expected``: about how many they will be."""
+        """The examples in ``path``; ``expected``: about how many there will be."""
         with self.reporter.bar("tokenizing", expected or most, unit="passages") as bar:
             table = self.builder.build(self.arguments, path, bar, read, most)
             bar.finish()

@@ -1,4 +1,4 @@
-"""How many steps a run takes, and which items each takes: pure functions of sizes, weights, seed and step."""
+"""How many steps a run takes, and which items each takes, as functions of sizes, weights, seed and step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llara_cli.training.config import MAX_STEPS, TrainConfig
 
 @dataclass(frozen=True)
 class Share:
-    """One set of a run: its items are numbered from ``first`` on; an epoch takes ``weight`` times as many."""
+    """One data set of a run: its items are numbered from ``first`` on; an epoch takes ``weight`` times as many."""
 
     first: int
     items: int
@@ -25,13 +25,13 @@ class Share:
 
     @property
     def quota(self) -> int:
-        """Items that an epoch takes."""
+        """Items per epoch."""
         return max(1, round(self.weight * self.items))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Batches of one set each, in a seeded order; within a set all items are taken before any is taken again."""
+    """Batches of one data set each, in a seeded order; all items of a set are taken before any is taken again."""
 
     shares: Sequence[Share]
     batch_size: int
@@ -70,20 +70,20 @@ class Schedule:
 
     @cached_property
     def _firsts(self) -> list[int]:
-        """The first of each set's batches in an epoch before they are shuffled; and last how many there are."""
+        """The first batch of each set in an epoch before shuffling, and last the number of batches."""
         return [0, *accumulate(math.ceil(share.quota / self.batch_size) for share in self.shares)]
 
     def _slot(self, batch: int) -> tuple[int, int]:
-        """Set, and place among the set's items of the epoch, of a batch."""
+        """The set of a batch, and its place among the set's items of the epoch."""
         number = bisect_right(self._firsts, batch) - 1
         return number, (batch - self._firsts[number]) * self.batch_size
 
     def epoch(self) -> Iterator[tuple[int, Sequence[int]]]:
-        """The batches of the first epoch, whether or not the run gets that far."""
+        """The batches of the first epoch, even if the run is shorter."""
         return replace(self, steps=self._firsts[-1]).batches()
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, Sequence[int]]]:
-        """From step ``start`` on: the number of earlier passes over the batch's set, and the numbers of its items."""
+        """From step ``start`` on: the number of earlier passes over the batch's set, and its item numbers."""
         per_epoch = self._firsts[-1]
         order: Sequence[int] | NDArray[np.int64] = range(per_epoch)
         orders: dict[int, tuple[int, NDArray[np.int32]]] = {}
@@ -96,7 +96,7 @@ class Schedule:
     def _batch(
         self, epoch: int, slot: tuple[int, int], orders: dict[int, tuple[int, NDArray[np.int32]]]
     ) -> tuple[int, Sequence[int]]:
-        """``orders``: of each set, the pass that was last looked at and its order."""
+        """``orders``: for each set, the latest pass and its order."""
         number, start = slot
         share = self.shares[number]
         stop = min(start + self.batch_size, share.quota)
@@ -112,14 +112,14 @@ class Schedule:
 
 
 def shuffled(items: int, seed: Sequence[int]) -> NDArray[np.int32]:
-    """Numbers 0 to ``items`` (exclusive) in a seeded order, four bytes each: a corpus may have a hundred million."""
+    """Numbers 0 to ``items`` (exclusive) in a seeded order, as int32: a corpus may have a hundred million."""
     order = np.arange(items, dtype=np.int32)
     np.random.default_rng(seed).shuffle(order)
     return order
 
 
 def schedule_of(shares: Sequence[Share], config: TrainConfig) -> Schedule:
-    """The schedule that the settings ask for; their batch size is chosen."""
+    """The schedule for settings whose batch size is set."""
     assert config.batch_size is not None
     return Schedule.of(
         shares, batch_size=config.batch_size, seed=config.seed, max_steps=config.max_steps, epochs=config.epochs

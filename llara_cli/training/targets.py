@@ -13,7 +13,7 @@ from torch import Tensor
 from llara_cli.model.to_device import to_device
 
 Predicted: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Targets of some rows: flat ids, the row that each belongs to (from 0), the number of ids of each row."""
+"""Targets of some rows: flat ids, the row of each (from 0), the number of ids of each row."""
 
 
 class Targets:
@@ -56,7 +56,7 @@ class NextTokens:
         return len(self.next_ids)
 
     def extremes(self) -> tuple[int, int] | None:
-        """As ``Targets.extremes``, but None for ids on a GPU, for which one would have to wait."""
+        """As ``Targets.extremes``, but None for ids on a GPU, to avoid waiting for it."""
         known = self.next_ids.device.type == "cpu" and len(self.next_ids) > 0
         return (int(self.next_ids.min()), int(self.next_ids.max())) if known else None
 
@@ -74,8 +74,8 @@ def check_targets(targets: Wanted, rows: int, vocabulary: int) -> None:
     """Raise ``ValueError`` for targets that do not fit the rows of logits.
 
     Raises:
-        ValueError: there are more or fewer than rows.
-        IndexError: a target is not in the vocabulary; next tokens on a GPU are not looked at.
+        ValueError: their number is not that of the rows.
+        IndexError: a target is not in the vocabulary; next tokens on a GPU are not checked.
     """
     if len(targets) != rows:
         raise ValueError(f"targets of {len(targets)} embeddings or positions for {rows} rows")

@@ -1,4 +1,4 @@
-"""The interfaces of a training run's parts: the data that it learns from, and the task that it trains for."""
+"""Interfaces of the parts of a training run: its data and its task."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 
 class TrainingData(Protocol[ItemT]):
-    """What is learned from: texts, or queries with their passages."""
+    """Training data: texts, or queries with their passages."""
 
     def inputs(self, decide: Decide = alone) -> Sequence[dict[str, Any]]:
-        """What is read: names and digests, which the first process computes for all, by ``decide``."""
+        """The input files: names and digests, computed by the first process for all, by ``decide``."""
 
     @property
     def longest(self) -> int:
@@ -30,34 +30,34 @@ class TrainingData(Protocol[ItemT]):
 
     @property
     def shares(self) -> Sequence[Share]:
-        """The sets that the items are of."""
+        """The data sets of the items."""
 
     def workload(self, budget: int) -> Workload:
-        """What one pass over the data takes, in forwards of ``budget`` tokens. Raises ``UserError`` for bad data."""
+        """The size of one pass over the data, in forwards of ``budget`` tokens. Raises ``UserError`` for bad data."""
 
     def sample(self, budget: int) -> Sample[ItemT]:
-        """What a plan goes by; only as much of the data is prepared for it as it takes."""
+        """The sample for a plan; only as much of the data is prepared as it needs."""
 
     def batch(self, epoch: int, numbers: Sequence[int]) -> Sequence[ItemT]:
         """The items of a step."""
 
 
 class TrainingTask(Protocol[ItemT_contra]):
-    """What is trained for: the objective, and what a model must have for it."""
+    """What a model is trained for: the objective, and what it needs of a model."""
 
     name: ClassVar[str]
 
     def check_source(self, source: ModelSource) -> None:
-        """Raise ``UserError`` for a checkpoint that cannot be trained so, before any work."""
+        """Raise ``UserError`` for a checkpoint that this task cannot train, before any work."""
 
     def adopt(self, model: TrainableModel) -> None:
-        """Get a loaded model ready. Raises ``UserError`` for one that cannot be trained so."""
+        """Prepare a loaded model. Raises ``UserError`` for one that this task cannot train."""
 
     def objective(self, model: TrainableModel, budget: int) -> Objective[ItemT_contra]:
-        """The loss, in forwards of ``budget`` tokens."""
+        """The objective, in forwards of ``budget`` tokens."""
 
     def extra_bytes(self, decoder: Decoder) -> int:
-        """Memory that the objective takes whatever the number of tokens."""
+        """Bytes that the objective takes, independent of tokens."""
 
     def early_stopping(self, model: TrainableModel, place: TrainingPlace) -> EarlyStopping | None:
-        """Evaluation on a dev set while it trains; None: there is none."""
+        """Evaluation on a dev set during training, if any."""

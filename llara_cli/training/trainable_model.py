@@ -1,4 +1,4 @@
-"""A model ready to train: loaded through its backend, on its device, computing as the settings say."""
+"""A model ready to train: loaded by its backend, on its device, set up as the settings say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llara_cli.training.loop import autocast
 
 @dataclass
 class TrainableModel:
-    """A model whose weights train, with what is saved beside them."""
+    """A model to train, with what is saved beside its weights."""
 
     backend: TrainingBackend
     model: PreTrainedModel
@@ -56,16 +56,16 @@ def load_trainable(
 
     Args:
         source: the base model, or a copy of it with fewer layers.
-        note: called with what the user should know of the backend's choices.
+        note: called with the backend's notes for the user.
     """
     backend: TrainingBackend = registry.load("training", config.backend)()
     tokenizer = base.tokenizer.with_tokens(())
     bf16 = config.optimizer.weights == "bf16"
     setup = TrainingSetup(dtype, base.recipe.new_tokens, config.seed, config.lora, bf16, note)
-    torch.manual_seed(config.seed)  # adapters start at random: a resumed run must start at the same
+    torch.manual_seed(config.seed)  # adapters start at random, and a resumed run must start at the same
     model = backend.load(source, tokenizer, setup)
     model.to(device)
-    if device.type == "cpu":  # not before: loading frees memory that is not needed again
+    if device.type == "cpu":  # not earlier: loading frees memory that is not used again
         keep_freed_memory()
     decoder = Decoder(model)
     decoder.check(base.source.path)
@@ -75,10 +75,10 @@ def load_trainable(
 def choose_computation(
     decoder: Decoder, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype, *, every: int, alone: bool
 ) -> None:
-    """Let the decoder compute as the settings say. Raises ``UserError`` for what it cannot do.
+    """Set up the decoder as the settings say. Raises ``UserError`` for what it does not support.
 
     Args:
-        every: every so many-th layer is recomputed in backward; 0: none.
+        every: every ``every``-th layer is recomputed in backward; 0: none.
         alone: whether one process trains.
     """
     with autocast(device, dtype):

@@ -167,9 +167,9 @@ def _tell(path: Path, **changed: Any) -> None:
         ("adapter/adapter_model.safetensors", Path.unlink, "adapter: no adapter_model.safetensors"),
         ("adapter/adapter_config.json", Path.unlink, "adapter: cannot load the adapter"),
         ("adapter/adapter_config.json", lambda path: _tell(path, r=3), "adapter: cannot load the adapter"),
-        ("base.json", lambda path: path.write_text("{}"), r"base\.json: not what this version reads"),
+        ("base.json", lambda path: path.write_text("{}"), r"base\.json: this version cannot read"),
         ("base.json", lambda path: path.write_text("[]"), r"base\.json: damaged: not a JSON object"),
-        ("base.json", lambda path: _tell(path, quantization="int3"), r"base\.json: not what this version reads"),
+        ("base.json", lambda path: _tell(path, quantization="int3"), r"base\.json: this version cannot read"),
         ("base.json", lambda path: _tell(path, location="some/hub-model"), "no model 'some/hub-model'.*on the hub"),
     ],
 )

@@ -96,16 +96,16 @@ def test_a_run_has_no_removed_document(library: Llara, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("two", "--append", "--remove", "x"), "--append and --remove are two commands"),
+        (("two", "--append", "--remove", "x"), "--append and --remove cannot go together"),
         (("--append",), "--append needs the name of the embeddings"),
         (("two", "--remove", "x"), "--remove takes no embeddings"),
-        (("two", "--append", "--restart"), "--restart belongs to building one"),
-        (("two", "--append", "--backend", "exact", "--device", "cpu"), "--backend, --device belongs to building one"),
-        (("--remove", "x", "--set", "ef=1", "--spec", "Flat"), "--spec, --set belongs to building one"),
+        (("two", "--append", "--restart"), "--restart cannot be given with them"),
+        (("two", "--append", "--backend", "exact", "--device", "cpu"), "--backend, --device cannot be given with them"),
+        (("--remove", "x", "--set", "ef=1", "--spec", "Flat"), "--spec, --set cannot be given with them"),
         (("two", "--append", "--name", "none"), "unknown index 'none'"),
         (("--remove", "no-such-file"), "no such file: no-such-file"),
         (("--remove", "{gone}"), "gone:2: index 'i' has no id 'd9'"),
-        (("--remove", "{all}"), "nothing would be left"),
+        (("--remove", "{all}"), "index 'i' would be empty"),
         (("other", "--append"), "of model"),
     ],
 )

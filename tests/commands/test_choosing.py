@@ -46,7 +46,7 @@ def test_what_mining_makes_for_itself_is_not_searched(
     (made,) = (path.name for path in (tmp_path / "ws/indexes").iterdir())
     refused = llara("search", "the sea")
     assert refused.code == 2
-    assert refused.error.endswith(f"run llara index first. Other commands made these for themselves; "
+    assert refused.error.endswith(f"run llara index first. Other commands made these on the way; "
                                   f"to use one, name it: {made}")  # fmt: skip
     assert llara("search", "the sea", "--index", made).code == 0
     assert llara("encode", beir, "--model", tiny_model, "--name", "passages").code == 0

@@ -165,15 +165,15 @@ def test_a_batch_that_teaches_nothing_is_told_once(llara: Llara, tiny_model: Pat
     done = llara("finetune", train, "--model", tiny_model, *FLAGS, "--epochs", 2)
     assert done.code == 0
     assert [row["loss"] == 0 for row in done.json["history"]] == [False, True, False, True]
-    assert done.err.count("warning: a batch of 1 queries teaches nothing") == 1
+    assert done.err.count("warning: a batch of 1 queries has nothing to learn from") == 1
     whole = llara("finetune", train, "--model", tiny_model, *FLAGS, "--restart", "--batch-size", 3)
-    assert "teaches nothing" not in whole.err
+    assert "has nothing to learn from" not in whole.err
 
 
 def test_a_margin_that_masks_all_is_told(llara: Llara, tiny_model: Path, train: Path) -> None:
     done = llara("finetune", train, "--model", tiny_model, *FLAGS, "--mask-margin", "-3")
     assert all(row["loss"] == 0 for row in done.json["history"])
-    assert done.err.count("warning: a batch of 2 queries teaches nothing") == 1
+    assert done.err.count("warning: a batch of 2 queries has nothing to learn from") == 1
 
 
 def test_empty_texts_are_told(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_more_dimensions_than_the_model_has(llara: Llara, tiny_model: Path, beir
     assert "above the model's width" in llara("encode", beir, "--model", tiny_model, "--dim", 33).error
     warned = llara("encode", beir, "--model", tiny_model, "--dim", 16)
     assert warned.code == 0
-    assert "was trained for its whole width only" in warned.err
+    assert "was trained for its full width only" in warned.err
 
 
 def test_a_teachers_scores_are_followed(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:

@@ -113,5 +113,5 @@ def test_kills_at_random_moments_beside_a_dev_set_cost_time_only(
 
 
 def file_time(path: Path) -> int:
-    """When a file was last written, 0 where there is none."""
+    """When a file was last written, 0 if there is none."""
     return path.stat().st_mtime_ns if path.exists() else 0

@@ -138,7 +138,7 @@ def test_a_wrong_flag_is_answered_without_the_heavy_libraries(llara: Llara, tmp_
         (("index", "--set", ""), "--set is empty"),
         (("export", "", "x.npy"), "EMBEDDINGS is empty"),
         (("index", "--spec="), "--spec is empty"),
-        (("search", "x", "--topk", "3"), "(llara search --help shows what there is)"),
+        (("search", "x", "--topk", "3"), "(llara search --help lists what is available)"),
     ],
 )
 def test_what_an_unset_variable_leaves_is_refused(
@@ -230,7 +230,7 @@ def test_a_model_named_for_a_search_that_is_not_there_is_no_hub_id(
 
     monkeypatch.setattr(source, "hub_recipe", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
     told = refused(llara, tmp_path / "ws", "search", "x", "--model", "tiny")
-    assert told.startswith("error: --model tiny is not there; index 'library' was made with model 'tiny' of this")
+    assert told.startswith("error: --model tiny does not exist; index 'library' was made with model 'tiny' of this")
 
 
 def test_a_bad_role_of_texts_is_told_in_a_plan_too(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(
         shutil.rmtree(folder)
         shutil.copytree(tiny_model, tmp_path / "tuned", dirs_exist_ok=True)  # no more than a name in common
         told = refused(llara, workspace, "search", "x", "--index", folder.name)
-        assert f"was made with model {folder.name!r}, which is not there: no " in told
+        assert f"was made with model {folder.name!r}, which was not found: no " in told
         assert str(folder) in told
 
 
@@ -276,7 +276,7 @@ def test_a_hub_model_that_cannot_be_had_is_gone_and_not_changed(llara: Llara, li
     made["parents"]["model"] = "hub:no-such-org/no-such-model@0123abcd"
     path.write_text(json.dumps(made))
     told = refused(llara, tmp_path / "ws", "search", "x")
-    assert "which is not there: no-such-org/no-such-model is neither in the hub's cache" in told
+    assert "which was not found: no-such-org/no-such-model is neither in the hub's cache" in told
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_hub_model_that_cannot_be_had_is_gone_and_not_changed(llara: Llara, li
         ),
         (["--backend", "faiss", "--spec", "Nonsense"], "Nonsense"),
         (["--backend", "faiss", "--spec", "IVF64,Flat"], "64"),
-        (["--backend", "hnsw", "--set", "M=many"], "'many' is no int"),
+        (["--backend", "hnsw", "--set", "M=many"], "'many' is not of type int"),
         (["--backend", "hnsw", "--device", "cuda"], "CPU"),
         (["--backend", "faiss", "--device", "cuda"], "faiss-gpu"),
     ],
@@ -376,7 +376,7 @@ def test_bad_evaluations(llara: Llara, beir: Path, tiny_model: Path, tmp_path: P
     root = ("--data-root", beir.parent)
     assert "scifcat" in refused(llara, workspace, "evaluate", "beir", "--datasets", "scifcat", *root, *model)
     assert "--data-root is needed" in refused(llara, workspace, "evaluate", "beir", *model)
-    assert "go together" in refused(llara, workspace, "evaluate", "--run", beir)
+    assert "--run RUN needs --qrels" in refused(llara, workspace, "evaluate", "--run", beir)
     (tmp_path / "bad.trec").write_text("q0 Q0 d0 1\n")
     qrels = ("--qrels", beir / "qrels" / "test.tsv")
     assert "bad.trec:1" in refused(llara, workspace, "evaluate", "--run", tmp_path / "bad.trec", *qrels)

@@ -12,7 +12,7 @@ from program import Llara
 from llara_cli.pipelines import index
 from llara_cli.retrieval.shards import Shards
 
-KEPT = "interrupted; what is finished is kept, and the same command goes on from there"
+KEPT = "interrupted; what is finished is kept, and the same command resumes it"
 
 
 @pytest.fixture

@@ -238,13 +238,15 @@ def test_an_exported_model_that_is_gone_or_told_of_badly(
     for source, message in (("/no/such/folder", "no such folder or file: /no/such/folder"), ("gone", "models/gone")):
         told.write_text(json.dumps(origin | {"source": source}))
         error = refusal(llara, tmp_path / "ws", tmp_path / "out.npy")
-        assert "made by 'tiny', which is not there: " in error
+        assert "made by 'tiny', which was not found: " in error
         assert message in error
         assert llara("encode", "--from", tmp_path / "out.npy", "--model", tiny_model, "--dry-run").code == 0
     roles = [json.dumps(origin | {"role": role}) for role in (5, "author")]
     for text in ("{", "[]", "null", '{"model": "tiny"}', *roles, "\udcff"):
         told.write_bytes(text.encode(errors="surrogateescape"))
-        assert "out.npy.model.json: what it says" in refusal(llara, tmp_path / "ws", tmp_path / "out.npy")
+        assert "out.npy.model.json: the record of the vectors' model is damaged" in refusal(
+            llara, tmp_path / "ws", tmp_path / "out.npy"
+        )
 
 
 def test_an_origin_of_other_vectors_is_refused(llara: Llara, encoded: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -336,13 +338,13 @@ def test_what_is_no_number_is_named_by_its_row(
     else:
         write_parquet(file, id=list("abcde"), vector=vectors.tolist())
     message = refusal(llara, tmp_path / "ws", file, "--model", tiny_model, "--shard-size", 2)
-    assert f"theirs.{form}: row 4: NaN, infinite or immense" in message
+    assert f"theirs.{form}: row 4: NaN, infinite or huge" in message
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (["a", "b", "a", "d", "e"], "ids.txt:3: the id 'a' is not unique: it is at"),
+        (["a", "b", "a", "d", "e"], "ids.txt:3: the id 'a' is not unique: "),
         (["a", "", "c", "d", "e"], 'ids.txt:2: "id" is empty'),
         (["a", "b", "c", "d"], "4 ids, but"),
         (["a", "b", "c", "d", "e", "f"], "6 ids, but"),
@@ -360,17 +362,17 @@ def test_bad_npy_files(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
         return refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
 
     assert "vectors of 31 numbers, but the model's have 32" in told(directions(dim=31))
-    assert "floats (vectors, dim)" in told(directions()[0])
+    assert "floats of shape (vectors, dim)" in told(directions()[0])
     assert "int64" in told(np.ones((5, DIM), np.int64))
     ragged = np.empty(5, object)
     ragged[:] = [[1.0] * (DIM - i) for i in range(5)]
     assert "Python objects" in told(ragged)
-    assert "no vector in it" in told(np.empty((0, DIM), np.float32))
+    assert "no vectors in it" in told(np.empty((0, DIM), np.float32))
     file = write_npy(tmp_path / "cut.npy", directions(), list("abcde"))
     file.write_bytes(file.read_bytes()[:-40])
-    assert "not a whole .npy file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+    assert "damaged or incomplete .npy file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
     file.write_bytes(pickle.dumps({"a": 1}))
-    assert "not a whole .npy file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+    assert "damaged or incomplete .npy file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
     (tmp_path / "cut.npy.ids.txt").unlink()
     write_npy(file, directions(), list("abcde"))
     (tmp_path / "cut.npy.ids.txt").unlink()
@@ -397,7 +399,7 @@ def test_bad_parquet_files(llara: Llara, tiny_model: Path, tmp_path: Path) -> No
     assert "row 1" in told(text=[1] * 5)
     file = write_parquet(tmp_path / "theirs.parquet", **good)
     file.write_bytes(file.read_bytes()[:-50])
-    assert "not a whole parquet file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
+    assert "damaged or incomplete parquet file" in refusal(llara, tmp_path / "ws", file, "--model", tiny_model)
 
 
 def test_what_does_not_go_together(llara: Llara, beir: Path, tiny_model: Path, tmp_path: Path) -> None:

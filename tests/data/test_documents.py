@@ -184,7 +184,7 @@ def test_csv_and_parquet_have_the_same_names(write: Write, tmp_path: Path) -> No
         ({"_id": "a\tb", "text": "x"}, "\"_id\" 'a\\tb' holds a line break, a tab"),
         ({"_id": "a\nb", "text": "x"}, "\"_id\" 'a\\nb' holds a line break, a tab"),
         ({"_id": "a\u2028b", "text": "x"}, "\"_id\" 'a\\u2028b' holds a line break, a tab"),
-        ({"_id": "ok", "text": "x"}, "the id 'ok' is not unique: it is at corpus.jsonl:1 too"),
+        ({"_id": "ok", "text": "x"}, "the id 'ok' is not unique: corpus.jsonl:1 has it too"),
         ({}, 'no "_id" field'),
         (
             {"a\nb\x1b[2J": 1},
@@ -201,7 +201,7 @@ def test_a_row_that_is_no_document_is_told(write: Write, refusal: Refusal, row: 
 def test_equal_ids_of_different_types_are_duplicates(write: Write, refusal: Refusal) -> None:
     path = write("corpus.jsonl", [{"_id": "1", "text": "x"}, {"_id": 1, "text": "y"}])
     assert refusal(lambda: read_documents(path)) == (
-        "corpus.jsonl:2: the id '1' is not unique: it is at corpus.jsonl:1 too"
+        "corpus.jsonl:2: the id '1' is not unique: corpus.jsonl:1 has it too"
     )
 
 
@@ -209,11 +209,11 @@ def test_equal_ids_of_different_types_are_duplicates(write: Write, refusal: Refu
     ("content", "complaint"),
     [
         ("1\ta\n2\tb\tc\n", "a.tsv:2: 3 columns, but the first line has 2"),
-        ("only one\n", "a.tsv:1: 1 columns: wanted are id<TAB>text"),
+        ("only one\n", "a.tsv:1: 1 columns, but it must be id<TAB>text"),
         ("1\ta\n\t\n", 'a.tsv:2: "id" is empty'),
-        ("1\ta\n1\tb\n", "a.tsv:2: the id '1' is not unique: it is at a.tsv:1 too"),
-        ("", "a.tsv: no document in it"),
-        ("id\ttext\n", "a.tsv: no document in it"),
+        ("1\ta\n1\tb\n", "a.tsv:2: the id '1' is not unique: a.tsv:1 has it too"),
+        ("", "a.tsv: no documents in it"),
+        ("id\ttext\n", "a.tsv: no documents in it"),
         ("1\ta\r2\tb\r", "a.tsv:1: lines that end with a carriage return alone: convert the file: tr '\\r' '\\n'"),
     ],
 )
@@ -250,7 +250,7 @@ def test_parquet_errors_name_the_row(tmp_path: Path, refusal: Refusal) -> None:
 
 def test_an_empty_corpus_and_a_folder_are_refused(write: Write, refusal: Refusal, beir: BeirMaker) -> None:
     empty = write("corpus.jsonl", "\n\n")
-    assert refusal(lambda: read_documents(empty)) == "corpus.jsonl: no document in it"
+    assert refusal(lambda: read_documents(empty)) == "corpus.jsonl: no documents in it"
     folder = beir()
     assert refusal(lambda: read_documents(folder)).endswith("name tiny/corpus.jsonl")
 
@@ -344,7 +344,7 @@ def test_trec_judgments(write: Write) -> None:
         ("q1\td1\t1.5\n", "a.tsv:1: the score must be a whole number, not '1.5'"),
         ("q1\td1\tinf\n", "a.tsv:1: the score must be a whole number, not 'inf'"),
         ("query-id\tcorpus-id\tscore\nquery-id\tcorpus-id\tscore\n", "a.tsv:2: the score must be a whole number"),
-        ("query-id\tcorpus-id\tscore\n", "a.tsv: no judgment in it"),
+        ("query-id\tcorpus-id\tscore\n", "a.tsv: no judgments in it"),
         ("q\td\tg\nq1\td1\t1\n", "a.tsv:1: the score must be a whole number, not 'g'; name the columns of a header"),
         ("q1\td1\t1\nqid\tdocid\trel\n", "a.tsv:2: the score must be a whole number, not 'rel'"),
         ("query-id\tcorpus-id\tgood\nq\td\t1\n", "a.tsv:1: a header line that names no single column each"),

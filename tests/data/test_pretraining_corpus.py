@@ -113,12 +113,12 @@ def test_files_that_nobody_reads_are_told_once_and_by_their_endings(
     assert told == [
         "skipped 12 files: CHANGES.txt.gz, LICENSE.txt, NOTICE, README.txt, provenance.txt, "
         ".csv, .csv.gz, .json, .md, no ending "
-        "(a .json file (one object a line) is read where it is named itself)"
+        "(a .json file (one object per line) is read if it is named itself)"
     ]
     write("alone/rows.json", '{"text": "x"}')
     message = refusal(lambda: corpus_files([str(tmp_path / "alone")]))
     assert message.startswith("alone: no corpus file in this folder: looked for .txt, .jsonl, MediaWiki's")
-    assert message.endswith("skipped 1 file: .json (a .json file (one object a line) is read where it is named itself)")
+    assert message.endswith("skipped 1 file: .json (a .json file (one object per line) is read if it is named itself)")
 
 
 def test_links_to_folders_are_followed_and_each_folder_is_read_once(write: Write, tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_documents_and_ready_rows_do_not_mix(write: Write, refusal: Refusal) -> 
 def test_blank_documents_are_left_out_and_a_corpus_of_them_is_empty(write: Write, refusal: Refusal) -> None:
     blank = write("a.jsonl", [{"text": " \n"}, {"title": "T", "text": ""}])
     assert texts(blank, write("b.txt", "x")) == ["x"]
-    assert refusal(lambda: read_corpus([str(blank)])) == "no document in a.jsonl"
-    assert refusal(lambda: read_corpus([str(write("c.txt", ""))])) == "no document in c.txt"
+    assert refusal(lambda: read_corpus([str(blank)])) == "no documents in a.jsonl"
+    assert refusal(lambda: read_corpus([str(write("c.txt", ""))])) == "no documents in c.txt"
 
 
 def test_arguments_that_lead_nowhere(write: Write, refusal: Refusal, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_a_field_that_is_there_twice_is_told_where_it_is_read(write: Write) -> N
     (record,) = read_records(write("a.jsonl", '{"b": {"c": 1, "c": 2}, "a": "x", "a": "x", "d": "y"}'))
     assert (record.string("d"), record.name_of("e", "d"), list(record.fields)) == ("y", "d", ["b", "a", "d"])
     for read in (record.string, record.optional_string, record.name_of, record.fields.get):
-        with pytest.raises(UserError, match=r"a\.jsonl:1: the field 'a' is there twice: which of them counts\?"):
+        with pytest.raises(UserError, match=r"a\.jsonl:1: the field 'a' occurs twice: which one counts\?"):
             read("a")
 
 
@@ -215,7 +215,7 @@ def test_tsv_takes_marks_that_quote_no_whole_cell_as_text(write: Write) -> None:
     [
         ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: 1 columns, but the header line has 2"),
         ("a.tsv", "a\tb\n1\t2\t3\n", "a.tsv:2: 3 columns, but the header line has 2"),
-        ("a.csv", "a,a\n1,2\n", "a.csv:1: the header line needs a name of its own for every column"),
+        ("a.csv", "a,a\n1,2\n", "a.csv:1: the header line needs a different name for every column"),
         ("a.csv", 'a,b\n1,"x\n2,y\n', "a.csv:2: broken CSV: unexpected end of data"),
         ("a.csv", 'a,b\n1,2\n1,"x"y\n', "a.csv:3: broken CSV: "),
     ],

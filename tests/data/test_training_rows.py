@@ -116,7 +116,7 @@ def test_a_beir_folder_gives_one_row_a_query(beir: BeirMaker, ending: str) -> No
     [
         ("a\td9\t1\n", "tiny/qrels/train.tsv:2: 'd9' is not in tiny/corpus.jsonl"),
         ("a\td1\t1\nz\td1\t1\n", "tiny/qrels/train.tsv:3: 'z' is not in tiny/queries.jsonl"),
-        ("a\td1\t0\n", "tiny: no training row in it"),
+        ("a\td1\t0\n", "tiny: no training rows in it"),
         ("a\td1\n", "tiny/qrels/train.tsv:2: not a judgment"),
     ],
 )
@@ -147,25 +147,28 @@ def test_folders_that_cannot_train(beir: BeirMaker, refusal: Refusal, tmp_path: 
         ({"query": "q", "pos": None}, '"pos" is null'),
         ({"query": "q", "pos": []}, '"pos" is empty'),
         ({"query": "q", "positive": ""}, '"positive" is empty'),
-        ({"query": "q", "positive": " "}, '"positive" holds a passage without text'),
-        ({"query": "q", "pos": ["p", " \n"]}, '"pos" holds a passage without text'),
-        ({"query": "q", "pos": [""]}, '"pos" holds a passage without text'),
-        ({"query": "q", "positive_passages": [{"text": " "}]}, '"positive_passages" holds a passage without text'),
+        ({"query": "q", "positive": " "}, '"positive" contains a passage without text'),
+        ({"query": "q", "pos": ["p", " \n"]}, '"pos" contains a passage without text'),
+        ({"query": "q", "pos": [""]}, '"pos" contains a passage without text'),
+        ({"query": "q", "positive_passages": [{"text": " "}]}, '"positive_passages" contains a passage without text'),
         ({"query": "q", "positive_passages": []}, '"positive_passages" is empty'),
         ({"query": "q", "positive_passages": None}, '"positive_passages" is empty'),
         ({"query": "q", "positive_passages": ["p"]}, '"positive_passages" must be a list of objects'),
         ({"query": "q", "positive_passages": [{"docid": "1"}]}, 'no "text" field: found docid'),
-        ({"query": "q", "pos": ["p", 3]}, '"pos" holds a number: every passage must be a string'),
+        ({"query": "q", "pos": ["p", 3]}, '"pos" contains a number: every passage must be a string'),
         ({"query": "q", "pos": {"a": 1}}, '"pos" must be a string or a list of strings, not an object'),
-        ({"query": "q", "pos": ["p"], "neg": [None]}, '"neg" holds null'),
+        ({"query": "q", "pos": ["p"], "neg": [None]}, '"neg" contains null'),
         ({"query": "q", "pos": ["p"], "negative_1": 3}, '"negative_1" must be a string or a list of strings'),
         ({"query": "q", "pos": ["p"], "pos_scores": [1, 2]}, '"pos_scores" must be a list of 1 numbers'),
         ({"query": "q", "pos": ["p"], "pos_scores": 1.0}, '"pos_scores" must be a list of 1 numbers'),
-        ({"query": "q", "pos": ["p"], "pos_scores": ["1"]}, "\"pos_scores\" holds '1': every score must be a finite"),
-        ({"query": "q", "pos": ["p"], "pos_scores": [True]}, '"pos_scores" holds True'),
-        ({"query": "q", "pos": ["p"], "pos_scores": [float("nan")]}, '"pos_scores" holds nan'),
-        ({"query": "q", "pos": ["p"], "pos_scores": [10**400]}, '"pos_scores" holds 1000000'),
-        ({"query": "q", "pos": ["p"], "pos_scores": [-1e39]}, '"pos_scores" holds -1e+39'),
+        (
+            {"query": "q", "pos": ["p"], "pos_scores": ["1"]},
+            "\"pos_scores\" contains '1': every score must be a finite",
+        ),
+        ({"query": "q", "pos": ["p"], "pos_scores": [True]}, '"pos_scores" contains True'),
+        ({"query": "q", "pos": ["p"], "pos_scores": [float("nan")]}, '"pos_scores" contains nan'),
+        ({"query": "q", "pos": ["p"], "pos_scores": [10**400]}, '"pos_scores" contains 1000000'),
+        ({"query": "q", "pos": ["p"], "pos_scores": [-1e39]}, '"pos_scores" contains -1e+39'),
         ({"query": "q", "pos": ["p"], "neg": ["n"], "neg_scores": []}, '"neg_scores" must be a list of 1 numbers'),
         ({"query": "q", "pos": ["p"], "pos_ids": ["1", "2"]}, '"pos_ids" must be a list of 1 ids'),
         ({"query": "q", "pos": ["p"], "pos_ids": [[]]}, '"pos_ids" must be a string or a whole number, not a list'),
@@ -184,16 +187,16 @@ def test_a_row_without_the_scores_that_are_wanted_is_told(write: Write, refusal:
     alone = {"query": "q", "pos": ["p"], "pos_scores": [1]}
     path = write("train.jsonl", [scored, alone, {**scored, "neg_scores": None}])
     assert refusal(lambda: read_training_rows(path, scored=True)) == (
-        "train.jsonl:3: no pos_scores and neg_scores, which `distillation` follows"
+        "train.jsonl:3: no pos_scores and neg_scores, which `distillation` needs"
     )
     assert "a BEIR folder has no pos_scores" in refusal(lambda: read_training_rows(beir(), scored=True))
 
 
 def test_files_without_rows(write: Write, refusal: Refusal, tmp_path: Path) -> None:
     empty = write("a.jsonl", "\n")
-    assert refusal(lambda: read_training_rows(empty)) == "a.jsonl: no training row in it"
+    assert refusal(lambda: read_training_rows(empty)) == "a.jsonl: no training rows in it"
     header = write("a.csv", "anchor,positive\n")
-    assert refusal(lambda: read_training_rows(header)) == "a.csv: no training row in it"
+    assert refusal(lambda: read_training_rows(header)) == "a.csv: no training rows in it"
     assert refusal(lambda: read_training_rows(tmp_path / "no.jsonl")) == "no such file: no.jsonl"
 
 

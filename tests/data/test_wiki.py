@@ -112,7 +112,7 @@ def test_of_a_pages_history_only_the_newest_counts(write: Write) -> None:
         ("<html><p/></html>", "w.xml:1: not a MediaWiki dump: the outermost element is 'html'"),
         ("", "w.xml:1: broken or cut-off XML (no element found"),
         (dump(page("A", "x")).encode().replace(b"x", b"\xff", 1), "w.xml:1: broken or cut-off XML"),
-        (dump(), "no document in w.xml"),
+        (dump(), "no documents in w.xml"),
     ],
 )
 def test_broken_mediawiki_dumps(write: Write, refusal: Refusal, content: str | bytes, complaint: str) -> None:

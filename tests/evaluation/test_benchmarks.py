@@ -91,7 +91,7 @@ def test_sets_that_could_be_downloaded_are_named_with_their_size_and_the_flag(ll
     pytest.importorskip("ir_datasets", reason="extra eval is not installed")
     random_set(root / "scifact", 0)
     outcome = beir_run(llara, root)
-    (line,) = [line for line in outcome.err.splitlines() if line.startswith("not there, skipped: ")]
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("not found, skipped: ")]
     assert "trec-covid, nfcorpus, nq" in line
     assert "--yes downloads them" in line
     assert "GB" in line
@@ -237,7 +237,7 @@ def test_trec_dl_has_four_sets_over_two_corpora(llara: Llara, root: Path) -> Non
 def test_names_and_folders_that_are_not_there(llara: Llara, root: Path) -> None:
     random_set(root / "scifact", 0)
     assert "scifcat: beir has trec-covid, nfcorpus" in beir_run(llara, root, "scifcat").error
-    assert "--datasets names none" in beir_run(llara, root, " , ").error
+    assert "--datasets is empty" in beir_run(llara, root, " , ").error
     assert "no such folder" in beir_run(llara, root / "nowhere").error
     assert "msmarco-passage, msmarco-document" in llara("evaluate", "msmarco", "--datasets", "dl19", *BM25).error
     shutil.rmtree(root / "scifact" / "qrels")
@@ -245,7 +245,7 @@ def test_names_and_folders_that_are_not_there(llara: Llara, root: Path) -> None:
     outcome = beir_run(llara, root)
     assert outcome.code == 2
     assert "not one folder in BEIR layout, skipped: scifact" in outcome.err
-    assert "none of beir's data sets is there" in outcome.error
+    assert "none of beir's data sets was found" in outcome.error
 
 
 def test_a_split_that_only_some_have(llara: Llara, root: Path) -> None:
@@ -284,7 +284,7 @@ def test_judged_queries_that_the_collection_lacks_count_nothing_and_are_told(lla
     assert "1 judged queries are not in" in outcome.err
     assert outcome.json["datasets"]["scifact"] == {"nDCG@10": 0.5, "R@100": 0.5, "MRR@10": 0.5, "queries": 2}
     (folder / "queries.jsonl").write_text('{"_id": "other", "text": "sea"}\n')
-    assert "no query has judgments" in beir_run(llara, root, "scifact").error
+    assert "none of its queries has judgments" in beir_run(llara, root, "scifact").error
 
 
 @pytest.mark.parametrize("words", [True, False])

@@ -191,8 +191,8 @@ def test_what_is_refused(llara: Llara, measured: Path, root: Path, tmp_path: Pat
 
     assert "no results of tyni" in error("tyni", "bm25")
     assert "there are: bm25, other, tiny" in error("tyni", "bm25")
-    assert "name two models at least" in error("tiny")
-    assert "name two models at least" in error("tiny", "tiny")
+    assert "name at least two models" in error("tiny")
+    assert "name at least two models" in error("tiny", "tiny")
     assert "--test must be t-test or randomisation, not 'z'" in error("tiny", "bm25", "--test", "z")
     assert "--benchmark nope: not all have results on it; on all: beir" in error("tiny", "bm25", "--benchmark", "nope")
     assert "write it as .png or .svg" in error("tiny", "bm25", "--plot", tmp_path / "bars.gif")
@@ -211,15 +211,15 @@ def test_data_that_differ_are_refused(llara: Llara, measured: Path) -> None:
     path.write_text(json.dumps(kept | {"per_query": fewer}))
     outcome = llara("compare", "tiny", "bm25")
     assert outcome.code == 2
-    assert "scifact: tiny and bm25 were measured on different data" in outcome.error
+    assert "scifact: tiny and bm25 were evaluated on different data" in outcome.error
     path.write_text(json.dumps(kept | {"fingerprints": kept["fingerprints"] | {"qrels": "other"}}))
-    assert "were measured on different data" in llara("compare", "tiny", "bm25").error
+    assert "were evaluated on different data" in llara("compare", "tiny", "bm25").error
 
 
 def test_sets_that_not_all_have_are_left_out_and_named(llara: Llara, measured: Path) -> None:
     (measured / "tiny" / "fiqa.json").unlink()
     outcome = llara("compare", "bm25", "tiny", "--json")
-    assert "not measured for all, left out: fiqa" in outcome.err
+    assert "not evaluated for all models, left out: fiqa" in outcome.err
     assert list(outcome.json["datasets"]) == ["nfcorpus", "scifact", "msmarco"]
     for path in (measured / "tiny").glob("*.json"):
         if path.stem != "scifact":
@@ -271,7 +271,7 @@ def test_a_renamed_folder_goes_by_its_new_name_and_is_not_written_into(
     run.write_text("q0 Q0 d0 1 1.0 t\n")
     call = ("evaluate", "beir", "--datasets", "scifact", "--data-root", root, "--run", run)
     outcome = llara(*call)
-    assert (outcome.code, "holds the results of 'other'" in outcome.error) == (2, True)
+    assert (outcome.code, "has the results of 'other'" in outcome.error) == (2, True)
 
 
 def test_one_query_is_no_test(llara: Llara, tmp_path: Path) -> None:

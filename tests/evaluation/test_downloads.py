@@ -144,7 +144,7 @@ def test_a_broken_archive_is_refused_and_removed(
     server.files["/scifact.zip"] = whole[:500] + b"\0" + whole[501:]
     outcome = evaluate(llara, "--yes")
     assert outcome.code == 1
-    assert "what arrived is broken, and was removed" in outcome.error
+    assert "the downloaded file is damaged, and was removed" in outcome.error
     assert server.address in outcome.error
     assert not list((tmp_path / "home").rglob("*source.zip*"))
     assert not list((tmp_path / "ws").rglob("manifest.json"))
@@ -168,7 +168,7 @@ def test_a_server_that_gives_no_more_is_given_up_and_what_came_is_kept(
     server.break_after = [2 * BLOCK, 0, 0, 0, 0, 0]
     outcome = evaluate(llara, "--yes")
     assert outcome.code == 1
-    assert "goes on from there" in outcome.error
+    assert "the same command resumes it" in outcome.error
     assert (tmp_path / "home/beir/scifact/source.zip.partial").stat().st_size == 2 * BLOCK
     server.break_after = []
     server.asked.clear()

@@ -52,7 +52,7 @@ def test_commas_inside_brackets_do_not_separate() -> None:
         ("R(rel)@10", r"as in R\(rel=2\)@100"),
         ("R(rel=True)@10", "rel must be a whole number, not True"),
         ("P@1.5", "cutoff must be a whole number, not 1.5"),
-        ("P@1.2.3", "'1.2.3' is no number"),
+        ("P@1.2.3", "'1.2.3' is not a number"),
         ("P(rel=0)@3", "between 1 and"),
         ("nDCG(dcg='log3')@10", "nDCG"),
         ("SetF(beta='x')", "beta must be a number, not 'x'"),

@@ -101,7 +101,7 @@ def test_what_is_done_is_not_done_again(
     assert not searched(second)
     assert second.json == first.json
     assert tree(tmp_path / "ws") == before
-    assert "has the figures of small already" in second.err
+    assert "has the results of small already" in second.err
     anew = llara("evaluate", folder, *chosen, "--restart")
     assert searched(anew)
     assert anew.json == first.json
@@ -235,7 +235,7 @@ def test_a_damaged_result_is_measured_again(llara: Llara, folder: Path, tmp_path
 
 def test_metrics_deeper_than_the_hits_are_told(llara: Llara, folder: Path) -> None:
     outcome = llara("evaluate", folder, *BM25, "-k", 10, "--metrics", "R@100,R@10")
-    assert "R@100 look deeper than --top-k 10" in outcome.err
+    assert "--top-k 10 gives too few hits for R@100" in outcome.err
 
 
 def test_ids_with_white_space(llara: Llara, tiny_model: Path, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_flags_that_do_not_go_together(llara: Llara, folder: Path, tmp_path: Pat
     run, qrels = tmp_path / "run.trec", folder / "qrels/test.tsv"
     assert "exclude each other" in llara("evaluate", folder, "--run", run, *BM25).error
     assert "leave --qrels out" in llara("evaluate", folder, "--run", run, "--qrels", qrels).error
-    assert "go together" in llara("evaluate", "--run", run).error
+    assert "--run RUN needs --qrels QRELS or a benchmark" in llara("evaluate", "--run", run).error
     assert "--name is for --run" in llara("evaluate", folder, *BM25, "--name", "x").error
     assert "no such file" in llara("evaluate", folder, "--run", run).error
     assert "exclude each other" in llara("evaluate", folder, *BM25, "--json", "--format", "csv").error
@@ -356,7 +356,7 @@ def test_a_killed_evaluation_repeats_nothing_that_was_done(tiny_model: Path, tmp
     assert shards
     second = subprocess.run([*command, str(tmp_path / "ws")], capture_output=True, text=True, check=True)
     assert json.loads(second.stdout) == json.loads(whole.stdout)
-    assert "fiqa.json has the figures of fiqa already" in second.stderr
+    assert "fiqa.json has the results of fiqa already" in second.stderr
     assert "searching fiqa" not in second.stderr
     assert "searching scifact" in second.stderr
     assert {path: path.stat().st_mtime_ns for path in times} == times

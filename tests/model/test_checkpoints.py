@@ -277,7 +277,7 @@ def test_an_adapter_is_loaded_on_its_base(llara: Llara, tiny_model: Path, tmp_pa
     documents = write_jsonl(tmp_path / "d.jsonl", [{"_id": str(n), "text": text} for n, text in enumerate(TEXTS)])
     encoded = llara("encode", documents, "--model", tmp_path / "adapter")
     assert encoded.code == 0, encoded.err
-    assert f"adapter: an adapter, put on its base {tiny_model}" in encoded.err
+    assert f"adapter: an adapter on the base {tiny_model}" in encoded.err
     steps = ("--max-steps", 1, "--batch-size", 2, "--model", tmp_path / "adapter", "--learning-rate", 1e-9)
     tuned = llara("finetune", train, "--name", "ft", "--no-merge", *steps)
     assert tuned.code == 0, tuned.err

@@ -79,7 +79,7 @@ def test_rows_that_do_not_fit_are_rounded_up_to_less(encoder: Encoder) -> None:
     encoder.batching = Batching("packed", 2048, multiple=1024)
     vars(encoder.decoder)["room"] = 300
     np.testing.assert_allclose(encoder.encode(texts, "passage").vectors, wanted, atol=1e-5)
-    assert vars(encoder)["heard"][0] == "out of memory with 1024 tokens a forward: going on with 512"
+    assert vars(encoder)["heard"][0] == "out of memory with 1024 tokens per forward: continuing with 512"
     assert encoder.batching.multiple == 128
 
 

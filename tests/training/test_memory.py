@@ -106,7 +106,7 @@ def test_a_run_goes_by_the_memory_that_is_free(
     assert (plan.micro_batch_tokens, plan.recomputed_layers) == (4096, 2)
     with caplog.at_level("INFO", "llara"):
         result = pretraining_with(free, corpus, tiny_model, tmp_path / "ws", 2).run(restart=False)
-    assert "4096 tokens a forward, 2 of 2 layers recomputed" in caplog.text
+    assert "4096 tokens per forward, 2 of 2 layers recomputed" in caplog.text
     manifest = json.loads((tmp_path / "ws/models/m/manifest.json").read_text())
     assert manifest["execution"]["gradient_checkpointing"] == 1
     assert manifest["execution"]["micro_batch_tokens"] == 4096
@@ -118,12 +118,12 @@ def test_a_run_goes_on_where_memory_cannot_be_measured() -> None:
     def fail() -> Needs:
         raise ValueError("no such number\nof layers")
 
-    with pytest.warns(LlaraWarning, match=r"cannot be measured \(no such number of layers\): 4096 tokens a forward"):
+    with pytest.warns(LlaraWarning, match=r"no such number of layers\): using 4096 tokens per forward"):
         chosen = fit_forwards(10 * GB, fail, 2, Reporter(), longest=60, tokens=None, recompute=None)
     assert chosen == Forwards(4096, 0)
 
 
 def test_a_run_that_does_not_fit_says_so(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = pretraining_with(GB, corpus, tiny_model, tmp_path / "ws", 1)
-    with pytest.warns(LlaraWarning, match=r"4\.3 GB of GPU memory are needed, and 0\.9 GB can be had"):
+    with pytest.warns(LlaraWarning, match=r"4\.3 GB of GPU memory are needed, 0\.9 GB are free"):
         run.run(restart=False)

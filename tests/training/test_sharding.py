@@ -111,4 +111,4 @@ def test_fsdp1_is_refused_before_any_work(
 def test_scores_while_weights_are_sharded_are_refused(llara: Llara, train: Path, beir: Path, tiny_model: Path) -> None:
     done = llara("finetune", train, "--model", tiny_model, "--backend", "full", "--dev", beir)
     assert done.code == 2
-    assert "--dev is for weights that are whole in every process" in done.error
+    assert "--dev needs the whole weights in every process" in done.error
