@@ -23,6 +23,8 @@ from llara_cli.core.errors import FULL, LlaraError
 Kind = Literal["models", "embeddings", "indexes", "mined", "datasets"]
 KINDS: tuple[Kind, ...] = ("models", "embeddings", "indexes", "mined", "datasets")
 MANIFEST, RUN, PENDING = "manifest.json", "run.json", "building.json"
+_PART = ".part"
+"""Ending of a file that is being written."""
 _UNHASHED = {MANIFEST, RUN, PENDING, "history.jsonl", "loss.png", "dev.jsonl"}
 _PASSING = {"checkpoint", ".checkpoint.part", ".checkpoint.old", "best", ".best.part", ".best.old"}
 """Folders that are removed soon after an artifact is finished."""
@@ -38,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     ``open_output`` writes what the user names, where links, pipes, permissions and other programs' files matter. Here
     the name aside is fixed, so that the next run replaces what a kill left, and an ``OSError`` is raised as it is.
     """
-    aside = path.with_name(path.name + ".part")
+    aside = path.with_name(path.name + _PART)
     try:
         with aside.open("wb") as file:
             yield file
@@ -293,6 +295,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise LlaraError(f"{path}: damaged: not a JSON object")
     return data
+
+
+def may_build_at(path: Path) -> bool:
+    """Whether an artifact may be built at ``path``: nothing is there, or an artifact, finished or not.
+
+    A process killed while it began a build leaves an unfinished file of the build's settings, and nothing else.
+    """
+    if not path.is_dir():
+        return not path.exists()
+    names = {entry.name for entry in path.iterdir()}
+    return not names.isdisjoint({MANIFEST, PENDING}) or names <= {PENDING + _PART}
 
 
 def swap(fresh: Path, target: Path) -> None:

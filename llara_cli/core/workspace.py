@@ -24,6 +24,7 @@ from llara_cli.core.artifacts import (
     Kind,
     RunSpec,
     finish_swap,
+    may_build_at,
     old_folder,
     read_json,
 )
@@ -138,6 +139,8 @@ class Workspace:
         target = self.root / kind / name
         with self.lock(f"{kind}/{name}"):
             finish_swap(target)
+            if not may_build_at(target):
+                raise UserError(f"{target} exists and is not an artifact of llara; choose another `name`")
             folder = target
             if restart:
                 folder = target.with_name(f".{name}.restart")
@@ -150,8 +153,6 @@ class Workspace:
                 return
             elif (target / PENDING).is_file():
                 _refuse_difference(target, read_json(target / PENDING), run_spec)
-            elif target.exists() and any(target.iterdir()):
-                raise UserError(f"{target} exists and is not an artifact of llara; choose another `name`")
             try:
                 yield Build(kind, name, run_spec, folder, target)
             except KeyboardInterrupt as interrupt:

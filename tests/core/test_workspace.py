@@ -194,13 +194,25 @@ def test_a_second_builder_is_refused(workspace: Workspace) -> None:
         pass
 
 
-def test_a_foreign_folder_is_not_touched(workspace: Workspace) -> None:
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_foreign_folder_or_file_is_not_touched(workspace: Workspace, restart: bool) -> None:
     folder = workspace.root / "models" / "mine"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not an artifact"), workspace.build("models", "mine", RunSpec({})):
-        pass
+    (folder.parent / "notes").write_text("more work")
+    for name in ("mine", "notes"):
+        with pytest.raises(UserError, match="not an artifact"):
+            make(workspace, name, restart)
     assert (folder / "thesis.txt").read_text() == "years of work"
+    assert (folder.parent / "notes").read_text() == "more work"
+
+
+def test_a_build_killed_at_its_very_beginning_begins_again(workspace: Workspace) -> None:
+    folder = workspace.root / "models" / "a"
+    folder.mkdir(parents=True)
+    (folder / "building.json.part").write_text('{"settings"')
+    assert make(workspace, "a").result == {"name": "a"}
+    assert sorted(path.name for path in folder.iterdir()) == ["content.txt", "manifest.json", "run.json"]
 
 
 def test_unknown_and_damaged_artifacts(workspace: Workspace) -> None:
