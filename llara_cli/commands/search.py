@@ -67,7 +67,7 @@ def search(
     if (query is not None) + (queries is not None) + interactive != 1:
         raise UserError("give one of: a query, --queries FILE with --output FILE, --interactive")
     if (queries is None) != (output is None):
-        raise UserError("--queries FILE and --output FILE go together")
+        raise UserError("--queries FILE needs --output FILE, and --output FILE needs --queries FILE")
     yield_standard_output(session.console, output)
     from llara_cli.core.output_files import check_output
     from llara_cli.pipelines.search import search_queries, search_query

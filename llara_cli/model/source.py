@@ -180,7 +180,9 @@ def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
     if path.is_dir():
         return _from_folder(path, remote_code)
     if path.suffix == ".gguf" or path.is_absolute() or argument.startswith((".", "~")) or argument.count("/") > 1:
-        raise UserError(f"no such model: {argument}")
+        raise UserError(
+            f"{argument} is not a folder or a .gguf file" if path.exists() else f"no such model: {argument}"
+        )
     if not _HUB_ID.fullmatch(argument):
         raise UserError(f"{argument!r} is not a model name, folder, .gguf file or hub id")
     go_offline_if_unreachable()

@@ -410,18 +410,22 @@ class FinetuneConfig(TrainConfig):
         if self.mask_margin is not None and not math.isfinite(self.mask_margin):
             raise UserError(f"`mask_margin` must be a finite number, not {self.mask_margin}")
         if self.dev is None and (self.dev_every or self.patience):
-            raise UserError("`dev_every` and `patience` belong to `dev`, a BEIR folder")
+            raise UserError("`dev_every` and `patience` need `dev`, a BEIR folder")
         self._check_rounds()
 
     def _check_rounds(self) -> None:
         if self.rounds < 1:
             raise UserError(f"`rounds` must be positive, not {self.rounds}")
         if (self.rounds > 1) != (self.corpus is not None):
-            raise UserError("`rounds=2` or more and `corpus`, which negatives are mined from, go together")
+            raise UserError(
+                "`rounds` of 2 or more needs a `corpus` to mine from, and `corpus` needs `rounds` of 2 or more"
+            )
         if self.rounds > 1 and self.distillation:
-            raise UserError("`rounds` mines negatives that no teacher has scored, and `distillation` follows scores")
+            raise UserError(
+                "`distillation` needs a teacher's scores, which the negatives mined by `rounds` do not have"
+            )
         if self.rounds > 1 and not self.negatives:
-            raise UserError("`rounds` mines hard negatives, and `negatives=0` takes none of them")
+            raise UserError("`rounds` mines hard negatives, but `negatives=0` uses none")
 
 
 def default_learning_rate(backend: str, parameters: int) -> float:

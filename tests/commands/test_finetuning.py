@@ -298,9 +298,9 @@ def test_rounds_are_artifacts_and_are_not_run_again(
     again = llara("finetune", train, *flags)
     assert again.json["history"] == done.json["history"]
     assert again.err.count("nothing to do") >= 3
-    assert "go together" in llara("finetune", train, *FLAGS, "--rounds", 2).error
-    assert "go together" in llara("finetune", train, *FLAGS, "--corpus", beir).error
-    assert "belong to --dev" in llara("finetune", train, *FLAGS, "--patience", 2).error
+    assert "needs a --corpus" in llara("finetune", train, *FLAGS, "--rounds", 2).error
+    assert "--corpus needs --rounds" in llara("finetune", train, *FLAGS, "--corpus", beir).error
+    assert "need --dev" in llara("finetune", train, *FLAGS, "--patience", 2).error
 
 
 def test_rounds_tell_what_cannot_be_before_the_first(
@@ -310,8 +310,8 @@ def test_rounds_tell_what_cannot_be_before_the_first(
     flags = ("--model", tiny_model, "--backend", "full", "--name", "m", "--rounds", 2, "--max-steps", 1)
     for more, told in (
         (("--corpus", twice), "twice.jsonl:2: the id '1' is not unique"),
-        (("--corpus", beir, "--distillation", 0.5), "no teacher has scored"),
-        (("--corpus", beir, "--negatives", 0), "takes none"),
+        (("--corpus", beir, "--distillation", 0.5), "needs a teacher's scores"),
+        (("--corpus", beir, "--negatives", 0), "uses none"),
     ):
         done = llara("finetune", train, *flags, *more)
         assert (done.code, told in done.error) == (2, True), done.err

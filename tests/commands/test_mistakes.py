@@ -106,6 +106,7 @@ def test_bad_training_rows(llara: Llara, tiny_model: Path, tmp_path: Path) -> No
         (["--targets", "some"], "--targets"),
         (["--lora-rank", 0, "--backend", "lora"], "--lora-rank"),
         (["--model", "/no/such/model"], "no such model: /no/such/model"),
+        (["--model", __file__], "is not a folder or a .gguf file"),
         (["--model", "no-such-org/no-such-model"], "no-such-org/no-such-model"),
     ],
 )
@@ -203,7 +204,7 @@ def test_bad_searches(llara: Llara, library: str, beir: Path, tmp_path: Path) ->
     assert "knows no 'ef' here" in refused(llara, workspace, "search", "x", "--set", "ef=3")
     assert "write it as key=value" in refused(llara, workspace, "search", "x", "--set", "ef")
     queries = ("--queries", beir / "queries.jsonl")
-    assert "go together" in refused(llara, workspace, "search", *queries)
+    assert "needs --output FILE" in refused(llara, workspace, "search", *queries)
     output = tmp_path / "no" / "run"
     assert "no such folder" in refused(llara, workspace, "search", *queries, "--output", output)
     assert "unknown --format" in refused(
