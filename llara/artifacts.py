@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from llara.model import Model, Vectors
+from llara.model import Model, Vectors, as_list
 from llara_cli.core.artifacts import Artifact
 from llara_cli.core.workspace import Workspace as Store
 from llara_cli.retrieval.config import Parameters
@@ -155,13 +155,12 @@ class Index:
             The hits, best first; a list of them for each of several queries.
 
         Raises:
-            UserError: if the index's model is gone or has changed, and for unknown parameters.
+            UserError: if the index's model is gone or has changed, for unknown parameters, and for a query that is not
+                a string.
         """
         searcher = replace(self._searcher, parameters=parameters) if parameters else self._searcher
         searcher.check(top_k)
-        found = [
-            [Hit(**hit) for hit in hits] for hits in searcher.hits([query] if isinstance(query, str) else query, top_k)
-        ]
+        found = [[Hit(**hit) for hit in hits] for hits in searcher.hits(as_list(query, "query"), top_k)]
         return found[0] if isinstance(query, str) else found
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Role = Literal["passage", "query"]
 Vectors = NDArray[np.float32]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES: tuple[Role, ...] = ("passage", "query")
 
 
@@ -81,6 +83,8 @@ class Model:
         """
         from llara_cli.model.source import resolve
 
+        if not isinstance(model, str | Path):
+            raise UserError(f"`model` must be a string or a path, not {model!r}")
         reporter = Reporter(progress)
         source = resolve(str(model), Store(Path(workspace or "workspace"), reporter), remote_code=trust_remote_code)
         return cls.of(
@@ -142,7 +146,7 @@ class Model:
             float32 (texts, dim), L2-normalized; (dim,) for one text.
 
         Raises:
-            UserError: for an unknown role, a ``dim`` above the model's, and texts that are not strings.
+            UserError: for an unknown role, a ``dim`` above the model's, and texts that are not strings of Unicode.
 
         >>> import llara
         >>> model = llara.Model.load("tiny-model")
@@ -154,7 +158,7 @@ class Model:
             refuse_nonpositive("dim", dim)
             if dim > self.dim:
                 raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
-        several = [texts] if isinstance(texts, str) else _listed(texts)
+        several = as_list(texts, "texts")
         with self._reporter.bar("encoding", len(several), unit="texts") as bar:
             vectors = self._encoder.encode(several, role, bar.advance).vectors
         if dim is not None:
@@ -169,27 +173,44 @@ class Model:
         Returns:
             float32 (queries, passages).
 
+        Raises:
+            UserError: for queries and passages of different widths, and for NaN or infinity.
+
         >>> import llara
         >>> model = llara.Model.load("tiny-model")
         >>> passages = model.encode(["Bees dance.", "Cats sleep."])
         >>> model.similarity(["why do bees dance"], passages).shape
         (1, 2)
         """
-        return self._vectors(queries, "query") @ self._vectors(passages, "passage").T
+        left, right = self._vectors(queries, "query"), self._vectors(passages, "passage")
+        if left.shape[1] != right.shape[1]:
+            raise UserError(f"queries of width {left.shape[1]} and passages of width {right.shape[1]}")
+        return left @ right.T
 
     def _vectors(self, given: Sequence[str] | Vectors, role: Role) -> Vectors:
-        return np.atleast_2d(given) if isinstance(given, np.ndarray) else self.encode(list(given), role=role)
+        if not isinstance(given, np.ndarray):
+            return self.encode(as_list(given, "texts"), role=role)
+        vectors = np.atleast_2d(given)
+        if vectors.ndim != 2 or vectors.dtype.kind != "f" or not np.isfinite(vectors).all():
+            raise UserError(
+                f"vectors must be finite floats of shape (n, dim), not {given.dtype} of shape {given.shape}"
+            )
+        return vectors
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, dim={self.dim})"
 
 
-def _listed(texts: Iterable[str]) -> list[str]:
-    """Texts as a list. Raises ``UserError`` for anything else."""
+def as_list(texts: str | Iterable[str], name: str) -> list[str]:
+    """One text or several as a list. Raises ``UserError``, which names the argument ``name``, for anything else."""
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
-        raise UserError(f"`texts` must be a text or a list of texts, not {type(texts).__name__}")
-    several = list(texts)
-    for text in several:
+        raise UserError(f"`{name}` must be a text or a list of texts, not {type(texts).__name__}")
+    several = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(several):
         if not isinstance(text, str):
-            raise UserError(f"`texts` must be strings, not {type(text).__name__}")
+            raise UserError(f"`{name}` must be strings, not {type(text).__name__}")
+        if not text.isascii() and _SURROGATE.search(text):
+            raise UserError(
+                f"`{name}`: text {number} (counted from 0) is not valid Unicode: it has half a surrogate pair"
+            )
     return several

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def evaluate(
         metrics: names of ir_measures.
 
     Raises:
-        UserError: for a damaged file, and for a metric that is unknown or does not suit these judgments.
+        UserError: for a damaged file, a score or grade that is not a number, and a metric that is unknown or does not
+            suit these judgments.
 
     >>> import llara
     >>> llara.evaluate({"q1": {"d1": 0.9, "d2": 0.8}}, {"q1": {"d2": 1}}, ["MRR@10", "R@1"])
@@ -34,10 +36,28 @@ def evaluate(
     from llara_cli.evaluation.metrics import check_judgments
     from llara_cli.evaluation.metrics import evaluate as score
 
-    found_run: Any = run if isinstance(run, Mapping) else read_run(Path(run))
-    found_qrels: Any = qrels if isinstance(qrels, Mapping) else read_qrels(Path(qrels))
+    found_run: Any = _checked(run, "run") if isinstance(run, Mapping) else read_run(_path(run, "run"))
+    found_qrels: Any = _checked(qrels, "qrels") if isinstance(qrels, Mapping) else read_qrels(_path(qrels, "qrels"))
     if not found_qrels:
         raise UserError("`qrels` has no query")
     names = parse_metrics(",".join(metrics))
     check_judgments(found_qrels, names)
     return dict(score(found_qrels, found_run, names).means)
+
+
+def _checked(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A run or judgments. Raises ``UserError`` for a score that is not a number, or a grade that is not a whole one."""
+    kind, wanted = (Integral, "a whole number") if name == "qrels" else (Real, "a number")
+    for query, documents in given.items():
+        if not isinstance(documents, Mapping):
+            raise UserError(f"`{name}`: query {query!r} must have a mapping of document ids, not {documents!r}")
+        for document, value in documents.items():
+            if not isinstance(value, kind) or value != value:
+                raise UserError(f"`{name}`: query {query!r}, document {document!r}: {value!r} is not {wanted}")
+    return given
+
+
+def _path(given: Any, name: str) -> Path:
+    if not isinstance(given, str | Path):
+        raise UserError(f"`{name}` must be a mapping or a file, not {type(given).__name__}")
+    return Path(given)

@@ -76,7 +76,7 @@ class Workspace:
         from llara_cli.pipelines.select import model_to_pretrain
 
         config = _config(PretrainConfig, config, settings)
-        source = model_to_pretrain(self._store, _named(config.model), config.trust_remote_code)
+        source = model_to_pretrain(self._store, config.model, config.trust_remote_code)
         job = pretraining(self._store, source, _listed(corpus), config, _checked(name))
         return _trained(job.run(restart=restart))
 
@@ -105,7 +105,7 @@ class Workspace:
         from llara_cli.pipelines.select import model_to_finetune
 
         config = _config(FinetuneConfig, config, settings)
-        source = model_to_finetune(self._store, _named(config.model), config.trust_remote_code)
+        source = model_to_finetune(self._store, config.model, config.trust_remote_code)
         job = finetuning(self._store, source, _listed(train), config, _checked(name))
         return _trained(job.run(restart=restart))
 
@@ -143,7 +143,6 @@ class Workspace:
         from llara_cli.pipelines.mine import mining
 
         config = _config(MineConfig, config, settings)
-        config = replace(config, model=_named(config.model))
         target = None if output is None else Path(output)
         job = mining(
             self._store,
@@ -181,10 +180,8 @@ class Workspace:
         from llara_cli.pipelines.select import chosen_encoder
 
         config = _config(EncodeConfig, config, settings)
-        source = self._source(config.model, config.trust_remote_code)
-        config = replace(
-            config, model=_named(config.model), encoder=chosen_encoder(self._store, config.encoder, source)
-        )
+        source = self._source(settings.get("model", config.model), config.trust_remote_code)
+        config = replace(config, encoder=chosen_encoder(self._store, config.encoder, source))
         result = Encoding(self._store, source, Path(corpus), config, _checked(name) or "").run(restart=restart)
         return Embeddings(self._store.get("embeddings", result["name"]))
 
@@ -242,7 +239,6 @@ class Workspace:
         from llara_cli.pipelines.evaluate import evaluate_benchmark
 
         config = _config(EvaluateConfig, config, settings | {"model": model})
-        config = replace(config, model=_named(config.model))
         result, _ = evaluate_benchmark(
             self._store, str(benchmark), config, restart=restart, consent=lambda question: download
         )
@@ -308,10 +304,10 @@ class Workspace:
 
 
 def _config(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
-    """The config object with these fields; lists become tuples, as frozen objects have them."""
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
-    }
+    """The config with these fields; ``model`` may be an object. Raises ``UserError`` for the config of another job."""
+    given = {name: _named(value) if name == "model" else value for name, value in settings.items()}
+    if config is not None and not isinstance(config, kind):
+        raise UserError(f"`config` must be {kind.__name__}(...), not {type(config).__name__}")
     return kind(**given) if config is None else replace(config, **given)  # type: ignore[type-var]
 
 
@@ -329,6 +325,8 @@ def _checked(name: str | None) -> str | None:
 
 
 def _listed(inputs: Inputs) -> list[str]:
+    if not isinstance(inputs, str | Path | Sequence):
+        raise UserError(f"inputs must be files or folders, not {inputs!r}")
     listed = [str(inputs)] if isinstance(inputs, str | Path) else [str(each) for each in inputs]
     if not listed:
         raise UserError("no input: give at least one file or folder")

@@ -46,6 +46,7 @@ class TorchEncoder(EncoderBackend):
     def load(cls, source: ModelSource, options: EncoderOptions) -> TorchEncoder:
         """Load weights and tokenizer. Raises ``UserError`` for a length that model or prompt cannot take."""
         device = choose_device(options.device)
+        load_config(source)  # if the model does not exist, its error says so; that of the tokenizer would not
         tokenizer = TextTokenizer.load(source)
         model = load_causal_lm(source, choose_dtype(options.dtype, device))
         decoder = Decoder(model.to(device).eval())

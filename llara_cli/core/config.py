@@ -7,8 +7,9 @@ choices; a nested dataclass is a group of settings (``Annotated[LoraConfig, Grou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -91,11 +92,15 @@ class Field(NamedTuple):
             inner = inside[0]
         return get_args(inner)
 
-    def value(self, config: Any) -> Any:
-        """Its value in a config object."""
-        for name in self.path:
+    def owner(self, config: Any) -> Any:
+        """The object that has it: a config object, or one of its groups."""
+        for name in self.path[:-1]:
             config = getattr(config, name)
         return config
+
+    def value(self, config: Any) -> Any:
+        """Its value in a config object."""
+        return getattr(self.owner(config), self.path[-1])
 
 
 def settings_of(config: type) -> tuple[Field, ...]:
@@ -121,21 +126,21 @@ def _fields(config: type, path: tuple[str, ...], panel: str) -> Iterator[Field]:
 
 
 def check_values(config: Any) -> None:
-    """Raise ``UserError`` for a value that is not among a setting's choices, or is not positive where it must be.
+    """Raise ``UserError`` for a value of a wrong type, not among its choices, or not positive where it must be.
 
-    Lists become tuples, as the object is frozen.
+    Lists become tuples, and strings of paths ``Path``, as the object is frozen.
     """
     _check_groups(config)
     for field in settings_of(type(config)):
         value = field.value(config)
         if value is None:
             continue
-        values = value if isinstance(value, tuple) else (value,)
-        if field.choices:
-            for each in values:
+        value = _typed(field.name, _without_none(field.kind), value)
+        object.__setattr__(field.owner(config), field.path[-1], value)
+        for each in value if isinstance(value, tuple) else (value,):
+            if field.choices:
                 refuse_unknown(field.name, each, field.choices)
-        if field.setting.positive:
-            for each in values:
+            if field.setting.positive:
                 refuse_nonpositive(field.name, each)
 
 
@@ -145,10 +150,40 @@ def _check_groups(config: Any) -> None:
         value, hint = getattr(config, field.name), hints[field.name]
         if isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, hint):
             raise UserError(f"`{field.name}` must be {hint.__name__}(...), not {value!r}")
-        if isinstance(value, list):
-            object.__setattr__(config, field.name, tuple(value))
-        elif is_dataclass(value):
+        if is_dataclass(value):
             _check_groups(value)
+
+
+_SCALARS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str | Path, "a string"),
+    Path: (str | Path, "a path"),
+    Mapping: (Mapping, "a mapping of names to values"),
+}
+"""Type of a setting -> types that its values may have, and how these are called in errors."""
+
+
+def _typed(name: str, kind: Any, value: Any) -> Any:
+    """A value of the setting ``name`` as its type has it. Raises ``UserError`` for a value of another type."""
+    origin = get_origin(kind) or kind
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"`{name}` must be a list, not {value!r}")
+        return tuple(_typed(name, get_args(kind)[0], each) for each in value)
+    if origin not in _SCALARS:
+        return value
+    allowed, wanted = _SCALARS[origin]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and origin is not bool):
+        raise UserError(f"`{name}` must be {wanted}, not {value!r}")
+    return origin(value) if origin in (str, Path) else value
+
+
+def _without_none(kind: Any) -> Any:
+    """``T`` of ``T | None``; other types as they are."""
+    inside = [each for each in get_args(kind) if each is not NoneType]
+    return inside[0] if NoneType in get_args(kind) and len(inside) == 1 else kind
 
 
 def refuse_unknown(name: str, value: Any, choices: tuple[Any, ...]) -> None:

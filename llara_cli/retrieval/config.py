@@ -83,6 +83,9 @@ class IndexConfig:
     ] = field(default_factory=dict)
     device: Annotated[str, Setting("Device that builds the index.", panel="Index", choices=("cpu", "cuda"))] = "cpu"
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from program import Llara, beir, llara, train
 
-from llara import FinetuneConfig, LlaraWarning, Model, PretrainConfig, Progress, UserError, Workspace, evaluate
+from llara import (
+    EvaluateConfig,
+    FinetuneConfig,
+    IndexConfig,
+    LlaraWarning,
+    LoraConfig,
+    Model,
+    PretrainConfig,
+    Progress,
+    UserError,
+    Workspace,
+    evaluate,
+)  # fmt: skip
 from llara_cli.commands.messages import with_flags
 
 __all__ = ["beir", "llara", "train"]
@@ -102,8 +117,59 @@ def test_mistakes_of_a_model(tiny_model: Path, tmp_path: Path) -> None:
         Workspace(tmp_path).load_index("nothing")
 
 
+def test_mistakes_of_texts_and_vectors(tiny_model: Path) -> None:
+    model = Model.load(tiny_model)
+    with pytest.raises(UserError, match=r"`texts`: text 1 \(counted from 0\) is not valid Unicode"):
+        model.encode(["x", "half a pair: \ud800"])
+    for vectors in (np.full((2, model.dim), np.nan), np.zeros((1, 1, model.dim)), np.array(["x"])):
+        with pytest.raises(UserError, match="vectors must be finite floats of shape"):
+            model.similarity(["x"], vectors)
+    with pytest.raises(UserError, match=f"queries of width {model.dim} and passages of width 3"):
+        model.similarity(["x"], np.zeros((2, 3), np.float32))
+    halves = model.encode(["x", "y"], dim=8)
+    assert model.similarity(halves, halves).shape == (2, 2)
+    with pytest.raises(UserError, match="`model` must be a string or a path, not None"):
+        Model.load(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no model 'no-such-model' in the workspace, on this disk or"):
+        Model.load("no-such-model")
+
+
+def test_mistakes_of_jobs(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    with pytest.raises(UserError, match=r"`config` must be PretrainConfig\(...\), not FinetuneConfig"):
+        workspace.pretrain(beir, FinetuneConfig())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="inputs must be files or folders, not None"):
+        workspace.pretrain(None)  # type: ignore[arg-type]
+    index = workspace.index(workspace.encode(beir, model=tiny_model))
+    with pytest.raises(UserError, match="`query` must be a text or a list of texts, not NoneType"):
+        index.search(None)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: PretrainConfig(batch_size=2.0), "`batch_size` must be a whole number, not 2.0"),  # type: ignore[arg-type]
+        (lambda: PretrainConfig(seed="3"), "`seed` must be a whole number, not '3'"),  # type: ignore[arg-type]
+        (lambda: FinetuneConfig(temperature=True), "`temperature` must be a number, not True"),
+        (lambda: FinetuneConfig(lora=LoraConfig(merge="no")), "`lora.merge` must be True or False, not 'no'"),  # type: ignore[arg-type]
+        (lambda: FinetuneConfig(lora=LoraConfig(targets="q")), "`lora.targets` must be a list, not 'q'"),  # type: ignore[arg-type]
+        (lambda: FinetuneConfig(dims=(8, "x")), "`dims` must be a whole number, not 'x'"),  # type: ignore[arg-type]
+        (lambda: IndexConfig(parameters=3), "`parameters` must be a mapping of names to values, not 3"),  # type: ignore[arg-type]
+        (lambda: evaluate({"q": {"d": math.nan}}, {"q": {"d": 1}}), "query 'q', document 'd': nan is not a number"),
+        (lambda: evaluate({"q": {"d": 1}}, {"q": {"d": 0.5}}), "document 'd': 0.5 is not a whole number"),  # type: ignore[dict-item]
+        (lambda: evaluate({"q": ["d"]}, {"q": {"d": 1}}), "query 'q' must have a mapping of document ids"),  # type: ignore[dict-item]
+        (lambda: evaluate([1], {"q": {"d": 1}}), "`run` must be a mapping or a file, not list"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_values_of_a_wrong_type(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        make()
+    assert told in str(refusal.value)
+
+
 def test_mistakes_of_settings_and_scores() -> None:
     assert FinetuneConfig(dims=[16, 8]).dims == (16, 8)  # type: ignore[arg-type]
+    assert EvaluateConfig(data_root="beir").data_root == Path("beir")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"`optimizer` must be OptimizerConfig\(...\), not {'name'"):
         FinetuneConfig(optimizer={"name": "adamw"})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="`qrels` has no query"):
