@@ -23,7 +23,7 @@ def check_parameters(given: Parameters, known: Mapping[str, type], backend: str)
     for key, value in given.items():
         if key not in known:
             names = ", ".join(known) or "none"
-            raise UserError(f"the {backend} index has no parameter {key!r} here; known are: {names}")
+            raise UserError(f"the {backend} index has no parameter {key!r} here; it has: {names}")
         if not isinstance(value, known[key]):
             raise UserError(f"{key} must be of type {known[key].__name__}, not {value!r}")
         if isinstance(value, int) and value < (0 if key in _FROM_ZERO else 1):

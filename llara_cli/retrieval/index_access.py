@@ -25,7 +25,7 @@ def typed_parameters(given: Parameters, known: Mapping[str, type], backend: str)
         setting = f"`parameters[{key!r}]={value}`"
         if key not in known:
             names = ", ".join(known) or "none"
-            raise UserError(f"{setting}: the {backend} backend knows no {key!r} here; known are {names}")
+            raise UserError(f"{setting}: the {backend} index has no parameter {key!r} here; it has: {names}")
         try:
             parsed[key] = known[key](value)
         except ValueError as error:

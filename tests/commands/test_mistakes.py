@@ -201,7 +201,7 @@ def test_bad_searches(llara: Llara, library: str, beir: Path, tmp_path: Path) ->
     assert "unknown index 'libary'" in refused(llara, workspace, "search", "x", "--index", "libary")
     assert "not UTF-8" in refused(llara, workspace, "search", "x\udcff")
     assert "--top-k must be positive" in refused(llara, workspace, "search", "x", "-k", 0)
-    assert "knows no 'ef' here" in refused(llara, workspace, "search", "x", "--set", "ef=3")
+    assert "has no parameter 'ef' here" in refused(llara, workspace, "search", "x", "--set", "ef=3")
     assert "write it as key=value" in refused(llara, workspace, "search", "x", "--set", "ef")
     queries = ("--queries", beir / "queries.jsonl")
     assert "needs --output FILE" in refused(llara, workspace, "search", *queries)
