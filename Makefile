@@ -31,7 +31,7 @@ test-floor: .venv-floor/installed
 .venv-floor/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-floor
 	$(FLOOR)/python -m pip install --quiet --disable-pip-version-check uv
-	$(FLOOR)/uv pip install --quiet --python $(FLOOR)/python --resolution lowest-direct -e '.[test]'
+	$(FLOOR)/uv pip install --quiet --python $(FLOOR)/python --resolution lowest-direct --compile-bytecode -e '.[test]'
 	touch $@
 
 # On request: the tests that kill commands, with twenty kills each instead of one.
