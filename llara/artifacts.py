@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from llara.model import Model, Vectors, as_list
+from llara.model import Model, as_list
 from llara_cli.core.artifacts import Artifact
+from llara_cli.core.protocols import Parameters, Vectors
 from llara_cli.core.workspace import Workspace as Store
-from llara_cli.retrieval.config import Parameters
 
 if TYPE_CHECKING:
     from llara_cli.retrieval.searcher import Searcher

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llara_cli.core.config import Attention, Dtype, refuse_nonpositive, refuse_unknown
 from llara_cli.core.errors import UserError
+from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.reporter import Progress, Reporter
 from llara_cli.core.workspace import Workspace as Store
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from llara_cli.model.backends import EncoderBackend
     from llara_cli.model.source import ModelSource
 
-Role = Literal["passage", "query"]
-Vectors = NDArray[np.float32]
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ROLES: tuple[Role, ...] = ("passage", "query")
 
 
 class Model:
@@ -153,7 +150,7 @@ class Model:
         >>> model.encode("Bees dance.", dim=8).shape
         (8,)
         """
-        refuse_unknown("role", role, _ROLES)
+        refuse_unknown("role", role, get_args(Role))
         if dim is not None:
             refuse_nonpositive("dim", dim)
             if dim > self.dim:

@@ -17,9 +17,13 @@ from llara_cli.core.errors import UserError
 
 DEFAULT_LENGTH = 512
 """Default tokens of a text that is encoded, prompt included, if the model has that many positions."""
+MODEL_HELP = "A workspace name, a folder, a hub id or a .gguf file."
+Role = Literal["passage", "query"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "varlen", "flex", "dense"]
 Layout = Literal["auto", "packed", "bucketed"]
+Parameters = Mapping[str, int | float | str]
+"""Parameters of an index library, by the backend's names."""
 _KNOWN: dict[type, tuple[Field, ...]] = {}
 
 

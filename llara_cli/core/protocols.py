@@ -12,14 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llara_cli.core.config import Parameters as Parameters
+from llara_cli.core.config import Role as Role
 from llara_cli.core.errors import UserError
 
-Role = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
 """(rows, dim), C order, L2-normalized."""
 Advance = Callable[[int], None]
@@ -49,9 +50,6 @@ class VectorBlocks(Protocol):
     def dim(self) -> int: ...
 
     def __iter__(self) -> Iterator[Vectors]: ...
-
-
-Parameters = Mapping[str, int | float | str]
 
 
 @dataclass(frozen=True)

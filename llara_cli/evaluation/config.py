@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from llara_cli.core.config import Attention, Dtype, Setting, check_values
-from llara_cli.retrieval.config import DEFAULT_BATCH, DEFAULT_ENCODER, DEFAULT_TOKENS, MODEL_HELP, NEWEST_MODEL
+from llara_cli.core.config import MODEL_HELP, Attention, Dtype, Setting, check_values
+from llara_cli.retrieval.config import DEFAULT_BATCH, DEFAULT_ENCODER, DEFAULT_TOKENS, NEWEST_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)

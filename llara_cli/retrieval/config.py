@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from llara_cli.core.config import Attention, Dtype, Layout, Setting, check_values, refuse_bad_seed
+from llara_cli.core.config import (
+    MODEL_HELP,
+    Attention,
+    Dtype,
+    Layout,
+    Parameters,
+    Role,
+    Setting,
+    check_values,
+    refuse_bad_seed,
+)
 from llara_cli.core.errors import UserError
 
 NEWEST_MODEL = "the newest of the workspace"
 DEFAULT_TOKENS = "512, at most the model's positions"
-MODEL_HELP = "A workspace name, a folder, a hub id or a .gguf file."
 DEFAULT_ENCODER = "sentence-transformers for its models, else torch"
 DEFAULT_BATCH = "2,048 on a CPU, 65,536 on a GPU"
-Parameters = Mapping[str, int | float | str]
-"""Parameters of an index library, by the backend's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class EncodeConfig:
     ] = None
     trust_remote_code: Annotated[bool, Setting("Allow the checkpoint's own Python code to run.", panel="Model")] = False
     role: Annotated[
-        Literal["passage", "query"] | None,
+        Role | None,
         Setting("Role of the texts.", flag="--as", panel="Texts", default="passage, or what `vectors` records"),
     ] = None
     max_length: Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from llara_cli.core.config import (
+    MODEL_HELP,
     Attention,
     Dtype,
     Group,
@@ -31,7 +32,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"max_length": 1024, "batch_size": 256, "max_steps": 10_000, "learning_rate": 1e-5},
 }
 """``preset``: values for settings that were not set."""
-_NAMED = "A workspace name, a folder, a hub id or a .gguf file."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ class PretrainConfig(TrainConfig):
 
     model: Annotated[
         str | None,
-        Setting(_NAMED, panel="Model", complete="models", default=DEFAULT_MODEL, recorded=""),
+        Setting(MODEL_HELP, panel="Model", complete="models", default=DEFAULT_MODEL, recorded=""),
     ] = None
     preset: Annotated[
         Literal["paper"] | None,
@@ -286,7 +286,7 @@ class FinetuneConfig(TrainConfig):
     model: Annotated[
         str | None,
         Setting(
-            _NAMED,
+            MODEL_HELP,
             panel="Model",
             complete="models",
             default=f"the newest pretrained model of the workspace, else {DEFAULT_MODEL}",
