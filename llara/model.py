@@ -106,14 +106,13 @@ class Model:
         """``load`` for a resolved source."""
         from llara_cli.core import registry
         from llara_cli.model.backends import EncoderOptions
-        from llara_cli.pipelines.encode import usual_encoder
 
         refuse_unknown("dtype", dtype, get_args(Dtype))
         refuse_unknown("attention", attention, get_args(Attention))
         for name, value in (("query_length", query_length), ("passage_length", passage_length)):
             refuse_nonpositive(name, value)
         refuse_nonpositive("batch_tokens", batch_tokens)
-        backend: type[EncoderBackend] = registry.load("encoder", encoder or usual_encoder(source))
+        backend: type[EncoderBackend] = registry.load("encoder", encoder or source.usual_encoder)
         options = EncoderOptions(
             dtype=dtype,
             device=device,

@@ -27,6 +27,8 @@ _MODULE_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt", ".bin", ".
 """Endings of the files of a sentence-transformers model."""
 MODULES = "modules.json"
 """Names the modules of a sentence-transformers model and their folders."""
+TORCH, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
+"""Names of the encoder backends that models are loaded with by default."""
 _HUB, _UNKNOWN_COMMIT = "hub:", "main"
 """Prefix of a hub model's fingerprint, and its last part where none of the model's files is in the local cache."""
 ADAPTER, BASE = "adapter", "base.json"
@@ -88,6 +90,11 @@ class ModelSource:
     def has_modules(self) -> bool:
         """Whether it is a sentence-transformers model, by its ``modules.json``."""
         return not self.gguf_file and self.base is None and self.file(MODULES) is not None
+
+    @property
+    def usual_encoder(self) -> str:
+        """The encoder backend to load it with: sentence-transformers for a model of that library, else torch."""
+        return SENTENCE_TRANSFORMERS if self.saved_recipe is None and self.has_modules else TORCH
 
     @property
     def tokenizer_location(self) -> str:

@@ -37,7 +37,6 @@ from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.shards import Shards
 from llara_cli.retrieval.vector_store import IDS, STORES, TEXTS, cut, write_documents
 
-SENTENCE_TRANSFORMERS = "sentence-transformers"
 NUMBER_BYTES = 4
 """Bytes of a token id, and of a number of a vector."""
 SAMPLE = 512
@@ -53,16 +52,11 @@ def recorded(config: EncodeConfig, source: ModelSource, workspace: Workspace) ->
         "as": config.role or "passage",
         "dtype": dtype_name(choose_dtype(config.dtype, choose_device())),
         "store": config.store,
-        "encoder": config.encoder or usual_encoder(source),
+        "encoder": config.encoder or source.usual_encoder,
         "shard_size": config.shard_size,
         "model": source.name,
         "source": source.argument(workspace),
     }
-
-
-def usual_encoder(source: ModelSource) -> str:
-    """The encoder backend for a model: sentence-transformers for its own models, else torch."""
-    return SENTENCE_TRANSFORMERS if source.saved_recipe is None and source.has_modules else "torch"
 
 
 def default_name(source: ModelSource, path: Path, role: Role) -> str:
@@ -183,7 +177,7 @@ class Encoding:
     @cached_property
     def backend(self) -> type[EncoderBackend]:
         """The encoder's class. Raises ``UserError`` if it is unknown or not installed."""
-        found: type[EncoderBackend] = registry.load("encoder", self.config.encoder or usual_encoder(self.source))
+        found: type[EncoderBackend] = registry.load("encoder", self.config.encoder or self.source.usual_encoder)
         return found
 
     @cached_property

@@ -19,7 +19,7 @@ from llara_cli.core.protocols import Role
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.backends import EncoderBackend
 from llara_cli.model.source import ModelSource
-from llara_cli.pipelines.encode import default_name, recorded, usual_encoder
+from llara_cli.pipelines.encode import default_name, recorded
 from llara_cli.retrieval.config import EncodeConfig
 from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.retrieval.vector_store import STORES, shard_name, write_documents, write_shard
@@ -77,7 +77,7 @@ class Importing:
 
     @property
     def _encoder(self) -> str:
-        return self.config.encoder or usual_encoder(self.source)
+        return self.config.encoder or self.source.usual_encoder
 
     @cached_property
     def backend(self) -> type[EncoderBackend]:

@@ -24,7 +24,7 @@ from llara_cli.model.architecture import dtype_name
 from llara_cli.model.backends import EncoderBackend
 from llara_cli.model.decoder import choose_device, choose_dtype
 from llara_cli.model.source import ModelSource
-from llara_cli.pipelines.encode import Encoding, encoded, usual_encoder
+from llara_cli.pipelines.encode import Encoding, encoded
 from llara_cli.retrieval import bm25
 from llara_cli.retrieval.bm25 import Bm25
 from llara_cli.retrieval.config import EncodeConfig
@@ -104,7 +104,7 @@ class DenseRetriever:
     @property
     def encoder(self) -> str:
         """The encoder backend."""
-        return self.config.encoder or usual_encoder(self.source)
+        return self.config.encoder or self.source.usual_encoder
 
     def fingerprint(self, data: EvalDataset) -> str:
         """The fingerprint of the model's files."""

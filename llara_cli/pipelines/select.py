@@ -6,11 +6,9 @@ from llara_cli.core.artifacts import Artifact, Kind
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import Role
 from llara_cli.core.workspace import Workspace
-from llara_cli.model.source import MODULES, ModelSource, resolve, resolve_recorded
+from llara_cli.model.source import MODULES, TORCH, ModelSource, resolve, resolve_recorded
 from llara_cli.retrieval.vector_files import VectorFile
 from llara_cli.training.config import DEFAULT_MODEL
-
-DEFAULT_ENCODER, SENTENCE_TRANSFORMERS = "torch", "sentence-transformers"
 
 
 def named_model(workspace: Workspace, given: str, remote_code: bool = False) -> ModelSource:
@@ -25,10 +23,10 @@ def chosen_encoder(workspace: Workspace, given: str | None, source: ModelSource)
     """The encoder given, else the model's own; reported if it is not torch."""
     if given is not None:
         return given
-    if source.saved_recipe is None and source.has_modules:
-        workspace.reporter.note(f"encoder: {SENTENCE_TRANSFORMERS} ({source.name} has a {MODULES})")
-        return SENTENCE_TRANSFORMERS
-    return DEFAULT_ENCODER
+    encoder = source.usual_encoder
+    if encoder != TORCH:
+        workspace.reporter.note(f"encoder: {encoder} ({source.name} has a {MODULES})")
+    return encoder
 
 
 def model_to_pretrain(
@@ -90,7 +88,7 @@ def recorded_choices(
         return role, encoder
     if role is None and origin.role != "passage":
         workspace.reporter.note(f"as: {origin.role} (as {file.origin_file} says)")
-    if encoder is None and origin.encoder != DEFAULT_ENCODER:
+    if encoder is None and origin.encoder != TORCH:
         workspace.reporter.note(f"encoder: {origin.encoder} (as {file.origin_file} says)")
     recorded: Role = "query" if origin.role == "query" else "passage"
     return recorded if role is None else role, origin.encoder if encoder is None else encoder
