@@ -26,47 +26,55 @@ class InputDigests:
     The time of change (``ctime``) cannot be set by programs, so that a copy in the file's place is noticed even where
     it has the old file's size and time of writing.
 
-    Attributes:
-        store: JSON file where the digests of large files are kept; None: they last as long as the process.
+    Args:
+        stores: JSON files, one per workspace, where the digests of large files are kept; none: they last as long as the
+            process.
     """
 
-    def __init__(self, store: Path | None = None, *, large: int = LARGE, fresh_seconds: float = FRESH_SECONDS) -> None:
-        self.store = store
+    def __init__(self, *stores: Path, large: int = LARGE, fresh_seconds: float = FRESH_SECONDS) -> None:
+        self._stores = list(stores)
         self._large, self._fresh_seconds = large, fresh_seconds
         self._known: dict[str, _Entry] = {}
+
+    def keep_in(self, store: Path) -> None:
+        """Keep the digests of large files in this store, too, and use those that are there."""
+        if store not in self._stores:
+            self._stores.append(store)
 
     def of(self, path: Path) -> str:
         """Hex digest of a file. Raises ``OSError`` if it cannot be read."""
         name, status = str(path.resolve()), path.stat()
         state = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         keep = status.st_size >= self._large
-        entry = self._known.get(name) or (self._stored().get(name) if keep else None)
-        if entry is None or entry[0] != state:
+        remembered = [self._known.get(name), *(_read(store).get(name) for store in self._stores if keep)]
+        entry = next((each for each in remembered if each is not None and each[0] == state), None)
+        if entry is None:
             entry = (state, sha256_file(path))
             settled = time.time() - max(status.st_mtime, status.st_ctime) >= self._fresh_seconds
             if not settled:
                 return entry[1]
             if keep:
-                self._add(name, entry)
+                for store in self._stores:
+                    _add(store, name, entry)
         self._known[name] = entry
         return entry[1]
 
-    def _stored(self) -> dict[str, _Entry]:
-        """What is in the store; nothing where it is missing or damaged: it is only a cache."""
-        if self.store is None:
-            return {}
-        try:
-            stored: Any = json.loads(self.store.read_text(encoding="utf-8"))
-            return {str(name): (list(state), str(digest)) for name, (state, digest) in stored.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}
 
-    def _add(self, name: str, entry: _Entry) -> None:
-        # if it cannot be written, as in a read-only workspace, the next process hashes again
-        if self.store is not None and self.store.parent.parent.is_dir():
-            with suppress(OSError):
-                self.store.parent.mkdir(exist_ok=True)
-                write_atomically(self.store, json.dumps(self._stored() | {name: entry}, indent=1))
+def _read(store: Path) -> dict[str, _Entry]:
+    """What is in a store; nothing where it is missing or damaged: it is only a cache."""
+    try:
+        stored: Any = json.loads(store.read_text(encoding="utf-8"))
+        return {str(name): (list(state), str(digest)) for name, (state, digest) in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _add(store: Path, name: str, entry: _Entry) -> None:
+    # if it cannot be written, as in a read-only workspace, the next process hashes again
+    if store.parent.parent.is_dir():
+        with suppress(OSError):
+            store.parent.mkdir(exist_ok=True)
+            write_atomically(store, json.dumps(_read(store) | {name: entry}, indent=1))
 
 
 _digests = InputDigests()
@@ -74,7 +82,7 @@ _digests = InputDigests()
 
 def keep_digests(store: Path) -> None:
     """Keep the digests of large files in ``store`` from now on, and use those that are there."""
-    _digests.store = store
+    _digests.keep_in(store.absolute())
 
 
 def input_digest(path: Path) -> str:

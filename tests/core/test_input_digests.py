@@ -51,6 +51,19 @@ def test_a_file_that_changed_is_hashed_again_even_with_its_old_size_and_time(tmp
     assert len(json.loads(store.read_text())) == 1  # the old digest is gone
 
 
+def test_each_workspace_keeps_the_digests(tmp_path: Path, store: Path) -> None:
+    other = tmp_path / "other/cache/digests.json"
+    other.parent.parent.mkdir()
+    digests = InputDigests(store, fresh_seconds=0)
+    digests.keep_in(other)  # a second workspace in the same program
+    digest = _large_file(tmp_path / "weights")
+    assert digests.of(tmp_path / "weights") == digest
+    assert store.read_text() == other.read_text()
+    store.unlink()
+    _put_fake_digest(other)
+    assert InputDigests(store, other, fresh_seconds=0).of(tmp_path / "weights") == FAKE
+
+
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, store: Path) -> None:
     digest = _large_file(tmp_path / "weights")
     assert InputDigests(store, fresh_seconds=3600).of(tmp_path / "weights") == digest
