@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llara.workspace import Workspace
     from llara_cli.core.config import LoraConfig
     from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
-    from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig
+    from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, SearchConfig
     from llara_cli.training.config import ExecutionConfig, FinetuneConfig, OptimizerConfig, PretrainConfig
 
 _HOMES = {
@@ -40,7 +40,7 @@ _HOMES = {
     "OptimizerConfig": "llara_cli.training.config", "ExecutionConfig": "llara_cli.training.config",
     "LoraConfig": "llara_cli.core.config",
     "EncodeConfig": "llara_cli.retrieval.config", "IndexConfig": "llara_cli.retrieval.config",
-    "MineConfig": "llara_cli.retrieval.config",
+    "MineConfig": "llara_cli.retrieval.config", "SearchConfig": "llara_cli.retrieval.config",
     "EvaluateConfig": "llara_cli.evaluation.config", "CompareConfig": "llara_cli.evaluation.config",
 }  # fmt: skip
 """Public name -> the module that it is imported from when it is first used."""
@@ -63,6 +63,7 @@ __all__ = [
     "OptimizerConfig",
     "PretrainConfig",
     "Progress",
+    "SearchConfig",
     "TrainedModel",
     "UserError",
     "Workspace",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -12,6 +12,7 @@ from llara.model import Model, as_list
 from llara_cli.core.artifacts import Artifact
 from llara_cli.core.protocols import Parameters, Vectors
 from llara_cli.core.workspace import Workspace as Store
+from llara_cli.retrieval.config import SearchConfig
 
 if TYPE_CHECKING:
     from llara_cli.retrieval.searcher import Searcher
@@ -122,8 +123,9 @@ class Index:
     [2, 2]
     """
 
-    def __init__(self, workspace: Store, artifact: Artifact) -> None:
+    def __init__(self, workspace: Store, artifact: Artifact, config: SearchConfig | None = None) -> None:
         self._workspace = workspace
+        self._config = config or SearchConfig()
         self.artifact = artifact
         self.name, self.path = artifact.name, artifact.path
         self.count: int = artifact.manifest["counts"]["count"]
@@ -133,23 +135,28 @@ class Index:
     def _searcher(self) -> Searcher:
         from llara_cli.retrieval.searcher import Searcher
 
-        return Searcher(self._workspace, self.artifact)
+        return Searcher(self._workspace, self.artifact, self._config)
 
     @overload
-    def search(self, query: str, top_k: int = 10, *, parameters: Parameters | None = None) -> list[Hit]: ...
+    def search(self, query: str, top_k: int | None = None, *, parameters: Parameters | None = None) -> list[Hit]: ...
     @overload
     def search(
-        self, query: list[str] | tuple[str, ...], top_k: int = 10, *, parameters: Parameters | None = None
+        self, query: list[str] | tuple[str, ...], top_k: int | None = None, *, parameters: Parameters | None = None
     ) -> list[list[Hit]]: ...
     def search(
-        self, query: str | list[str] | tuple[str, ...], top_k: int = 10, *, parameters: Parameters | None = None
+        self,
+        query: str | list[str] | tuple[str, ...],
+        top_k: int | None = None,
+        *,
+        parameters: Parameters | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """The best documents for a query.
 
         Args:
             query: one query or several.
-            top_k: hits per query.
-            parameters: search parameters of the index's backend, as ``{"ef": 128}``.
+            top_k: hits per query. Default: 10, or what ``load_index`` was given.
+            parameters: search parameters of the index's backend, as ``{"ef": 128}``. Default: those of the index, or
+                what ``load_index`` was given.
 
         Returns:
             The hits, best first; a list of them for each of several queries.
@@ -158,9 +165,10 @@ class Index:
             UserError: if the index's model is gone or has changed, for unknown parameters, and for a query that is not
                 a string.
         """
-        searcher = replace(self._searcher, parameters=parameters) if parameters else self._searcher
-        searcher.check(top_k)
-        found = [[Hit(**hit) for hit in hits] for hits in searcher.hits(as_list(query, "query"), top_k)]
+        queries = as_list(query, "query")
+        k = self._config.top_k if top_k is None else top_k
+        self._searcher.check(k, parameters)
+        found = [[Hit(**hit) for hit in hits] for hits in self._searcher.hits(queries, k, parameters)]
         return found[0] if isinstance(query, str) else found
 
     def __len__(self) -> int:

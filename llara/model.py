@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from llara_cli.core.config import Attention, Dtype, refuse_nonpositive, refuse_unknown
+from llara_cli.core.config import Attention, Dtype, refuse_bad_count, refuse_unknown
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.reporter import Progress, Reporter
@@ -78,40 +78,19 @@ class Model:
         Raises:
             UserError: for a model that does not exist or cannot be run, and for lengths that it does not support.
         """
+        from llara_cli.core import registry
+        from llara_cli.model.backends import EncoderOptions
         from llara_cli.model.source import resolve
 
         if not isinstance(model, str | Path):
             raise UserError(f"`model` must be a string or a path, not {model!r}")
-        reporter = Reporter(progress)
-        source = resolve(str(model), Store(Path(workspace or "workspace"), reporter), remote_code=trust_remote_code)
-        return cls.of(
-            source, reporter, encoder=encoder, device=device, dtype=dtype, query_length=query_length,
-            passage_length=passage_length, batch_tokens=batch_tokens, attention=attention,
-        )  # fmt: skip
-
-    @classmethod
-    def of(
-        cls,
-        source: ModelSource,
-        reporter: Reporter,
-        *,
-        encoder: str | None = None,
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        query_length: int | None = None,
-        passage_length: int | None = None,
-        batch_tokens: int | None = None,
-        attention: Attention = "auto",
-    ) -> Model:
-        """``load`` for a resolved source."""
-        from llara_cli.core import registry
-        from llara_cli.model.backends import EncoderOptions
-
         refuse_unknown("dtype", dtype, get_args(Dtype))
         refuse_unknown("attention", attention, get_args(Attention))
-        for name, value in (("query_length", query_length), ("passage_length", passage_length)):
-            refuse_nonpositive(name, value)
-        refuse_nonpositive("batch_tokens", batch_tokens)
+        refuse_bad_count("query_length", query_length)
+        refuse_bad_count("passage_length", passage_length)
+        refuse_bad_count("batch_tokens", batch_tokens)
+        reporter = Reporter(progress)
+        source = resolve(str(model), Store(Path(workspace or "workspace"), reporter), remote_code=trust_remote_code)
         backend: type[EncoderBackend] = registry.load("encoder", encoder or source.usual_encoder)
         options = EncoderOptions(
             dtype=dtype,
@@ -150,10 +129,9 @@ class Model:
         (8,)
         """
         refuse_unknown("role", role, get_args(Role))
-        if dim is not None:
-            refuse_nonpositive("dim", dim)
-            if dim > self.dim:
-                raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
+        refuse_bad_count("dim", dim)
+        if dim is not None and dim > self.dim:
+            raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
         several = as_list(texts, "texts")
         with self._reporter.bar("encoding", len(several), unit="texts") as bar:
             vectors = self._encoder.encode(several, role, bar.advance).vectors

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,7 @@ from llara_cli.core.names import check_name
 from llara_cli.core.reporter import Progress, Reporter
 from llara_cli.core.workspace import Workspace as Store
 from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
-from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig
+from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, SearchConfig
 from llara_cli.training.config import FinetuneConfig, PretrainConfig
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Workspace:
 
     def __init__(self, path: str | Path = "workspace", *, progress: Callable[[Progress], None] | None = None) -> None:
         self.path = Path(path)
+        self._progress = progress
         self._store = Store(self.path, Reporter(progress))
 
     def pretrain(
@@ -149,7 +151,7 @@ class Workspace:
             Path(train),
             config,
             corpus=None if corpus is None else Path(corpus),
-            index=index.name if isinstance(index, Index) else index,
+            index=self._name_of(index, Index, "index"),
             output=target,
             name=_checked(name),
             restart=restart,
@@ -197,7 +199,7 @@ class Workspace:
         """Build an index over vectors.
 
         Args:
-            embeddings: of this workspace. Default: the newest of passages.
+            embeddings: of this workspace, or their name. Default: the newest of passages.
             config: the settings; ``settings``: fields of it.
             name: of the index. Default: derived from embeddings and backend.
             restart: build anew beside a finished index of that name, and swap when finished.
@@ -206,10 +208,8 @@ class Workspace:
         from llara_cli.pipelines.select import newest_passages
 
         config = _config(IndexConfig, config, settings)
-        if embeddings is None:
-            artifact = newest_passages(self._store)
-        else:
-            artifact = self._store.get("embeddings", embeddings if isinstance(embeddings, str) else embeddings.name)
+        named = self._name_of(embeddings, Embeddings, "embeddings")
+        artifact = newest_passages(self._store) if named is None else self._store.get("embeddings", named)
         result = indexing(self._store, artifact, config, _checked(name)).run(restart=restart)
         return self.load_index(result["name"])
 
@@ -245,7 +245,7 @@ class Workspace:
         return result
 
     def compare(
-        self, models: Sequence[TrainedModel | str], config: CompareConfig | None = None, **settings: Any
+        self, models: Sequence[Model | TrainedModel | str], config: CompareConfig | None = None, **settings: Any
     ) -> dict[str, Any]:
         """Compare evaluated models with the first of them, query by query, with paired tests and intervals.
 
@@ -260,11 +260,15 @@ class Workspace:
         from llara_cli.pipelines.compare import Comparing
 
         config = _config(CompareConfig, config, settings)
-        names = [model if isinstance(model, str) else model.name for model in models]
+        if isinstance(models, str) or not isinstance(models, Sequence):
+            raise UserError(f"`models` must be a list of names or trained models, not {models!r}")
+        names = [_result_name(model) for model in models]
         return Comparing(self._store, names, config.benchmark, config.metric, config.test).run()
 
     def load_model(self, name: str | None = None, **options: Any) -> Model:
         """A model of the workspace in memory (default: the newest); ``options``: those of ``Model.load``.
+
+        Raises ``UserError`` for an unknown model.
 
         >>> import llara
         >>> workspace = llara.Workspace("workspace")
@@ -272,9 +276,12 @@ class Workspace:
         >>> workspace.load_model("mine", query_length=32).name
         'mine'
         """
-        from llara_cli.pipelines.select import model_to_use
+        from llara_cli.pipelines.select import newest
 
-        return Model.of(model_to_use(self._store, name), self._store.reporter, **options)
+        if name is None:
+            name = newest(self._store, "models", "pretrain or finetune one").name
+        found = self._store.get("models", name)
+        return Model.load(found.name, **({"workspace": self.path, "progress": self._progress} | options))
 
     def load_embeddings(self, name: str) -> Embeddings:
         """Embeddings of the workspace. Raises ``UserError`` for an unknown name.
@@ -287,24 +294,62 @@ class Workspace:
         """
         return Embeddings(self._store.get("embeddings", name))
 
-    def load_index(self, name: str | None = None) -> Index:
-        """An index of the workspace (default: the newest). Raises ``UserError`` for an unknown one."""
+    def load_index(self, name: str | None = None, config: SearchConfig | None = None, **settings: Any) -> Index:
+        """An index of the workspace, to search.
+
+        Args:
+            name: of the index. Default: the newest.
+            config: how it is searched; ``settings``: fields of it, as ``query_length=64`` or ``device="cuda"``.
+
+        Raises:
+            UserError: for an unknown index or setting.
+
+        >>> import llara
+        >>> workspace = llara.Workspace("workspace")
+        >>> made = workspace.index(workspace.encode("corpus.jsonl", model="tiny-model"), name="documents")
+        >>> index = workspace.load_index("documents", query_length=64, top_k=2)
+        >>> len(index.search("why do bees dance"))
+        2
+        """
         from llara_cli.pipelines.select import newest
 
+        config = _config(SearchConfig, config, settings)
         artifact = self._store.get("indexes", name) if name else newest(self._store, "indexes", "build an index first")
-        return Index(self._store, artifact)
+        return Index(self._store, artifact, config)
 
     def _source(self, model: Any, remote_code: bool) -> ModelSource:
         from llara_cli.pipelines.select import model_to_use
 
         return model.source if isinstance(model, Model) else model_to_use(self._store, _named(model), remote_code)
 
+    def _name_of(self, given: Any, kind: type[Embeddings | Index], argument: str) -> str | None:
+        """The name of an artifact that is given as such or by its name.
+
+        Raises ``UserError`` for other types, and for an artifact of another workspace.
+        """
+        if given is None or isinstance(given, str):
+            return given
+        if not isinstance(given, kind):
+            raise UserError(f"`{argument}` must be {kind.__name__} or a name, not {given!r}")
+        root = given.path.parent.parent
+        if root.resolve() != self.path.resolve():
+            raise UserError(f"`{argument}`: {given.name!r} belongs to the workspace {root}, not to {self.path}")
+        return given.name
+
     def __repr__(self) -> str:
         return f"Workspace({str(self.path)!r})"
 
 
 def _config(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
-    """The config with these fields; ``model`` may be an object. Raises ``UserError`` for the config of another job."""
+    """The config with these fields; ``model`` may be an object.
+
+    Raises ``UserError`` for an unknown field, with the closest one, and for the config of another job.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in settings.keys() - set(known):
+        close = get_close_matches(name, known, n=1)
+        meant = f"did you mean `{close[0]}`?" if close else f"it has: {', '.join(known)}"
+        raise UserError(f"{kind.__name__} has no setting `{name}`; {meant}")
     given = {name: _named(value) if name == "model" else value for name, value in settings.items()}
     if config is not None and not isinstance(config, kind):
         raise UserError(f"`config` must be {kind.__name__}(...), not {type(config).__name__}")
@@ -318,6 +363,15 @@ def _named(model: Any) -> str | None:
     if isinstance(model, Model):
         return model.source.path
     return str(model.path) if isinstance(model, TrainedModel) else str(model)
+
+
+def _result_name(model: Any) -> str:
+    """The name of a model in results, which is that of a run too."""
+    if isinstance(model, str):
+        return model
+    if isinstance(model, Model | TrainedModel):
+        return model.name
+    raise UserError(f"`models` must be names or models, not {model!r}")
 
 
 def _checked(name: str | None) -> str | None:

@@ -78,10 +78,7 @@ def search(
     if queries is not None and output is not None:
         check_output(output, workspace.root, [queries])
     artifact = workspace.get("indexes", index) if index else newest(workspace, "indexes", "run llara index first")
-    searcher = Searcher(
-        workspace, artifact, config.query_length, config.parameters, config.model, config.trust_remote_code,
-        config.device,
-    )  # fmt: skip
+    searcher = Searcher(workspace, artifact, config)
     searcher.check(config.top_k)
     session.console.note(f"index: {artifact.name}, model: {searcher.source.name}")
     if queries is not None and output is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -160,8 +161,8 @@ def _check_groups(config: Any) -> None:
 
 _SCALARS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "True or False"),
-    int: (int, "a whole number"),
-    float: (int | float, "a number"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
     str: (str | Path, "a string"),
     Path: (str | Path, "a path"),
     Mapping: (Mapping, "a mapping of names to values"),
@@ -181,7 +182,9 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     allowed, wanted = _SCALARS[origin]
     if not isinstance(value, allowed) or (isinstance(value, bool) and origin is not bool):
         raise UserError(f"`{name}` must be {wanted}, not {value!r}")
-    return origin(value) if origin in (str, Path) else value
+    if isinstance(value, int | float) and origin in (int, float):
+        return value  # as it was written: 1 is not 1.0 in a manifest
+    return value if origin in (bool, Mapping) else origin(value)
 
 
 def _without_none(kind: Any) -> Any:
@@ -198,12 +201,14 @@ def refuse_unknown(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise UserError(f"`{name}` must be {known}, not {value!r}")
 
 
-def refuse_nonpositive(name: str, value: float | None) -> None:
-    """Raise ``UserError`` if the value of the setting ``name`` is not a positive number."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"`{name}` must be a number, not {value!r}")
+def refuse_bad_count(name: str, value: int | None) -> None:
+    """Raise ``UserError`` if the value of the setting ``name`` is given and not a whole number above 0."""
+    if value is not None:
+        refuse_nonpositive(name, _typed(name, int, value))
+
+
+def refuse_nonpositive(name: str, value: float) -> None:
+    """Raise ``UserError`` if the value of the setting ``name`` is not positive and finite."""
     if not 0 < value < math.inf:
         raise UserError(f"`{name}` must be positive{' and finite' if value == math.inf else ''}, not {value}")
 

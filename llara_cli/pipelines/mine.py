@@ -25,7 +25,7 @@ from llara_cli.data.text_files import Note, ignore
 from llara_cli.data.training_rows import TrainingRow, read_raw_rows, read_training_rows, training_files
 from llara_cli.pipelines.index import index_corpus
 from llara_cli.pipelines.select import chosen_encoder, model_to_use
-from llara_cli.retrieval.config import EncodeConfig, MineConfig
+from llara_cli.retrieval.config import EncodeConfig, MineConfig, SearchConfig
 from llara_cli.retrieval.hard_negatives import (
     Bm25Candidates,
     CandidateSource,
@@ -238,6 +238,7 @@ def _candidates(workspace: Workspace, config: MineConfig, corpus: Path | None, i
         encoder = chosen_encoder(workspace, config.encoder, source)
         encode = EncodeConfig(max_length=config.max_length, dtype=config.dtype, encoder=encoder)
         artifact, model = index_corpus(workspace, source, corpus, encode, "mine"), None
-    searcher = Searcher(workspace, artifact, config.query_length, model=model, remote_code=config.trust_remote_code)
+    search = SearchConfig(query_length=config.query_length, model=model, trust_remote_code=config.trust_remote_code)
+    searcher = Searcher(workspace, artifact, search)
     searcher.check(config.depth)
     return IndexCandidates(searcher)

@@ -19,7 +19,7 @@ from llara_cli.pipelines.finetune import TrainingSet, finetuning_round
 from llara_cli.pipelines.index import index_corpus
 from llara_cli.pipelines.mine import Mining
 from llara_cli.pipelines.train import TrainingRun
-from llara_cli.retrieval.config import EncodeConfig, MineConfig
+from llara_cli.retrieval.config import EncodeConfig, MineConfig, SearchConfig
 from llara_cli.retrieval.hard_negatives import IndexCandidates
 from llara_cli.retrieval.searcher import Searcher
 from llara_cli.training.config import FinetuneConfig
@@ -114,7 +114,9 @@ class Rounds:
         source = resolve(run.name, self.workspace, remote_code=self.source.remote_code)
         encode = EncodeConfig(max_length=config.passage_length, dtype=config.dtype)
         index = index_corpus(self.workspace, source, corpus, encode, "finetune")
-        searcher = Searcher(self.workspace, index, config.query_length, remote_code=source.remote_code)
+        searcher = Searcher(
+            self.workspace, index, SearchConfig(query_length=config.query_length, trust_remote_code=source.remote_code)
+        )
         candidates = IndexCandidates(searcher)
         per_query = max(MINED, config.negatives)
         depth, seed = max(MineConfig.depth, per_query), config.seed

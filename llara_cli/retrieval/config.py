@@ -95,7 +95,12 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Settings of ``search``."""
+    """Settings of ``search``.
+
+    >>> from llara import SearchConfig
+    >>> SearchConfig(query_length=64).top_k
+    10
+    """
 
     top_k: Annotated[int, Setting("Hits per query.", short="-k", panel="Search", positive=True)] = 10
     query_length: Annotated[

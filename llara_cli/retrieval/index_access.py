@@ -26,10 +26,13 @@ def typed_parameters(given: Parameters, known: Mapping[str, type], backend: str)
         if key not in known:
             names = ", ".join(known) or "none"
             raise UserError(f"{setting}: the {backend} index has no parameter {key!r} here; it has: {names}")
+        kind = known[key]
         try:
-            parsed[key] = known[key](value)
-        except ValueError as error:
-            raise UserError(f"{setting}: {value!r} is not of type {known[key].__name__}") from error
+            if kind is int and isinstance(value, float):
+                raise ValueError("int() would cut the fraction off")
+            parsed[key] = kind(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{setting}: {value!r} is not of type {kind.__name__}") from error
     return parsed
 
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact
-from llara_cli.core.config import refuse_nonpositive
+from llara_cli.core.config import refuse_bad_count
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import IndexBackend, Parameters, Role, Vectors
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.backends import EncoderBackend, EncoderOptions
 from llara_cli.model.decoder import choose_device
 from llara_cli.model.source import ModelSource, resolve, resolve_recorded
+from llara_cli.retrieval.config import SearchConfig
 from llara_cli.retrieval.index_access import open_index, typed_parameters
 from llara_cli.retrieval.index_rows import IndexRows
 from llara_cli.retrieval.ranking import RowRanking, Shortfall, rank_rows
@@ -31,11 +32,7 @@ class Searcher:
 
     workspace: Workspace
     index: Artifact
-    query_length: int | None = None
-    parameters: Parameters = field(default_factory=dict)
-    model: str | None = None
-    remote_code: bool = False
-    device: str = "cpu"
+    config: SearchConfig = field(default_factory=SearchConfig)
 
     @cached_property
     def source(self) -> ModelSource:
@@ -44,13 +41,13 @@ class Searcher:
         Raises ``UserError`` if another is asked for, or if it is gone or has changed since.
         """
         settings, parents = self.index.manifest["settings"], self.index.manifest["parents"]
-        if self.model:
-            self._refuse_missing(self.model, settings, parents)
-            source = resolve(self.model, self.workspace, remote_code=self.remote_code)
+        if self.config.model:
+            self._refuse_missing(self.config.model, settings, parents)
+            source = resolve(self.config.model, self.workspace, remote_code=self.config.trust_remote_code)
         else:
             source = self._recorded_model(settings, parents)
         if source.fingerprint() != parents["model"]:
-            other = f"not with {source.name!r}" if self.model else "which has changed since"
+            other = f"not with {source.name!r}" if self.config.model else "which has changed since"
             raise UserError(
                 f"index {self.index.name!r} was made with model {settings['model']!r}, {other}; encode and index again"
             )
@@ -67,7 +64,9 @@ class Searcher:
 
     def _recorded_model(self, settings: Mapping[str, Any], parents: Mapping[str, str]) -> ModelSource:
         try:
-            return resolve_recorded(settings["source"], parents["model"], self.workspace, remote_code=self.remote_code)
+            return resolve_recorded(
+                settings["source"], parents["model"], self.workspace, remote_code=self.config.trust_remote_code
+            )
         except UserError as error:
             raise UserError(
                 f"index {self.index.name!r} was made with model {settings['model']!r}, which was not found: {error};"
@@ -83,7 +82,7 @@ class Searcher:
     def backend(self) -> IndexBackend:
         """The opened index."""
         with self.workspace.reporter.status(f"opening index {self.index.name}"):
-            return open_index(self.index, self.device, self.workspace.reporter.warn_once)
+            return open_index(self.index, self.config.device, self.workspace.reporter.warn_once)
 
     @cached_property
     def encoder(self) -> EncoderBackend:
@@ -93,35 +92,36 @@ class Searcher:
         dtype = settings["dtype"] if choose_device().type == "cuda" else "auto"
         cut_at = self.index_rows.stores[0].artifact.manifest["settings"].get("max_length")
         options = EncoderOptions(
-            dtype=dtype, query_length=self.query_length, passage_length=cut_at, note=self.workspace.reporter.warn_once
+            dtype=dtype,
+            query_length=self.config.query_length,
+            passage_length=cut_at,
+            note=self.workspace.reporter.warn_once,
         )
         with self.workspace.reporter.status(f"loading {self.source.name}"):
             encoder: EncoderBackend = registry.load("encoder", settings["encoder"]).load(self.source, options)
         return encoder
 
-    def check(self, k: int) -> None:
+    def check(self, k: int, parameters: Parameters | None = None) -> None:
         """Raise ``UserError`` or ``LlaraError`` for mistakes that can be found before the model is loaded."""
-        refuse_nonpositive("top_k", k)
-        _ = self.source, self.index_rows.removed, self.search_parameters
+        refuse_bad_count("top_k", k)
+        _ = self.source, self.index_rows.removed, self._typed(parameters)
 
-    @cached_property
-    def search_parameters(self) -> dict[str, int | float | str]:
-        """The search parameters, converted to the types that the backend declares."""
+    def _typed(self, parameters: Parameters | None) -> dict[str, int | float | str]:
+        """Search parameters (None: those of the config), converted to the types that the backend declares."""
+        given = self.config.parameters if parameters is None else parameters
         name = self.index.manifest["settings"]["backend"]
-        return typed_parameters(self.parameters, registry.load("index", name).search_parameters, name)
+        return typed_parameters(given, registry.load("index", name).search_parameters, name)
 
     def embed(self, texts: Sequence[str], role: Role) -> Vectors:
         """Vectors (texts, dim) of the index's width."""
         dim = self.index.manifest["settings"].get("dim")
         return np.ascontiguousarray(cut(self.encoder.encode(texts, role).vectors, dim))
 
-    def rank(self, texts: Sequence[str], k: int) -> Iterator[RowRanking]:
-        """The k best rows of each query."""
-        index_rows = self.index_rows
+    def rank(self, texts: Sequence[str], k: int, parameters: Parameters | None = None) -> Iterator[RowRanking]:
+        """The k best rows of each query; ``parameters``: of this search. Default: those of the config."""
+        typed, index_rows = self._typed(parameters), self.index_rows
         queries, ids = self.embed(texts, "query"), index_rows.ids
-        return rank_rows(
-            self.backend, queries, ids, k, self.search_parameters, removed=index_rows.removed, shortfall=self._shortfall
-        )
+        return rank_rows(self.backend, queries, ids, k, typed, removed=index_rows.removed, shortfall=self._shortfall)
 
     @cached_property
     def _shortfall(self) -> Shortfall:
@@ -134,10 +134,10 @@ class Searcher:
             advice = f"; raise {raised}" if raised else ""
             self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
 
-    def hits(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
-        """The hits of each query: rank, id, score, title and text."""
+    def hits(self, queries: Sequence[str], k: int, parameters: Parameters | None = None) -> list[list[dict[str, Any]]]:
+        """The hits of each query: rank, id, score, title and text; ``parameters`` as of ``rank``."""
         warned = self._shortfall.queries > 0
-        found = [list(self._described(hits)) for hits in self.rank(queries, k)]
+        found = [list(self._described(hits)) for hits in self.rank(queries, k, parameters)]
         self.warn_of_shortfall(len(queries), warned=warned)
         return found
 

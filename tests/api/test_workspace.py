@@ -1,0 +1,130 @@
+"""A workspace takes its own artifacts and its jobs' settings only, and what it opens stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from program import beir
+
+from llara import Embeddings, FinetuneConfig, Index, Model, SearchConfig, UserError, Workspace
+from llara_cli.core import registry
+
+__all__ = ["beir"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Workspace, Embeddings, Index]:
+    """A workspace with embeddings and an HNSW index over them."""
+    folder = tmp_path_factory.mktemp("made")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(f'{{"_id": "d{n}", "text": "bees dance {n} times"}}\n' for n in range(40)))
+    workspace = Workspace(folder / "ws")
+    embeddings = workspace.encode(corpus, model=tiny_model)
+    return workspace, embeddings, workspace.index(embeddings, backend="hnsw", name="graph")
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was loaded since: the models' locations, and the folders of indexes."""
+    seen: list[str] = []
+    for kind, name in (("encoder", "torch"), ("index", "hnsw")):
+        backend: Any = registry.load(kind, name)
+        whole = backend.load
+
+        def load(first: Any, *others: Any, whole: Callable[..., Any] = whole, kind: str = kind) -> Any:
+            seen.append(kind)
+            return whole(first, *others)
+
+        monkeypatch.setattr(backend, "load", load)
+    return seen
+
+
+def test_artifacts_of_another_workspace_are_refused(
+    made: tuple[Workspace, Embeddings, Index], beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    _, embeddings, index = made
+    other = Workspace(tmp_path / "other")
+    own = other.encode(beir, model=tiny_model, name=embeddings.name)  # one of the same name
+    assert own.count != embeddings.count
+    with pytest.raises(UserError, match=f"`embeddings`: '{embeddings.name}' belongs to the workspace .*, not to"):
+        other.index(embeddings)
+    with pytest.raises(UserError, match="`index`: 'graph' belongs to the workspace"):
+        other.mine(beir, index=index)
+    assert other.index(own).count == own.count
+
+
+def test_arguments_of_another_type_are_refused(made: tuple[Workspace, Embeddings, Index], beir: Path) -> None:
+    workspace, embeddings, index = made
+    with pytest.raises(UserError, match="`embeddings` must be Embeddings or a name, not Index"):
+        workspace.index(index)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="`index` must be Index or a name, not Embeddings"):
+        workspace.mine(beir, index=embeddings)  # type: ignore[arg-type]
+    for models in ("bm25", 3):
+        with pytest.raises(UserError, match="`models` must be a list of names or trained models"):
+            workspace.compare(models)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="`models` must be names or models, not 3"):
+        workspace.compare(["bm25", 3])  # type: ignore[list-item]
+    for k in (0, 2.5, True):
+        with pytest.raises(UserError, match="`top_k` must be"):
+            index.search("bees", top_k=k)
+
+
+def test_an_unknown_setting_is_refused_with_the_closest_one(made: tuple[Workspace, Embeddings, Index]) -> None:
+    workspace = made[0]
+    with pytest.raises(UserError, match="FinetuneConfig has no setting `negative`; did you mean `negatives`"):
+        workspace.finetune("train.jsonl", negative=3)
+    with pytest.raises(UserError, match="SearchConfig has no setting `zzz`; it has: top_k, query_length,"):
+        workspace.load_index("graph", zzz=3)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = FinetuneConfig(batch_size=np.int64(4), temperature=np.float32(0.5))  # type: ignore[arg-type]
+    assert (type(config.batch_size), type(config.temperature)) == (int, float)
+
+
+def test_an_index_loads_its_model_and_itself_once(made: tuple[Workspace, Embeddings, Index], loads: list[str]) -> None:
+    index = made[0].load_index("graph")
+    assert loads == []
+    first = index.search("bees dance 3 times", top_k=5)
+    assert index.search("bees dance 3 times", top_k=5, parameters={"ef": 40}) == first
+    assert index.search(["bees dance 3 times"], top_k=5) == [first]
+    assert sorted(loads) == ["encoder", "index"]
+
+
+@pytest.mark.parametrize("value", [2.5, None, "many"])
+def test_a_parameter_of_a_wrong_type_is_refused(made: tuple[Workspace, Embeddings, Index], value: Any) -> None:
+    with pytest.raises(UserError, match=r"`parameters\['ef'\]=.*is not of type int"):
+        made[2].search("bees", parameters={"ef": value})
+
+
+def test_how_an_index_is_searched_is_set_when_it_is_loaded(made: tuple[Workspace, Embeddings, Index]) -> None:
+    workspace, _, index = made
+    assert len(workspace.load_index("graph", SearchConfig(top_k=3), parameters={"ef": 40}).search("bees")) == 3
+    with pytest.raises(UserError, match="a length of 100000 tokens is above the model's"):
+        workspace.load_index("graph", query_length=100_000).search("bees")
+    with pytest.raises(UserError, match="`model=other` does not exist; index 'graph' was made with"):
+        workspace.load_index("graph", model="other").search("bees")
+    assert len(index.search("bees")) == 10
+
+
+def test_a_model_of_the_workspace_takes_the_options_of_any_model(tiny_model: Path, tmp_path: Path) -> None:
+    workspace, wiki = Workspace(tmp_path / "ws"), tmp_path / "wiki.jsonl"
+    wiki.write_text('{"text": "Bees dance to tell where the flowers are. They dance in the dark."}\n' * 20)
+    with pytest.raises(UserError, match=r"no models in .* yet"):
+        workspace.load_model()
+    workspace.pretrain(wiki, model=tiny_model, max_steps=1, max_length=48, batch_size=2, name="first")
+    model = workspace.load_model(query_length=64, trust_remote_code=True)
+    assert (model.name, model.encode("bees").shape) == ("first", (model.dim,))
+    with pytest.raises(UserError, match="unknown model 'second'"):
+        workspace.load_model("second")
+
+
+@pytest.mark.parametrize("name", ["query_length", "passage_length", "batch_tokens"])
+@pytest.mark.parametrize("value", [0, 2.5, "8"])
+def test_lengths_are_whole_numbers(tiny_model: Path, name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"`{name}` must be (positive|a whole number), not"):
+        Model.load(tiny_model, **{name: value})
