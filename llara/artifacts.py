@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from llara.model import Model, as_list
+from llara.arguments import texts_of
+from llara.model import Model
 from llara_cli.core.artifacts import Artifact
 from llara_cli.core.protocols import Parameters, Vectors
 from llara_cli.core.workspace import Workspace as Store
@@ -165,7 +166,7 @@ class Index:
             UserError: if the index's model is gone or has changed, for unknown parameters, and for a query that is not
                 a string.
         """
-        queries = as_list(query, "query")
+        queries = texts_of(query, "query")
         k = self._config.top_k if top_k is None else top_k
         self._searcher.check(k, parameters)
         found = [[Hit(**hit) for hit in hits] for hits in self._searcher.hits(queries, k, parameters)]

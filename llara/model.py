@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from llara.arguments import path_of, texts_of
 from llara_cli.core.config import Attention, Dtype, refuse_bad_count, refuse_unknown
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import Role, Vectors
@@ -18,8 +18,6 @@ from llara_cli.core.workspace import Workspace as Store
 if TYPE_CHECKING:
     from llara_cli.model.backends import EncoderBackend
     from llara_cli.model.source import ModelSource
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Model:
@@ -90,7 +88,8 @@ class Model:
         refuse_bad_count("passage_length", passage_length)
         refuse_bad_count("batch_tokens", batch_tokens)
         reporter = Reporter(progress)
-        source = resolve(str(model), Store(Path(workspace or "workspace"), reporter), remote_code=trust_remote_code)
+        store = Store(path_of(workspace or "workspace", "workspace"), reporter)
+        source = resolve(str(model), store, remote_code=trust_remote_code)
         backend: type[EncoderBackend] = registry.load("encoder", encoder or source.usual_encoder)
         options = EncoderOptions(
             dtype=dtype,
@@ -132,7 +131,7 @@ class Model:
         refuse_bad_count("dim", dim)
         if dim is not None and dim > self.dim:
             raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
-        several = as_list(texts, "texts")
+        several = texts_of(texts, "texts")
         with self._reporter.bar("encoding", len(several), unit="texts") as bar:
             vectors = self._encoder.encode(several, role, bar.advance).vectors
         if dim is not None:
@@ -163,7 +162,7 @@ class Model:
 
     def _vectors(self, given: Sequence[str] | Vectors, role: Role) -> Vectors:
         if not isinstance(given, np.ndarray):
-            return self.encode(as_list(given, "texts"), role=role)
+            return self.encode(texts_of(given, "texts"), role=role)
         vectors = np.atleast_2d(given)
         if vectors.ndim != 2 or vectors.dtype.kind != "f" or not np.isfinite(vectors).all():
             raise UserError(
@@ -173,18 +172,3 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, dim={self.dim})"
-
-
-def as_list(texts: str | Iterable[str], name: str) -> list[str]:
-    """One text or several as a list. Raises ``UserError``, which names the argument ``name``, for anything else."""
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
-        raise UserError(f"`{name}` must be a text or a list of texts, not {type(texts).__name__}")
-    several = [texts] if isinstance(texts, str) else list(texts)
-    for number, text in enumerate(several):
-        if not isinstance(text, str):
-            raise UserError(f"`{name}` must be strings, not {type(text).__name__}")
-        if not text.isascii() and _SURROGATE.search(text):
-            raise UserError(
-                f"`{name}`: text {number} (counted from 0) is not valid Unicode: it has half a surrogate pair"
-            )
-    return several

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from llara.arguments import path_of
 from llara_cli.core.errors import UserError
 
 Run = Mapping[str, Mapping[str, float]]
@@ -36,8 +37,11 @@ def evaluate(
     from llara_cli.evaluation.metrics import check_judgments
     from llara_cli.evaluation.metrics import evaluate as score
 
-    found_run: Any = _checked(run, "run") if isinstance(run, Mapping) else read_run(_path(run, "run"))
-    found_qrels: Any = _checked(qrels, "qrels") if isinstance(qrels, Mapping) else read_qrels(_path(qrels, "qrels"))
+    wanted = "a mapping or a file"
+    found_run: Any = _checked(run, "run") if isinstance(run, Mapping) else read_run(path_of(run, "run", wanted))
+    found_qrels: Any = (
+        _checked(qrels, "qrels") if isinstance(qrels, Mapping) else read_qrels(path_of(qrels, "qrels", wanted))
+    )
     if not found_qrels:
         raise UserError("`qrels` has no query")
     names = parse_metrics(",".join(metrics))
@@ -55,9 +59,3 @@ def _checked(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             if not isinstance(value, kind) or value != value:
                 raise UserError(f"`{name}`: query {query!r}, document {document!r}: {value!r} is not {wanted}")
     return given
-
-
-def _path(given: Any, name: str) -> Path:
-    if not isinstance(given, str | Path):
-        raise UserError(f"`{name}` must be a mapping or a file, not {type(given).__name__}")
-    return Path(given)

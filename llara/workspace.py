@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from llara.arguments import Inputs, config_of, inputs_of, name_of, path_of
 from llara.artifacts import Embeddings, Index, TrainedModel
 from llara.model import Model
 from llara_cli.core.errors import UserError
-from llara_cli.core.names import check_name
 from llara_cli.core.reporter import Progress, Reporter
 from llara_cli.core.workspace import Workspace as Store
 from llara_cli.evaluation.config import CompareConfig, EvaluateConfig
 from llara_cli.retrieval.config import EncodeConfig, IndexConfig, MineConfig, SearchConfig
 from llara_cli.training.config import FinetuneConfig, PretrainConfig
-
-if TYPE_CHECKING:
-    from llara_cli.model.source import ModelSource
-
-ConfigT = TypeVar("ConfigT")
-Inputs = str | Path | Sequence[str | Path]
 
 
 class Workspace:
@@ -49,7 +42,7 @@ class Workspace:
     """
 
     def __init__(self, path: str | Path = "workspace", *, progress: Callable[[Progress], None] | None = None) -> None:
-        self.path = Path(path)
+        self.path = path_of(path, "path").absolute()
         self._progress = progress
         self._store = Store(self.path, Reporter(progress))
 
@@ -77,9 +70,9 @@ class Workspace:
         from llara_cli.pipelines.pretrain import pretraining
         from llara_cli.pipelines.select import model_to_pretrain
 
-        config = _config(PretrainConfig, config, settings)
+        config = config_of(PretrainConfig, config, _named(settings))
         source = model_to_pretrain(self._store, config.model, config.trust_remote_code)
-        job = pretraining(self._store, source, _listed(corpus), config, _checked(name))
+        job = pretraining(self._store, source, inputs_of(corpus, "corpus"), config, name_of(name))
         return _trained(job.run(restart=restart))
 
     def finetune(
@@ -106,9 +99,9 @@ class Workspace:
         from llara_cli.pipelines.rounds import finetuning
         from llara_cli.pipelines.select import model_to_finetune
 
-        config = _config(FinetuneConfig, config, settings)
+        config = config_of(FinetuneConfig, config, _named(settings))
         source = model_to_finetune(self._store, config.model, config.trust_remote_code)
-        job = finetuning(self._store, source, _listed(train), config, _checked(name))
+        job = finetuning(self._store, source, inputs_of(train, "train"), config, name_of(name))
         return _trained(job.run(restart=restart))
 
     def mine(
@@ -144,16 +137,16 @@ class Workspace:
         """
         from llara_cli.pipelines.mine import mining
 
-        config = _config(MineConfig, config, settings)
-        target = None if output is None else Path(output)
+        config = config_of(MineConfig, config, _named(settings))
+        target = None if output is None else path_of(output, "output")
         job = mining(
             self._store,
-            Path(train),
+            path_of(train, "train"),
             config,
-            corpus=None if corpus is None else Path(corpus),
+            corpus=None if corpus is None else path_of(corpus, "corpus"),
             index=self._name_of(index, Index, "index"),
             output=target,
-            name=_checked(name),
+            name=name_of(name),
             restart=restart,
         )
         return Path(job.run(output=target, restart=restart)["output"])
@@ -179,12 +172,13 @@ class Workspace:
             UserError: for a mistake in the settings or the collection, before the model is loaded.
         """
         from llara_cli.pipelines.encode import Encoding
-        from llara_cli.pipelines.select import chosen_encoder
+        from llara_cli.pipelines.select import chosen_encoder, model_to_use
 
-        config = _config(EncodeConfig, config, settings)
-        source = self._source(settings.get("model", config.model), config.trust_remote_code)
+        config = config_of(EncodeConfig, config, _named(settings))
+        source = model_to_use(self._store, config.model, config.trust_remote_code)
         config = replace(config, encoder=chosen_encoder(self._store, config.encoder, source))
-        result = Encoding(self._store, source, Path(corpus), config, _checked(name) or "").run(restart=restart)
+        job = Encoding(self._store, source, path_of(corpus, "corpus"), config, name_of(name) or "")
+        result = job.run(restart=restart)
         return Embeddings(self._store.get("embeddings", result["name"]))
 
     def index(
@@ -207,10 +201,10 @@ class Workspace:
         from llara_cli.pipelines.index import indexing
         from llara_cli.pipelines.select import newest_passages
 
-        config = _config(IndexConfig, config, settings)
+        config = config_of(IndexConfig, config, _named(settings))
         named = self._name_of(embeddings, Embeddings, "embeddings")
         artifact = newest_passages(self._store) if named is None else self._store.get("embeddings", named)
-        result = indexing(self._store, artifact, config, _checked(name)).run(restart=restart)
+        result = indexing(self._store, artifact, config, name_of(name)).run(restart=restart)
         return self.load_index(result["name"])
 
     def evaluate(
@@ -238,10 +232,9 @@ class Workspace:
         """
         from llara_cli.pipelines.evaluate import evaluate_benchmark
 
-        config = _config(EvaluateConfig, config, settings | {"model": model})
-        result, _ = evaluate_benchmark(
-            self._store, str(benchmark), config, restart=restart, consent=lambda question: download
-        )
+        config = config_of(EvaluateConfig, config, _named(settings | {"model": model}))
+        place = str(path_of(benchmark, "benchmark"))
+        result, _ = evaluate_benchmark(self._store, place, config, restart=restart, consent=lambda question: download)
         return result
 
     def compare(
@@ -259,7 +252,7 @@ class Workspace:
         """
         from llara_cli.pipelines.compare import Comparing
 
-        config = _config(CompareConfig, config, settings)
+        config = config_of(CompareConfig, config, _named(settings))
         if isinstance(models, str) or not isinstance(models, Sequence):
             raise UserError(f"`models` must be a list of names or trained models, not {models!r}")
         names = [_result_name(model) for model in models]
@@ -313,14 +306,9 @@ class Workspace:
         """
         from llara_cli.pipelines.select import newest
 
-        config = _config(SearchConfig, config, settings)
+        config = config_of(SearchConfig, config, _named(settings))
         artifact = self._store.get("indexes", name) if name else newest(self._store, "indexes", "build an index first")
         return Index(self._store, artifact, config)
-
-    def _source(self, model: Any, remote_code: bool) -> ModelSource:
-        from llara_cli.pipelines.select import model_to_use
-
-        return model.source if isinstance(model, Model) else model_to_use(self._store, _named(model), remote_code)
 
     def _name_of(self, given: Any, kind: type[Embeddings | Index], argument: str) -> str | None:
         """The name of an artifact that is given as such or by its name.
@@ -340,29 +328,13 @@ class Workspace:
         return f"Workspace({str(self.path)!r})"
 
 
-def _config(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
-    """The config with these fields; ``model`` may be an object.
-
-    Raises ``UserError`` for an unknown field, with the closest one, and for the config of another job.
-    """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in settings.keys() - set(known):
-        close = get_close_matches(name, known, n=1)
-        meant = f"did you mean `{close[0]}`?" if close else f"it has: {', '.join(known)}"
-        raise UserError(f"{kind.__name__} has no setting `{name}`; {meant}")
-    given = {name: _named(value) if name == "model" else value for name, value in settings.items()}
-    if config is not None and not isinstance(config, kind):
-        raise UserError(f"`config` must be {kind.__name__}(...), not {type(config).__name__}")
-    return kind(**given) if config is None else replace(config, **given)  # type: ignore[type-var]
-
-
-def _named(model: Any) -> str | None:
-    """An argument that names a model; for a ``Model`` or ``TrainedModel`` its location."""
-    if model is None:
-        return None
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the location of a model in the place of a ``Model`` or ``TrainedModel``."""
+    model = settings.get("model")
     if isinstance(model, Model):
-        return model.source.path
-    return str(model.path) if isinstance(model, TrainedModel) else str(model)
+        allowed = {"trust_remote_code": True} if model.source.remote_code else {}
+        return {**allowed, **settings, "model": model.source.path}
+    return {**settings, "model": model.path} if isinstance(model, TrainedModel) else dict(settings)
 
 
 def _result_name(model: Any) -> str:
@@ -372,19 +344,6 @@ def _result_name(model: Any) -> str:
     if isinstance(model, Model | TrainedModel):
         return model.name
     raise UserError(f"`models` must be names or models, not {model!r}")
-
-
-def _checked(name: str | None) -> str | None:
-    return None if name is None else check_name(name)
-
-
-def _listed(inputs: Inputs) -> list[str]:
-    if not isinstance(inputs, str | Path | Sequence):
-        raise UserError(f"inputs must be files or folders, not {inputs!r}")
-    listed = [str(inputs)] if isinstance(inputs, str | Path) else [str(each) for each in inputs]
-    if not listed:
-        raise UserError("no input: give at least one file or folder")
-    return listed
 
 
 def _trained(result: Mapping[str, Any]) -> TrainedModel:

@@ -16,6 +16,7 @@ from llara_cli.commands.llara_toml import FILE, TableKey, command_defaults, comm
 from llara_cli.commands.messages import with_flags
 from llara_cli.commands.session import workspace_path
 from llara_cli.core.errors import LlaraError, UserError
+from llara_cli.core.names import expand_home
 
 _TRAINING: dict[str, tuple[str, ...]] = {
     "max_steps": ("epochs",),
@@ -67,12 +68,7 @@ def expanded(value: Any, is_place: bool) -> Any:
     """A parameter's value; in a path a leading ``~`` becomes the home folder, which shells do not always replace."""
     if isinstance(value, list | tuple):
         return type(value)(expanded(each, is_place) for each in value)
-    if not is_place or not str(value).startswith("~"):
-        return value
-    try:
-        return type(value)(Path(value).expanduser())
-    except RuntimeError:  # no such user: a file of that name
-        return value
+    return expand_home(value) if is_place and isinstance(value, str | Path) else value
 
 
 class Command(TyperCommand):

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -20,7 +19,7 @@ import typer
 from llara_cli.commands.completion import completer
 from llara_cli.commands.messages import with_flags
 from llara_cli.commands.session import GLOBAL_FLAGS, Session, open_session
-from llara_cli.core.config import Field, settings_of
+from llara_cli.core.config import Field, settings_of, without_none
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import check_name
 
@@ -154,9 +153,7 @@ def _shown(default: Any) -> str | bool:
 
 def plain_type(field: Field) -> Any:
     """The type of the option: for a tuple a text with commas, or repeated values; for a mapping repeated texts."""
-    kind = field.kind
-    if NoneType in get_args(kind):
-        (kind,) = (each for each in get_args(kind) if each is not NoneType)
+    kind = without_none(field.kind)
     if get_origin(kind) is tuple:
         return list[str] if field.setting.repeated else str
     if _is_mapping(kind):
@@ -199,16 +196,15 @@ def _build(config: type, by_path: Mapping[tuple[str, ...], Any], path: tuple[str
 
 def _value(field: Field, typed: Any) -> Any:
     """The setting's value for the text of an option."""
-    kind = field.kind
-    inner = [each for each in get_args(kind) if each is not NoneType] if NoneType in get_args(kind) else [kind]
-    if _is_mapping(inner[0]):
+    kind = without_none(field.kind)
+    if _is_mapping(kind):
         return dict(_pair(field, item) for item in typed or ())
-    if get_origin(inner[0]) is not tuple:
+    if get_origin(kind) is not tuple:
         return typed
     if typed is None:
-        return None if NoneType in get_args(kind) else ()
+        return () if kind is field.kind else None
     items = typed if isinstance(typed, list) else [item.strip() for item in _COMMA.split(typed)]
-    of_items = get_args(inner[0])[0]
+    of_items = get_args(kind)[0]
     if of_items is not int:
         return tuple(items)
     try:

@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from llara_cli.core.errors import UserError
+from llara_cli.core.names import expand_home
 
 DEFAULT_LENGTH = 512
 """Default tokens of a text that is encoded, prompt included, if the model has that many positions."""
@@ -89,12 +90,12 @@ class Field(NamedTuple):
     @property
     def choices(self) -> tuple[Any, ...]:
         """The only values allowed; empty: any of the type."""
-        inner = self.kind
+        inner = without_none(self.kind)
         while get_origin(inner) is not Literal:
-            inside = [each for each in get_args(inner) if each is not NoneType]
+            inside = get_args(inner)
             if not inside:
                 return ()
-            inner = inside[0]
+            inner = without_none(inside[0])
         return get_args(inner)
 
     def owner(self, config: Any) -> Any:
@@ -140,7 +141,7 @@ def check_values(config: Any) -> None:
         value = field.value(config)
         if value is None:
             continue
-        value = _typed(field.name, _without_none(field.kind), value)
+        value = _typed(field.name, without_none(field.kind), value)
         object.__setattr__(field.owner(config), field.path[-1], value)
         for each in value if isinstance(value, tuple) else (value,):
             if field.choices:
@@ -184,10 +185,12 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         raise UserError(f"`{name}` must be {wanted}, not {value!r}")
     if isinstance(value, int | float) and origin in (int, float):
         return value  # as it was written: 1 is not 1.0 in a manifest
+    if origin is Path:
+        return Path(expand_home(value))
     return value if origin in (bool, Mapping) else origin(value)
 
 
-def _without_none(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
     """``T`` of ``T | None``; other types as they are."""
     inside = [each for each in get_args(kind) if each is not NoneType]
     return inside[0] if NoneType in get_args(kind) and len(inside) == 1 else kind

@@ -6,9 +6,11 @@ import hashlib
 import re
 import unicodedata
 from pathlib import Path
+from typing import TypeVar
 
 from llara_cli.core.errors import UserError
 
+PathT = TypeVar("PathT", bound=str | Path)
 NAME_BYTES = 200
 """Most bytes of a name in UTF-8: file systems allow 255, and lock files and folders append to an artifact's name."""
 _SLUG_BYTES = 100
@@ -80,3 +82,13 @@ def _is_kept(mark: str) -> bool:
 
 def _digits(text: str) -> str:
     return hashlib.sha256(normal(text).encode(errors="backslashreplace")).hexdigest()[:_DIGITS]
+
+
+def expand_home(path: PathT) -> PathT:
+    """A path whose leading ``~`` is replaced by the home folder, as shells do; unchanged if there is no such user."""
+    if not str(path).startswith("~"):
+        return path
+    try:
+        return type(path)(Path(path).expanduser())
+    except RuntimeError:
+        return path

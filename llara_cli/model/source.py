@@ -118,7 +118,8 @@ class ModelSource:
     def argument(self, workspace: Workspace) -> str:
         """An argument that names this model: for a workspace model its name (the workspace may move), else ``path``."""
         artifact = workspace.find("models", self.name)
-        return self.name if artifact and Path(self.location) == artifact.path else self.path
+        is_it = artifact is not None and Path(self.location).resolve() == artifact.path.resolve()
+        return self.name if is_it else self.path
 
     def fingerprint(self) -> str:
         """Identity of the model: sha256 over its files, or over a workspace model's manifest; a hub model's commit."""
@@ -168,12 +169,14 @@ def _hub_commit(repo_id: str) -> str:
 def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -> ModelSource:
     """The model that an argument names.
 
-    Raises ``UserError`` unless it is a finished model of the workspace, a folder with a ``config.json``, a ``.gguf``
-    file, or a possible hub id.
+    Raises ``UserError`` unless it is a finished model of the workspace (its name or folder), a folder with a
+    ``config.json``, a ``.gguf`` file, or a possible hub id.
     """
-    if artifact := workspace.find("models", argument):
-        return ModelSource(argument, str(artifact.path), None, read_recipe(artifact.path), remote_code)
-    if not Path(argument).expanduser().exists() and (workspace.root / "models" / argument).is_dir():
+    path = Path(argument).expanduser()
+    is_inside = path.is_dir() and path.resolve().parent == (workspace.root / "models").resolve()
+    if artifact := workspace.find("models", path.resolve().name if is_inside else argument):
+        return ModelSource(artifact.name, str(artifact.path), None, read_recipe(artifact.path), remote_code)
+    if not path.exists() and (workspace.root / "models" / argument).is_dir():
         raise UserError(f"model {argument!r} is unfinished: run the command that began it again")
     return resolve_outside(argument, remote_code)
 

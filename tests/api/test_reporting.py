@@ -138,7 +138,7 @@ def test_mistakes_of_jobs(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "ws")
     with pytest.raises(UserError, match=r"`config` must be PretrainConfig\(...\), not FinetuneConfig"):
         workspace.pretrain(beir, FinetuneConfig())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="inputs must be files or folders, not None"):
+    with pytest.raises(UserError, match="`corpus` must be files or folders, not None"):
         workspace.pretrain(None)  # type: ignore[arg-type]
     index = workspace.index(workspace.encode(beir, model=tiny_model))
     with pytest.raises(UserError, match="`query` must be a text or a list of texts, not NoneType"):
@@ -158,7 +158,7 @@ def test_mistakes_of_jobs(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
         (lambda: evaluate({"q": {"d": math.nan}}, {"q": {"d": 1}}), "query 'q', document 'd': nan is not a number"),
         (lambda: evaluate({"q": {"d": 1}}, {"q": {"d": 0.5}}), "document 'd': 0.5 is not a whole number"),  # type: ignore[dict-item]
         (lambda: evaluate({"q": ["d"]}, {"q": {"d": 1}}), "query 'q' must have a mapping of document ids"),  # type: ignore[dict-item]
-        (lambda: evaluate([1], {"q": {"d": 1}}), "`run` must be a mapping or a file, not list"),  # type: ignore[arg-type]
+        (lambda: evaluate([1], {"q": {"d": 1}}), "`run` must be a mapping or a file, not [1]"),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_values_of_a_wrong_type(make: Callable[[], object], told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from program import beir
 
-from llara import Embeddings, FinetuneConfig, Index, Model, SearchConfig, UserError, Workspace
+from llara import Embeddings, EvaluateConfig, FinetuneConfig, Index, Model, SearchConfig, UserError, Workspace
 from llara_cli.core import registry
 
 __all__ = ["beir"]
@@ -63,6 +64,17 @@ def test_arguments_of_another_type_are_refused(made: tuple[Workspace, Embeddings
         workspace.index(index)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="`index` must be Index or a name, not Embeddings"):
         workspace.mine(beir, index=embeddings)  # type: ignore[arg-type]
+    for job in (workspace.encode, workspace.mine):
+        with pytest.raises(UserError, match="must be a file or folder, not None"):
+            job(None, model="bm25")  # type: ignore[arg-type, operator]
+    with pytest.raises(UserError, match=r"`train` must be files or folders, not \[3\]"):
+        workspace.finetune([3])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="`corpus` is empty"):
+        workspace.pretrain([])
+    with pytest.raises(UserError, match="`name` must be a string, not 3"):
+        workspace.index(embeddings, name=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="`model` must be a string, not 3"):
+        workspace.encode(beir, model=3)
     for models in ("bm25", 3):
         with pytest.raises(UserError, match="`models` must be a list of names or trained models"):
             workspace.compare(models)  # type: ignore[arg-type]
@@ -71,6 +83,21 @@ def test_arguments_of_another_type_are_refused(made: tuple[Workspace, Embeddings
     for k in (0, 2.5, True):
         with pytest.raises(UserError, match="`top_k` must be"):
             index.search("bees", top_k=k)
+
+
+def test_the_home_folder_and_the_working_directory(
+    beir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(beir, tmp_path / "small")
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace("ws")
+    assert Workspace("~/ws").path == workspace.path == tmp_path / "ws"
+    monkeypatch.chdir("/")  # a workspace stays where it is
+    assert workspace.encode("~/small", model=tiny_model).path == tmp_path / "ws/embeddings/tiny-small"
+    assert EvaluateConfig(data_root="~/small").data_root == tmp_path / "small"  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"no such file: {tmp_path}/absent"):
+        workspace.pretrain("~/absent", model=tiny_model)
 
 
 def test_an_unknown_setting_is_refused_with_the_closest_one(made: tuple[Workspace, Embeddings, Index]) -> None:
@@ -121,6 +148,22 @@ def test_a_model_of_the_workspace_takes_the_options_of_any_model(tiny_model: Pat
     assert (model.name, model.encode("bees").shape) == ("first", (model.dim,))
     with pytest.raises(UserError, match="unknown model 'second'"):
         workspace.load_model("second")
+
+
+def test_a_model_of_the_workspace_is_the_same_by_name_folder_or_object(
+    tiny_model: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace, wiki = Workspace("ws"), tmp_path / "wiki.jsonl"
+    wiki.write_text('{"text": "Bees dance to tell where the flowers are. They dance in the dark."}\n' * 20)
+    trained = workspace.pretrain(wiki, model=tiny_model, max_steps=1, max_length=48, batch_size=2, name="Größe_1")
+    named = workspace.encode(beir, model="Größe_1")
+    stamp = (named.path / "manifest.json").stat().st_mtime_ns
+    for model in (trained, trained.path, trained.path.resolve(), trained.load(), workspace.load_model()):
+        again = workspace.encode(beir, model=model)
+        assert (again.name, (again.path / "manifest.json").stat().st_mtime_ns) == (named.name, stamp)
+    results = [workspace.evaluate(model, beir)["model"] for model in (trained, trained.load(), "Größe_1")]
+    assert results == ["Größe_1"] * 3
 
 
 @pytest.mark.parametrize("name", ["query_length", "passage_length", "batch_tokens"])
