@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llara_cli.core.config import settings_of
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import check_name, expand_home
 
@@ -25,12 +26,19 @@ def config_of(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str
     if config is not None and not isinstance(config, kind):
         raise UserError(f"`config` must be {kind.__name__}(...), not {type(config).__name__}")
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in settings:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            meant = f"did you mean `{close[0]}`?" if close else f"it has: {', '.join(known)}"
-            raise UserError(f"{kind.__name__} has no setting `{name}`; {meant}")
+    if unknown := [name for name in settings if name not in known]:
+        raise UserError(f"{kind.__name__} has no setting `{unknown[0]}`; {_meant(kind, unknown[0], known)}")
     return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]
+
+
+def _meant(kind: type, name: str, known: Sequence[str]) -> str:
+    """What an unknown setting may be: one of a group (``rank`` or ``lora_rank`` for ``lora.rank``), or the closest."""
+    for field in settings_of(kind):
+        if len(field.path) == 2 and name in (field.path[-1], "_".join(field.path)):
+            group, inner = field.path
+            return f"it is a setting of `{group}`: {group}={type(getattr(kind, group)).__name__}({inner}=...)"
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"it has: {', '.join(known)}"
 
 
 def path_of(given: Any, argument: str, wanted: str = "a file or folder") -> Path:

@@ -104,8 +104,20 @@ def test_an_unknown_setting_is_refused_with_the_closest_one(made: tuple[Workspac
     workspace = made[0]
     with pytest.raises(UserError, match="FinetuneConfig has no setting `negative`; did you mean `negatives`"):
         workspace.finetune("train.jsonl", negative=3)
+    for name, meant in (
+        ("learning_rate", r"`optimizer`: optimizer=OptimizerConfig\(learning_rate=...\)"),
+        ("lora_rank", r"`lora`: lora=LoraConfig\(rank=...\)"),
+    ):
+        with pytest.raises(UserError, match=f"FinetuneConfig has no setting `{name}`; it is a setting of {meant}"):
+            workspace.finetune("train.jsonl", **{name: 1})
     with pytest.raises(UserError, match="SearchConfig has no setting `zzz`; it has: top_k, query_length,"):
         workspace.load_index("graph", zzz=3)
+
+
+def test_a_workspace_is_a_directory(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"workspace .*/file is a file, not a directory"):
+        Workspace(tmp_path / "file").encode(beir, model=tiny_model)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
