@@ -18,7 +18,7 @@ Inputs = str | Path | Sequence[str | Path]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def config_of(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
+def config_with(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
     """The config with these fields.
 
     Raises ``UserError`` for an unknown field, with the closest one, and for the config of another job.
@@ -62,7 +62,7 @@ def inputs_of(given: Any, argument: str) -> list[str]:
     return [str(expand_home(each)) for each in given]
 
 
-def name_of(given: Any) -> str | None:
+def checked_name(given: Any) -> str | None:
     """The name of a new artifact; None: to be derived. Raises ``UserError`` for one that is no name."""
     if given is None:
         return None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llara.arguments import Inputs, config_of, inputs_of, name_of, path_of
+from llara.arguments import Inputs, checked_name, config_with, inputs_of, path_of
 from llara.artifacts import Embeddings, Index, TrainedModel
 from llara.model import Model
 from llara_cli.core.errors import UserError
@@ -23,6 +23,7 @@ class Workspace:
 
     Each job resumes where an earlier run of it stopped, and returns the finished artifact if it exists already.
     Its settings are a config object, fields of it given by name, or both: ``pretrain(corpus, config, max_steps=10)``.
+    A job that is given a loaded ``Model`` loads it again: lengths, dtype and encoder are those of the job's settings.
 
     >>> import llara
     >>> workspace = llara.Workspace("workspace", progress=lambda progress: None)
@@ -70,9 +71,9 @@ class Workspace:
         from llara_cli.pipelines.pretrain import pretraining
         from llara_cli.pipelines.select import model_to_pretrain
 
-        config = config_of(PretrainConfig, config, _named(settings))
+        config = config_with(PretrainConfig, config, _named(settings))
         source = model_to_pretrain(self._store, config.model, config.trust_remote_code)
-        job = pretraining(self._store, source, inputs_of(corpus, "corpus"), config, name_of(name))
+        job = pretraining(self._store, source, inputs_of(corpus, "corpus"), config, checked_name(name))
         return _trained(job.run(restart=restart))
 
     def finetune(
@@ -99,9 +100,9 @@ class Workspace:
         from llara_cli.pipelines.rounds import finetuning
         from llara_cli.pipelines.select import model_to_finetune
 
-        config = config_of(FinetuneConfig, config, _named(settings))
+        config = config_with(FinetuneConfig, config, _named(settings))
         source = model_to_finetune(self._store, config.model, config.trust_remote_code)
-        job = finetuning(self._store, source, inputs_of(train, "train"), config, name_of(name))
+        job = finetuning(self._store, source, inputs_of(train, "train"), config, checked_name(name))
         return _trained(job.run(restart=restart))
 
     def mine(
@@ -137,16 +138,16 @@ class Workspace:
         """
         from llara_cli.pipelines.mine import mining
 
-        config = config_of(MineConfig, config, _named(settings))
+        config = config_with(MineConfig, config, _named(settings))
         target = None if output is None else path_of(output, "output")
         job = mining(
             self._store,
             path_of(train, "train"),
             config,
             corpus=None if corpus is None else path_of(corpus, "corpus"),
-            index=self._name_of(index, Index, "index"),
+            index=self._own_name(index, Index, "index"),
             output=target,
-            name=name_of(name),
+            name=checked_name(name),
             restart=restart,
         )
         return Path(job.run(output=target, restart=restart)["output"])
@@ -174,10 +175,10 @@ class Workspace:
         from llara_cli.pipelines.encode import Encoding
         from llara_cli.pipelines.select import chosen_encoder, model_to_use
 
-        config = config_of(EncodeConfig, config, _named(settings))
+        config = config_with(EncodeConfig, config, _named(settings))
         source = model_to_use(self._store, config.model, config.trust_remote_code)
         config = replace(config, encoder=chosen_encoder(self._store, config.encoder, source))
-        job = Encoding(self._store, source, path_of(corpus, "corpus"), config, name_of(name) or "")
+        job = Encoding(self._store, source, path_of(corpus, "corpus"), config, checked_name(name) or "")
         result = job.run(restart=restart)
         return Embeddings(self._store.get("embeddings", result["name"]))
 
@@ -201,10 +202,10 @@ class Workspace:
         from llara_cli.pipelines.index import indexing
         from llara_cli.pipelines.select import newest_passages
 
-        config = config_of(IndexConfig, config, _named(settings))
-        named = self._name_of(embeddings, Embeddings, "embeddings")
+        config = config_with(IndexConfig, config, _named(settings))
+        named = self._own_name(embeddings, Embeddings, "embeddings")
         artifact = newest_passages(self._store) if named is None else self._store.get("embeddings", named)
-        result = indexing(self._store, artifact, config, name_of(name)).run(restart=restart)
+        result = indexing(self._store, artifact, config, checked_name(name)).run(restart=restart)
         return self.load_index(result["name"])
 
     def evaluate(
@@ -232,7 +233,7 @@ class Workspace:
         """
         from llara_cli.pipelines.evaluate import evaluate_benchmark
 
-        config = config_of(EvaluateConfig, config, _named(settings | {"model": model}))
+        config = config_with(EvaluateConfig, config, _named(settings | {"model": model}))
         place = str(path_of(benchmark, "benchmark"))
         result, _ = evaluate_benchmark(self._store, place, config, restart=restart, consent=lambda question: download)
         return result
@@ -252,7 +253,7 @@ class Workspace:
         """
         from llara_cli.pipelines.compare import Comparing
 
-        config = config_of(CompareConfig, config, _named(settings))
+        config = config_with(CompareConfig, config, _named(settings))
         if isinstance(models, str) or not isinstance(models, Sequence):
             raise UserError(f"`models` must be a list of names or trained models, not {models!r}")
         names = [_result_name(model) for model in models]
@@ -306,11 +307,11 @@ class Workspace:
         """
         from llara_cli.pipelines.select import newest
 
-        config = config_of(SearchConfig, config, _named(settings))
+        config = config_with(SearchConfig, config, _named(settings))
         artifact = self._store.get("indexes", name) if name else newest(self._store, "indexes", "build an index first")
         return Index(self._store, artifact, config)
 
-    def _name_of(self, given: Any, kind: type[Embeddings | Index], argument: str) -> str | None:
+    def _own_name(self, given: Any, kind: type[Embeddings | Index], argument: str) -> str | None:
         """The name of an artifact that is given as such or by its name.
 
         Raises ``UserError`` for other types, and for an artifact of another workspace.
