@@ -117,28 +117,49 @@ class Searcher:
         dim = self.index.manifest["settings"].get("dim")
         return np.ascontiguousarray(cut(self.encoder.encode(texts, role).vectors, dim))
 
-    def rank(self, texts: Sequence[str], k: int, parameters: Parameters | None = None) -> Iterator[RowRanking]:
-        """The k best rows of each query; ``parameters``: of this search. Default: those of the config."""
+    def rank(
+        self, texts: Sequence[str], k: int, parameters: Parameters | None = None, shortfall: Shortfall | None = None
+    ) -> Iterator[RowRanking]:
+        """The k best rows of each query.
+
+        Args:
+            parameters: of this search. Default: those of the config.
+            shortfall: counts the queries with too few hits. Default: a count that ``warn_of_shortfall`` reports.
+        """
         typed, index_rows = self._typed(parameters), self.index_rows
         queries, ids = self.embed(texts, "query"), index_rows.ids
-        return rank_rows(self.backend, queries, ids, k, typed, removed=index_rows.removed, shortfall=self._shortfall)
+        counted = self._shortfall if shortfall is None else shortfall
+        return rank_rows(self.backend, queries, ids, k, typed, removed=index_rows.removed, shortfall=counted)
 
     @cached_property
     def _shortfall(self) -> Shortfall:
         return Shortfall()
 
-    def warn_of_shortfall(self, queries: int, *, warned: bool = False) -> None:
-        """Warn that some of ``queries`` queries got too few hits, unless the user was ``warned`` before."""
-        if self._shortfall.queries and not warned:
-            raised = " or ".join(f"`parameters[{name!r}]`" for name in self._shortfall.settings)
+    @cached_property
+    def _warned(self) -> set[tuple[Any, ...]]:
+        """The numbers of hits and the parameters of which the user was warned."""
+        return set()
+
+    def warn_of_shortfall(self, queries: int) -> None:
+        """Warn if some of the ``queries`` queries ranked so far got too few hits."""
+        self._warn(self._shortfall, queries)
+
+    def _warn(self, shortfall: Shortfall, queries: int) -> None:
+        if shortfall.queries:
+            raised = " or ".join(f"`parameters[{name!r}]`" for name in shortfall.settings)
             advice = f"; raise {raised}" if raised else ""
-            self.workspace.reporter.warn(f"{self._shortfall.message(queries)}{advice}")
+            self.workspace.reporter.warn(f"{shortfall.message(queries)}{advice}")
 
     def hits(self, queries: Sequence[str], k: int, parameters: Parameters | None = None) -> list[list[dict[str, Any]]]:
-        """The hits of each query: rank, id, score, title and text; ``parameters`` as of ``rank``."""
-        warned = self._shortfall.queries > 0
-        found = [list(self._described(hits)) for hits in self.rank(queries, k, parameters)]
-        self.warn_of_shortfall(len(queries), warned=warned)
+        """The hits of each query: rank, id, score, title and text; ``parameters`` as of ``rank``.
+
+        Warns of too few hits once for each ``k`` and ``parameters``.
+        """
+        shortfall, asked = Shortfall(), (k, *sorted(self._typed(parameters).items()))
+        found = [list(self._described(hits)) for hits in self.rank(queries, k, parameters, shortfall)]
+        if shortfall.queries and asked not in self._warned:
+            self._warned.add(asked)
+            self._warn(shortfall, len(queries))
         return found
 
     def _described(self, hits: RowRanking) -> Iterator[dict[str, Any]]:

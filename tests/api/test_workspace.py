@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ import numpy as np
 import pytest
 from program import beir
 
-from llara import Embeddings, EvaluateConfig, FinetuneConfig, Index, Model, SearchConfig, UserError, Workspace
+from llara import (
+    Embeddings,
+    EvaluateConfig,
+    FinetuneConfig,
+    Index,
+    LlaraWarning,
+    Model,
+    SearchConfig,
+    UserError,
+    Workspace,
+)
 from llara_cli.core import registry
 
 __all__ = ["beir"]
@@ -132,6 +143,19 @@ def test_an_index_loads_its_model_and_itself_once(made: tuple[Workspace, Embeddi
     assert index.search("bees dance 3 times", top_k=5, parameters={"ef": 40}) == first
     assert index.search(["bees dance 3 times"], top_k=5) == [first]
     assert sorted(loads) == ["encoder", "index"]
+
+
+def test_too_few_hits_are_told_once_for_each_way_to_search(made: tuple[Workspace, Embeddings, Index]) -> None:
+    workspace, embeddings, _ = made
+    index = workspace.index(embeddings, backend="faiss", spec="IVF20,Flat", name="lists")
+    few = "queries got fewer than 40 hits"
+    with pytest.warns(LlaraWarning, match=f"1 of 1 {few}"):
+        index.search("bees", 40, parameters={"nprobe": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.search("bees", 40, parameters={"nprobe": 1})  # told already
+    with pytest.warns(LlaraWarning, match=f"2 of 2 {few}"):
+        index.search(["bees", "dance"], 40, parameters={"nprobe": 2})
 
 
 @pytest.mark.parametrize("value", [2.5, None, "many"])
