@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class InputDigests:
         self._known: dict[str, _Entry] = {}
 
     def keep_in(self, store: Path) -> None:
-        """Keep the digests of large files in this store, too, and use those that are there."""
+        """Keep the digests that are computed from now on in this store, too, and use those that are there."""
         if store not in self._stores:
             self._stores.append(store)
 
@@ -46,7 +47,7 @@ class InputDigests:
         name, status = str(path.resolve()), path.stat()
         state = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         keep = status.st_size >= self._large
-        remembered = [self._known.get(name), *(_read(store).get(name) for store in self._stores if keep)]
+        remembered = self._remembered(name, keep)
         entry = next((each for each in remembered if each is not None and each[0] == state), None)
         if entry is None:
             entry = (state, sha256_file(path))
@@ -58,6 +59,13 @@ class InputDigests:
                     _add(store, name, entry)
         self._known[name] = entry
         return entry[1]
+
+    def _remembered(self, name: str, keep: bool) -> Iterator[_Entry | None]:
+        """What is known of a file: in memory, and then in the stores, read one after the other as far as needed."""
+        yield self._known.get(name)
+        if keep:
+            for store in self._stores:
+                yield _read(store).get(name)
 
 
 def _read(store: Path) -> dict[str, _Entry]:
@@ -81,7 +89,10 @@ _digests = InputDigests()
 
 
 def keep_digests(store: Path) -> None:
-    """Keep the digests of large files in ``store`` from now on, and use those that are there."""
+    """Keep the digests of large files that are computed from now on in ``store``, and use those that are there.
+
+    A program that opens several workspaces keeps them in each: a digest does not depend on who needs it.
+    """
     _digests.keep_in(store.absolute())
 
 

@@ -64,6 +64,15 @@ def test_each_workspace_keeps_the_digests(tmp_path: Path, store: Path) -> None:
     assert InputDigests(store, other, fresh_seconds=0).of(tmp_path / "weights") == FAKE
 
 
+def test_a_digest_in_memory_needs_no_store(tmp_path: Path, store: Path) -> None:
+    digest = _large_file(tmp_path / "weights")
+    digests = InputDigests(store, fresh_seconds=0)
+    digests.of(tmp_path / "weights")
+    store.unlink()
+    os.mkfifo(store)  # reading it would never end
+    assert digests.of(tmp_path / "weights") == digest
+
+
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, store: Path) -> None:
     digest = _large_file(tmp_path / "weights")
     assert InputDigests(store, fresh_seconds=3600).of(tmp_path / "weights") == digest
