@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from llara_cli.core.config import settings_of
+from llara_cli.core.config import settings_of, shown
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import check_name, expand_home
 
@@ -33,42 +33,51 @@ def config_with(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[s
 
 def _meant(kind: type, name: str, known: Sequence[str]) -> str:
     """What an unknown setting may be: one of a group (``rank`` or ``lora_rank`` for ``lora.rank``), or the closest."""
-    for field in settings_of(kind):
-        if len(field.path) == 2 and name in (field.path[-1], "_".join(field.path)):
-            group, inner = field.path
-            return f"it is a setting of `{group}`: {group}={type(getattr(kind, group)).__name__}({inner}=...)"
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"it has: {', '.join(known)}"
+    grouped = [field.path for field in settings_of(kind) if len(field.path) == 2]
+    names = {form: path for path in grouped for form in (path[1], "_".join(path), ".".join(path))}
+    for close in get_close_matches(name, [*known, *names], n=1):
+        if close in known:
+            return f"did you mean `{close}`?"
+        group, inner = names[close]
+        return f"did you mean `{group}.{inner}`? Write {group}={get_type_hints(kind)[group].__name__}({inner}=...)"
+    return f"it has: {', '.join(known)}"
 
 
 def path_of(given: Any, argument: str, wanted: str = "a file or folder") -> Path:
-    """A path; ``~`` is the home folder. Raises ``UserError``, which says what was ``wanted``, for other types."""
-    if not isinstance(given, str | Path):
-        raise UserError(f"`{argument}` must be {wanted}, not {given!r}")
+    """A path; ``~`` is the home folder. Raises ``UserError``, which says what was ``wanted``, for anything else."""
+    if not _is_place(given):
+        raise UserError(f"`{argument}` must be {wanted}, not {shown(given)}")
     return Path(expand_home(given))
 
 
 def inputs_of(given: Any, argument: str) -> list[str]:
     """One input or several, as strings; ``~`` is the home folder.
 
-    Raises ``UserError`` for other types, and if there is none.
+    Raises ``UserError`` for anything else, and if there is none.
     """
-    if isinstance(given, str | Path):
-        return [str(expand_home(given))]
-    if not isinstance(given, Sequence) or not all(isinstance(each, str | Path) for each in given):
-        raise UserError(f"`{argument}` must be files or folders, not {given!r}")
-    if not given:
+    several = [given] if isinstance(given, str | Path) else given
+    if not isinstance(several, Sequence) or not all(_is_place(each) for each in several):
+        raise UserError(f"`{argument}` must be files or folders, not {shown(given)}")
+    if not several:
         raise UserError(f"`{argument}` is empty: give at least one file or folder")
-    return [str(expand_home(each)) for each in given]
+    return [str(expand_home(each)) for each in several]
+
+
+def _is_place(given: Any) -> bool:
+    """Whether it can name a file or folder; an empty text would be the working directory."""
+    return isinstance(given, str | Path) and given != ""
+
+
+def known_name(given: Any) -> str:
+    """The name of an artifact that exists. Raises ``UserError`` for another type."""
+    if not isinstance(given, str):
+        raise UserError(f"`name` must be a string, not {shown(given)}")
+    return given
 
 
 def checked_name(given: Any) -> str | None:
     """The name of a new artifact; None: to be derived. Raises ``UserError`` for one that is no name."""
-    if given is None:
-        return None
-    if not isinstance(given, str):
-        raise UserError(f"`name` must be a string, not {given!r}")
-    return check_name(given)
+    return None if given is None else check_name(known_name(given))
 
 
 def texts_of(given: str | Iterable[str], argument: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from llara.arguments import path_of, texts_of
-from llara_cli.core.config import Attention, Dtype, refuse_bad_count, refuse_unknown
+from llara_cli.core.config import Attention, Dtype, checked_count, refuse_unknown, shown
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import Role, Vectors
 from llara_cli.core.reporter import Progress, Reporter
@@ -81,22 +81,19 @@ class Model:
         from llara_cli.model.source import resolve
 
         if not isinstance(model, str | Path):
-            raise UserError(f"`model` must be a string or a path, not {model!r}")
+            raise UserError(f"`model` must be a string or a path, not {shown(model)}")
         refuse_unknown("dtype", dtype, get_args(Dtype))
         refuse_unknown("attention", attention, get_args(Attention))
-        refuse_bad_count("query_length", query_length)
-        refuse_bad_count("passage_length", passage_length)
-        refuse_bad_count("batch_tokens", batch_tokens)
         reporter = Reporter(progress)
-        store = Store(path_of(workspace or "workspace", "workspace"), reporter)
+        store = Store(path_of("workspace" if workspace is None else workspace, "workspace", "a directory"), reporter)
         source = resolve(str(model), store, remote_code=trust_remote_code)
         backend: type[EncoderBackend] = registry.load("encoder", encoder or source.usual_encoder)
         options = EncoderOptions(
             dtype=dtype,
             device=device,
-            query_length=query_length,
-            passage_length=passage_length,
-            batch_tokens=batch_tokens,
+            query_length=checked_count("query_length", query_length),
+            passage_length=checked_count("passage_length", passage_length),
+            batch_tokens=checked_count("batch_tokens", batch_tokens),
             attention=attention,
             note=reporter.warn_once,
         )
@@ -128,7 +125,7 @@ class Model:
         (8,)
         """
         refuse_unknown("role", role, get_args(Role))
-        refuse_bad_count("dim", dim)
+        dim = checked_count("dim", dim)
         if dim is not None and dim > self.dim:
             raise UserError(f"`dim={dim}` is above the model's width of {self.dim}")
         several = texts_of(texts, "texts")

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llara.arguments import Inputs, checked_name, config_with, inputs_of, path_of
+from llara.arguments import Inputs, checked_name, config_with, inputs_of, known_name, path_of
 from llara.artifacts import Embeddings, Index, TrainedModel
 from llara.model import Model
+from llara_cli.core.config import shown
 from llara_cli.core.errors import UserError
 from llara_cli.core.reporter import Progress, Reporter
 from llara_cli.core.workspace import Workspace as Store
@@ -43,7 +44,9 @@ class Workspace:
     """
 
     def __init__(self, path: str | Path = "workspace", *, progress: Callable[[Progress], None] | None = None) -> None:
-        self.path = path_of(path, "path").absolute()
+        self.path = path_of(path, "path", "a directory").absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"workspace {self.path} is not a directory")
         self._progress = progress
         self._store = Store(self.path, Reporter(progress))
 
@@ -71,9 +74,9 @@ class Workspace:
         from llara_cli.pipelines.pretrain import pretraining
         from llara_cli.pipelines.select import model_to_pretrain
 
-        config = config_with(PretrainConfig, config, _named(settings))
+        config, inputs = config_with(PretrainConfig, config, _named(settings)), inputs_of(corpus, "corpus")
         source = model_to_pretrain(self._store, config.model, config.trust_remote_code)
-        job = pretraining(self._store, source, inputs_of(corpus, "corpus"), config, checked_name(name))
+        job = pretraining(self._store, source, inputs, config, checked_name(name))
         return _trained(job.run(restart=restart))
 
     def finetune(
@@ -100,9 +103,9 @@ class Workspace:
         from llara_cli.pipelines.rounds import finetuning
         from llara_cli.pipelines.select import model_to_finetune
 
-        config = config_with(FinetuneConfig, config, _named(settings))
+        config, inputs = config_with(FinetuneConfig, config, _named(settings)), inputs_of(train, "train")
         source = model_to_finetune(self._store, config.model, config.trust_remote_code)
-        job = finetuning(self._store, source, inputs_of(train, "train"), config, checked_name(name))
+        job = finetuning(self._store, source, inputs, config, checked_name(name))
         return _trained(job.run(restart=restart))
 
     def mine(
@@ -165,7 +168,8 @@ class Workspace:
 
         Args:
             corpus: ``corpus.jsonl``, ``queries.jsonl``, tsv, parquet, or a BEIR folder.
-            config: the settings; ``settings``: fields of it. ``model`` may be a ``Model`` or a ``TrainedModel``.
+            config: the settings; ``settings``: fields of it. ``model``, given by name, may be a ``Model`` or a
+                ``TrainedModel``.
             name: of the embeddings. Default: derived from model and collection.
             restart: encode anew beside finished embeddings of that name, and swap when finished.
 
@@ -175,10 +179,10 @@ class Workspace:
         from llara_cli.pipelines.encode import Encoding
         from llara_cli.pipelines.select import chosen_encoder, model_to_use
 
-        config = config_with(EncodeConfig, config, _named(settings))
+        config, collection = config_with(EncodeConfig, config, _named(settings)), path_of(corpus, "corpus")
         source = model_to_use(self._store, config.model, config.trust_remote_code)
         config = replace(config, encoder=chosen_encoder(self._store, config.encoder, source))
-        job = Encoding(self._store, source, path_of(corpus, "corpus"), config, checked_name(name) or "")
+        job = Encoding(self._store, source, collection, config, checked_name(name) or "")
         result = job.run(restart=restart)
         return Embeddings(self._store.get("embeddings", result["name"]))
 
@@ -255,12 +259,12 @@ class Workspace:
 
         config = config_with(CompareConfig, config, _named(settings))
         if isinstance(models, str) or not isinstance(models, Sequence):
-            raise UserError(f"`models` must be a list of names or trained models, not {models!r}")
+            raise UserError(f"`models` must be a list of names or models, not {shown(models)}")
         names = [_result_name(model) for model in models]
         return Comparing(self._store, names, config.benchmark, config.metric, config.test).run()
 
     def load_model(self, name: str | None = None, **options: Any) -> Model:
-        """A model of the workspace in memory (default: the newest); ``options``: those of ``Model.load``.
+        """A model of the workspace in memory (default: the newest); ``options``: the others of ``Model.load``.
 
         Raises ``UserError`` for an unknown model.
 
@@ -274,8 +278,8 @@ class Workspace:
 
         if name is None:
             name = newest(self._store, "models", "pretrain or finetune one").name
-        found = self._store.get("models", name)
-        return Model.load(found.name, **({"workspace": self.path, "progress": self._progress} | options))
+        found = self._store.get("models", known_name(name))
+        return Model.load(found.name, workspace=self.path, **({"progress": self._progress} | options))
 
     def load_embeddings(self, name: str) -> Embeddings:
         """Embeddings of the workspace. Raises ``UserError`` for an unknown name.
@@ -286,7 +290,7 @@ class Workspace:
         >>> len(workspace.load_embeddings("documents")) == made.count
         True
         """
-        return Embeddings(self._store.get("embeddings", name))
+        return Embeddings(self._store.get("embeddings", known_name(name)))
 
     def load_index(self, name: str | None = None, config: SearchConfig | None = None, **settings: Any) -> Index:
         """An index of the workspace, to search.
@@ -308,7 +312,10 @@ class Workspace:
         from llara_cli.pipelines.select import newest
 
         config = config_with(SearchConfig, config, _named(settings))
-        artifact = self._store.get("indexes", name) if name else newest(self._store, "indexes", "build an index first")
+        if name is None:
+            artifact = newest(self._store, "indexes", "build an index first")
+        else:
+            artifact = self._store.get("indexes", known_name(name))
         return Index(self._store, artifact, config)
 
     def _own_name(self, given: Any, kind: type[Embeddings | Index], argument: str) -> str | None:
@@ -319,7 +326,7 @@ class Workspace:
         if given is None or isinstance(given, str):
             return given
         if not isinstance(given, kind):
-            raise UserError(f"`{argument}` must be {kind.__name__} or a name, not {given!r}")
+            raise UserError(f"`{argument}` must be {kind.__name__} or a name, not {shown(given)}")
         root = given.path.parent.parent
         if root.resolve() != self.path.resolve():
             raise UserError(f"`{argument}`: {given.name!r} belongs to the workspace {root}, not to {self.path}")
@@ -344,7 +351,7 @@ def _result_name(model: Any) -> str:
         return model
     if isinstance(model, Model | TrainedModel):
         return model.name
-    raise UserError(f"`models` must be names or models, not {model!r}")
+    raise UserError(f"`models` must be names or models, not {shown(model)}")
 
 
 def _trained(result: Mapping[str, Any]) -> TrainedModel:

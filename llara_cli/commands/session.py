@@ -13,6 +13,7 @@ import typer
 from llara_cli.core.console import Console
 from llara_cli.core.errors import UserError
 from llara_cli.core.launcher import is_follower, launched_processes
+from llara_cli.core.names import expand_home
 
 if TYPE_CHECKING:
     from llara_cli.core.workspace import Workspace
@@ -66,7 +67,7 @@ class Session:
 def workspace_path(given: Path | None, ctx: Any) -> Path:
     """``-w`` after the verb, before it, ``$LLARA_WORKSPACE``, ``./workspace``. Raises ``UserError`` for a file."""
     outer = ctx.parent.params.get("workspace") if ctx.parent is not None else None
-    root = Path(given or outer or os.environ.get("LLARA_WORKSPACE") or "workspace").expanduser()
+    root = expand_home(Path(given or outer or os.environ.get("LLARA_WORKSPACE") or "workspace"))
     blocking = next((path for path in (root, *root.parents) if path.exists()), root)
     if blocking.exists() and not blocking.is_dir():
         raise UserError(f"workspace {root}: {blocking} is a file, not a directory")

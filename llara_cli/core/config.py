@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
+from reprlib import Repr
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import expand_home
@@ -26,6 +27,9 @@ Attention = Literal["auto", "varlen", "flex", "dense"]
 Layout = Literal["auto", "packed", "bucketed"]
 Parameters = Mapping[str, int | float | str]
 """Parameters of an index library, by the backend's names."""
+CountT = TypeVar("CountT", int, int | None)
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _KNOWN: dict[type, tuple[Field, ...]] = {}
 
 
@@ -155,7 +159,7 @@ def _check_groups(config: Any) -> None:
     for field in fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         if isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, hint):
-            raise UserError(f"`{field.name}` must be {hint.__name__}(...), not {value!r}")
+            raise UserError(f"`{field.name}` must be {hint.__name__}(...), not {shown(value)}")
         if is_dataclass(value):
             _check_groups(value)
 
@@ -176,14 +180,14 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     origin = get_origin(kind) or kind
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"`{name}` must be a list, not {value!r}")
+            raise UserError(f"`{name}` must be a list, not {shown(value)}")
         return tuple(_typed(name, get_args(kind)[0], each) for each in value)
     if origin not in _SCALARS:
         return value
     allowed, wanted = _SCALARS[origin]
     if not isinstance(value, allowed) or (isinstance(value, bool) and origin is not bool):
-        raise UserError(f"`{name}` must be {wanted}, not {value!r}")
-    if isinstance(value, int | float) and origin in (int, float):
+        raise UserError(f"`{name}` must be {wanted}, not {shown(value)}")
+    if type(value) in (int, float):
         return value  # as it was written: 1 is not 1.0 in a manifest
     if origin is Path:
         return Path(expand_home(value))
@@ -196,18 +200,26 @@ def without_none(kind: Any) -> Any:
     return inside[0] if NoneType in get_args(kind) and len(inside) == 1 else kind
 
 
+def shown(value: Any) -> str:
+    """A value in an error: its ``repr``, shortened if it is long."""
+    return _SHORT.repr(value)
+
+
 def refuse_unknown(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise ``UserError`` for a value of the setting ``name`` that is not one of ``choices``."""
     if value not in choices:
         *others, last = map(str, choices)
         known = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"`{name}` must be {known}, not {value!r}")
+        raise UserError(f"`{name}` must be {known}, not {shown(value)}")
 
 
-def refuse_bad_count(name: str, value: int | None) -> None:
-    """Raise ``UserError`` if the value of the setting ``name`` is given and not a whole number above 0."""
-    if value is not None:
-        refuse_nonpositive(name, _typed(name, int, value))
+def checked_count(name: str, value: CountT) -> CountT:
+    """The value of the setting ``name``, a whole number above 0, or None. Raises ``UserError`` for another one."""
+    if value is None:
+        return value
+    count: CountT = _typed(name, int, value)
+    refuse_nonpositive(name, count)  # type: ignore[arg-type]
+    return count
 
 
 def refuse_nonpositive(name: str, value: float) -> None:

@@ -64,7 +64,7 @@ def folder_name(name: str) -> str:
 
 def input_stem(path: Path) -> str:
     """An input's part of derived names: ``wiki.v2.jsonl.gz`` -> ``wiki.v2``; a folder keeps its whole name."""
-    path = path.expanduser().resolve()
+    path = expand_home(path).resolve()
     name = path.name
     if not path.is_dir():
         name = re.sub(r"\.(gz|bz2|zst)$", "", name)

@@ -59,7 +59,7 @@ class Workspace:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
-            raise UserError(f"workspace {self.root} is a file, not a directory") from error
+            raise UserError(f"workspace {self.root} is not a directory") from error
         except OSError as error:
             raise UserError(f"workspace {self.root}: cannot create it: {error.strerror}") from error
         if not os.access(self.root, os.W_OK | os.X_OK):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from llara_cli.core.artifacts import MANIFEST
 from llara_cli.core.errors import UserError
 from llara_cli.core.input_digests import input_digest
-from llara_cli.core.names import slug
+from llara_cli.core.names import expand_home, slug
 from llara_cli.core.workspace import Workspace
 from llara_cli.model import gguf_files
 from llara_cli.model.recipe import PAPER, RECIPE_SOURCES, Recipe, read_recipe
@@ -172,7 +172,7 @@ def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -
     Raises ``UserError`` unless it is a finished model of the workspace (its name or folder), a folder with a
     ``config.json``, a ``.gguf`` file, or a possible hub id.
     """
-    path = Path(argument).expanduser()
+    path = Path(expand_home(argument))
     is_inside = path.is_dir() and path.resolve().parent == (workspace.root / "models").resolve()
     if artifact := workspace.find("models", path.resolve().name if is_inside else argument):
         return ModelSource(artifact.name, str(artifact.path), None, read_recipe(artifact.path), remote_code)
@@ -183,7 +183,7 @@ def resolve(argument: str, workspace: Workspace, *, remote_code: bool = False) -
 
 def resolve_outside(argument: str, remote_code: bool) -> ModelSource:
     """A model outside the workspace: a file, a folder, or a hub id."""
-    path = Path(argument).expanduser()
+    path = Path(expand_home(argument))
     if path.suffix == ".gguf" and path.is_file():
         first = gguf_files.parts(path)[0]
         return ModelSource(slug(Path(gguf_files.without_part(path.name)).stem), str(path.parent), first.name)
@@ -327,7 +327,7 @@ def _base_named(config: Path) -> str:
         raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)") from error
     if not isinstance(named, str) or not named:
         raise UserError(f"{config}: does not name the base model of its adapter (base_model_name_or_path)")
-    if fields.get("revision") not in (None, "", "main") and not Path(named).expanduser().is_dir():
+    if fields.get("revision") not in (None, "", "main") and not Path(expand_home(named)).is_dir():
         raise UserError(
             f"{config}: its adapter is for revision {fields['revision']!r} of {named}: download that revision into a "
             "folder, and name the folder as base_model_name_or_path"
@@ -337,7 +337,7 @@ def _base_named(config: Path) -> str:
 
 def _is_adapter(argument: str) -> bool:
     """Whether a folder or hub id is an adapter, saved by peft or llara."""
-    place = ModelSource("", str(Path(argument).expanduser()) if Path(argument).expanduser().is_dir() else argument)
+    place = ModelSource("", expand_home(argument) if Path(expand_home(argument)).is_dir() else argument)
     if not place.is_local and not _HUB_ID.fullmatch(argument):
         return False
     return place.is_adapter or place.file(PEFT_CONFIG) is not None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact
+from llara_cli.core.config import shown
 from llara_cli.core.errors import UserError
 from llara_cli.core.protocols import IndexBackend, IndexOptions, Parameters, Vectors
 from llara_cli.retrieval.vector_store import VectorStore
@@ -20,6 +22,8 @@ def typed_parameters(given: Parameters, known: Mapping[str, type], backend: str)
 
     Raises ``UserError`` for an unknown name, with the known ones, or a value of another type.
     """
+    if not isinstance(given, Mapping):
+        raise UserError(f"`parameters` must be a mapping of names to values, not {shown(given)}")
     parsed: dict[str, int | float | str] = {}
     for key, value in given.items():
         setting = f"`parameters[{key!r}]={value}`"
@@ -27,12 +31,13 @@ def typed_parameters(given: Parameters, known: Mapping[str, type], backend: str)
             names = ", ".join(known) or "none"
             raise UserError(f"{setting}: the {backend} index has no parameter {key!r} here; it has: {names}")
         kind = known[key]
+        wrong = UserError(f"{setting}: {value!r} is not of type {kind.__name__}")
+        if isinstance(value, bool) or (kind is int and not isinstance(value, str | Integral)):  # int() cuts fractions
+            raise wrong
         try:
-            if kind is int and isinstance(value, float):
-                raise ValueError("int() would cut the fraction off")
             parsed[key] = kind(value)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{setting}: {value!r} is not of type {kind.__name__}") from error
+            raise wrong from error
     return parsed
 
 

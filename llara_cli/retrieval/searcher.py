@@ -12,8 +12,9 @@ import numpy as np
 
 from llara_cli.core import registry
 from llara_cli.core.artifacts import Artifact
-from llara_cli.core.config import refuse_bad_count
+from llara_cli.core.config import checked_count
 from llara_cli.core.errors import UserError
+from llara_cli.core.names import expand_home
 from llara_cli.core.protocols import IndexBackend, Parameters, Role, Vectors
 from llara_cli.core.workspace import Workspace
 from llara_cli.model.backends import EncoderBackend, EncoderOptions
@@ -55,7 +56,7 @@ class Searcher:
 
     def _refuse_missing(self, model: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> None:
         """Raise ``UserError`` for a missing model: it cannot be a hub id if the index's model is a local one."""
-        is_there = Path(model).expanduser().exists() or (self.workspace.root / "models" / model).exists()
+        is_there = Path(expand_home(model)).exists() or (self.workspace.root / "models" / model).exists()
         if not is_there and not parents["model"].startswith("hub:"):
             raise UserError(
                 f"`model={model}` does not exist; index {self.index.name!r} was made with model {settings['model']!r}"
@@ -103,7 +104,7 @@ class Searcher:
 
     def check(self, k: int, parameters: Parameters | None = None) -> None:
         """Raise ``UserError`` or ``LlaraError`` for mistakes that can be found before the model is loaded."""
-        refuse_bad_count("top_k", k)
+        checked_count("top_k", k)
         _ = self.source, self.index_rows.removed, self._typed(parameters)
 
     def _typed(self, parameters: Parameters | None) -> dict[str, int | float | str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llara_cli.core import registry
-from llara_cli.core.config import refuse_bad_count
+from llara_cli.core.config import checked_count
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import input_stem, slug
 from llara_cli.core.reporter import Reporter
@@ -41,7 +41,7 @@ class BaseModel:
 
     def refuse_length(self, name: str, length: int) -> None:
         """Raise ``UserError`` if the model has fewer positions than the setting ``name`` asks for."""
-        refuse_bad_count(name, length)
+        checked_count(name, length)
         positions = self.info.max_positions
         if positions is not None and length > positions:
             raise UserError(f"`{name}={length}` is above the model's {positions} positions")

@@ -22,6 +22,7 @@ from llara import (
     SearchConfig,
     UserError,
     Workspace,
+    evaluate,
 )
 from llara_cli.core import registry
 
@@ -41,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Wo
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was loaded since: the models' locations, and the folders of indexes."""
+    """The kinds of what was loaded since: ``encoder`` for a model, ``index``."""
     seen: list[str] = []
     for kind, name in (("encoder", "torch"), ("index", "hnsw")):
         backend: Any = registry.load(kind, name)
@@ -86,14 +87,21 @@ def test_arguments_of_another_type_are_refused(made: tuple[Workspace, Embeddings
         workspace.index(embeddings, name=3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="`model` must be a string, not 3"):
         workspace.encode(beir, model=3)
+
+
+def test_models_to_compare_are_a_list(made: tuple[Workspace, Embeddings, Index]) -> None:
+    workspace = made[0]
     for models in ("bm25", 3):
-        with pytest.raises(UserError, match="`models` must be a list of names or trained models"):
+        with pytest.raises(UserError, match="`models` must be a list of names or models"):
             workspace.compare(models)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="`models` must be names or models, not 3"):
         workspace.compare(["bm25", 3])  # type: ignore[list-item]
-    for k in (0, 2.5, True):
-        with pytest.raises(UserError, match="`top_k` must be"):
-            index.search("bees", top_k=k)
+
+
+@pytest.mark.parametrize("k", [0, 2.5, True])
+def test_hits_are_counted_in_whole_numbers(made: tuple[Workspace, Embeddings, Index], k: Any) -> None:
+    with pytest.raises(UserError, match="`top_k` must be"):
+        made[2].search("bees", top_k=k)
 
 
 def test_the_home_folder_and_the_working_directory(
@@ -116,10 +124,12 @@ def test_an_unknown_setting_is_refused_with_the_closest_one(made: tuple[Workspac
     with pytest.raises(UserError, match="FinetuneConfig has no setting `negative`; did you mean `negatives`"):
         workspace.finetune("train.jsonl", negative=3)
     for name, meant in (
-        ("learning_rate", r"`optimizer`: optimizer=OptimizerConfig\(learning_rate=...\)"),
-        ("lora_rank", r"`lora`: lora=LoraConfig\(rank=...\)"),
+        ("learning_rate", r"`optimizer.learning_rate`\? Write optimizer=OptimizerConfig\(learning_rate=...\)"),
+        ("lora_rank", r"`lora.rank`\? Write lora=LoraConfig\(rank=...\)"),
+        ("lora_ranks", r"`lora.rank`\? Write"),
+        ("lora.rank", r"`lora.rank`\? Write"),
     ):
-        with pytest.raises(UserError, match=f"FinetuneConfig has no setting `{name}`; it is a setting of {meant}"):
+        with pytest.raises(UserError, match=f"FinetuneConfig has no setting `{name}`; did you mean {meant}"):
             workspace.finetune("train.jsonl", **{name: 1})
     with pytest.raises(UserError, match="SearchConfig has no setting `zzz`; it has: top_k, query_length,"):
         workspace.load_index("graph", zzz=3)
@@ -127,13 +137,64 @@ def test_an_unknown_setting_is_refused_with_the_closest_one(made: tuple[Workspac
 
 def test_a_workspace_is_a_directory(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"workspace .*/file is a file, not a directory"):
-        Workspace(tmp_path / "file").encode(beir, model=tiny_model)
+    with pytest.raises(UserError, match=r"workspace .*/file is not a directory"):
+        Workspace(tmp_path / "file")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"workspace .*/nowhere is not a directory"):
+        Workspace(tmp_path / "nowhere").encode(beir, model=tiny_model)
+    for given in (3, ""):
+        with pytest.raises(UserError, match="`path` must be a directory, not"):
+            Workspace(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [3, ""])
+def test_names_of_artifacts_are_strings(made: tuple[Workspace, Embeddings, Index], name: Any) -> None:
+    workspace, _, index = made
+    told = "`name` must be a string, not 3" if name else "unknown (index|embedding|model) ''"
+    for load in (workspace.load_index, workspace.load_embeddings, workspace.load_model):
+        with pytest.raises(UserError, match=told):
+            load(name)
+    with pytest.raises(UserError, match="`name` must be a string, not Index"):
+        workspace.load_index(index)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["", ["", "wiki.jsonl"]])
+def test_an_empty_path_is_not_the_working_directory(made: tuple[Workspace, Embeddings, Index], given: Any) -> None:
+    workspace = made[0]
+    for job in (workspace.pretrain, workspace.finetune):
+        with pytest.raises(UserError, match="must be files or folders, not"):
+            job(given)
+    with pytest.raises(UserError, match="must be a file or folder, not ''"):
+        workspace.encode("")
+
+
+def test_the_home_of_an_unknown_user_is_a_plain_path(
+    made: tuple[Workspace, Embeddings, Index], tiny_model: Path
+) -> None:
+    workspace, place = made[0], "~no-such-user/here"
+    with pytest.raises(UserError, match=f"no such model: {place}"):
+        Model.load(place)
+    with pytest.raises(UserError, match=f"`model={place}` does not exist"):
+        workspace.load_index("graph", model=place).search("bees")
+    with pytest.raises(UserError, match=f"no such file: {place}"):
+        workspace.encode(place, model=tiny_model)
+
+
+def test_errors_are_short(made: tuple[Workspace, Embeddings, Index]) -> None:
+    for call in (
+        lambda: evaluate(list(range(100_000)), {"q": {"d": 1}}),  # type: ignore[arg-type]
+        lambda: made[0].pretrain(list(range(100_000))),  # type: ignore[arg-type]
+        lambda: FinetuneConfig(dims="x" * 100_000),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError) as refusal:
+            call()
+        assert len(str(refusal.value)) < 250
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
     config = FinetuneConfig(batch_size=np.int64(4), temperature=np.float32(0.5))  # type: ignore[arg-type]
     assert (type(config.batch_size), type(config.temperature)) == (int, float)
+    assert type(FinetuneConfig(temperature=np.float64(0.5)).temperature) is float
 
 
 def test_an_index_loads_its_model_and_itself_once(made: tuple[Workspace, Embeddings, Index], loads: list[str]) -> None:
@@ -158,7 +219,14 @@ def test_too_few_hits_are_told_once_for_each_way_to_search(made: tuple[Workspace
         index.search(["bees", "dance"], 40, parameters={"nprobe": 2})
 
 
-@pytest.mark.parametrize("value", [2.5, None, "many"])
+def test_parameters_are_a_mapping(made: tuple[Workspace, Embeddings, Index]) -> None:
+    for given in (["ef"], "ef=3"):
+        with pytest.raises(UserError, match="`parameters` must be a mapping of names to values, not"):
+            made[2].search("bees", parameters=given)  # type: ignore[arg-type]
+    assert len(made[2].search("bees", parameters={"ef": np.int64(30)})) == 10  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("value", [2.5, np.float32(40.5), True, None, "many"])
 def test_a_parameter_of_a_wrong_type_is_refused(made: tuple[Workspace, Embeddings, Index], value: Any) -> None:
     with pytest.raises(UserError, match=r"`parameters\['ef'\]=.*is not of type int"):
         made[2].search("bees", parameters={"ef": value})
