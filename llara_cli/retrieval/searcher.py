@@ -110,8 +110,12 @@ class Searcher:
     def _typed(self, parameters: Parameters | None) -> dict[str, int | float | str]:
         """Search parameters (None: those of the config), converted to the types that the backend declares."""
         given = self.config.parameters if parameters is None else parameters
-        name = self.index.manifest["settings"]["backend"]
-        return typed_parameters(given, registry.load("index", name).search_parameters, name)
+        return typed_parameters(given, self._backend_class.search_parameters, self._backend_class.name)
+
+    @cached_property
+    def _backend_class(self) -> type[IndexBackend]:
+        found: type[IndexBackend] = registry.load("index", self.index.manifest["settings"]["backend"])
+        return found
 
     def embed(self, texts: Sequence[str], role: Role) -> Vectors:
         """Vectors (texts, dim) of the index's width."""
@@ -156,8 +160,9 @@ class Searcher:
 
         Warns of too few hits once for each ``k`` and ``parameters``.
         """
-        shortfall, asked = Shortfall(), (k, *sorted(self._typed(parameters).items()))
-        found = [list(self._described(hits)) for hits in self.rank(queries, k, parameters, shortfall)]
+        typed, shortfall = self._typed(parameters), Shortfall()
+        found = [list(self._described(hits)) for hits in self.rank(queries, k, typed, shortfall)]
+        asked = (k, *sorted(typed.items()))
         if shortfall.queries and asked not in self._warned:
             self._warned.add(asked)
             self._warn(shortfall, len(queries))

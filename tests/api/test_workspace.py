@@ -206,6 +206,19 @@ def test_an_index_loads_its_model_and_itself_once(made: tuple[Workspace, Embeddi
     assert sorted(loads) == ["encoder", "index"]
 
 
+def test_a_search_does_not_look_for_backends_again(
+    made: tuple[Workspace, Embeddings, Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made[0].load_index("graph")
+    first = index.search("bees dance 3 times")
+
+    def load(kind: str, name: str) -> Any:
+        raise AssertionError(f"the entry points were read again for the {kind} backend {name}")
+
+    monkeypatch.setattr(registry, "load", load)
+    assert index.search("bees dance 3 times", parameters={"ef": 40}) == first
+
+
 def test_too_few_hits_are_told_once_for_each_way_to_search(made: tuple[Workspace, Embeddings, Index]) -> None:
     workspace, embeddings, _ = made
     index = workspace.index(embeddings, backend="faiss", spec="IVF20,Flat", name="lists")
