@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from llara_cli.core.config import settings_of, shown
 from llara_cli.core.errors import UserError
 from llara_cli.core.names import check_name, expand_home
 
-ConfigT = TypeVar("ConfigT")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Inputs = str | Path | Sequence[str | Path]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -25,22 +28,23 @@ def config_with(kind: type[ConfigT], config: ConfigT | None, settings: Mapping[s
     """
     if config is not None and not isinstance(config, kind):
         raise UserError(f"`config` must be {kind.__name__}(...), not {type(config).__name__}")
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]
     if unknown := [name for name in settings if name not in known]:
         raise UserError(f"{kind.__name__} has no setting `{unknown[0]}`; {_meant(kind, unknown[0], known)}")
-    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]
+    return kind(**settings) if config is None else replace(config, **settings)
 
 
 def _meant(kind: type, name: str, known: Sequence[str]) -> str:
     """What an unknown setting may be: one of a group (``rank`` or ``lora_rank`` for ``lora.rank``), or the closest."""
     grouped = [field.path for field in settings_of(kind) if len(field.path) == 2]
     names = {form: path for path in grouped for form in (path[1], "_".join(path), ".".join(path))}
-    for close in get_close_matches(name, [*known, *names], n=1):
-        if close in known:
-            return f"did you mean `{close}`?"
-        group, inner = names[close]
-        return f"did you mean `{group}.{inner}`? Write {group}={get_type_hints(kind)[group].__name__}({inner}=...)"
-    return f"it has: {', '.join(known)}"
+    closest = get_close_matches(name, [*known, *names], n=1)
+    if not closest:
+        return f"it has: {', '.join(known)}"
+    if closest[0] in known:
+        return f"did you mean `{closest[0]}`?"
+    group, inner = names[closest[0]]
+    return f"did you mean `{group}.{inner}`? Write {group}={get_type_hints(kind)[group].__name__}({inner}=...)"
 
 
 def path_of(given: Any, argument: str, wanted: str = "a file or folder") -> Path:
